@@ -1,0 +1,1 @@
+"""Text to vectors: prompted embedding with decoder-only LLMs, streamed by Ray Data."""

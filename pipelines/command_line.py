@@ -1,0 +1,226 @@
+"""From a command line to one call of a job's function: parse, connect to Ray, record, report.
+
+A job's options are the fields of its frozen configuration dataclass. ``--config FILE`` takes the
+same keys from YAML, or from the ``run.json`` of an earlier run; flags given beside it win.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NoReturn, TypeVar
+
+import pydantic
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import InputError
+from pipelines.run_record import RunRecord, changed_fields, read_run, require_complete
+from pipelines.storage import read_bytes
+
+Config = TypeVar("Config")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class JobResult:
+    """What a job hands back: figures for ``run.json`` and a short table for people."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, str] = field(default_factory=dict)
+
+
+def run_job(
+    job: str,
+    config_class: type[Config],
+    function: Callable[[Config, RunRecord], Any],
+    *,
+    inputs: Sequence[str] = (),
+) -> NoReturn:
+    """Run one job from ``sys.argv`` and exit: 0 done, 2 bad input, 1 anything else.
+
+    Args:
+        job: the job's name in ``run.json``.
+        config_class: frozen dataclass with at least ``output: str``.
+        function: does the work; returns an object with ``counts``, ``metrics``, ``summary``.
+        inputs: names of settings that hold another job's output folder, which must be complete.
+
+    An exception that carries an ``exit_code`` is a message to the user: its one line goes to
+    stderr without a traceback.
+    """
+    configure_logging()
+    try:
+        config = parse(config_class, sys.argv[1:])
+        settings = asdict(config)  # type: ignore[call-overload]
+        print_config(job, settings)
+        for name in inputs:
+            folder = settings[name]
+            if read_run(folder) is not None:
+                require_complete(folder)
+        with RunRecord(settings["output"], job, settings, seed=settings.get("seed", 0)) as record:
+            connect_ray()
+            result = function(config, record)
+            record.counts.update(result.counts)
+            record.metrics.update(result.metrics)
+        print_summary(job, result.summary)
+    except BaseException as error:
+        sys.exit(report_error(error))
+    sys.exit(0)
+
+
+def report_error(error: BaseException) -> int:
+    """Say on stderr what went wrong and return the exit code it calls for."""
+    told = find_told_error(error)
+    if told is not None:
+        print(f"error: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
+        return int(told.exit_code)  # type: ignore[attr-defined]
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    if isinstance(error, KeyboardInterrupt):
+        print("error: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    traceback.print_exception(error)
+    return 1
+
+
+def find_told_error(error: BaseException | None) -> BaseException | None:
+    """The exception with an ``exit_code`` in a chain of causes (Ray wraps what workers raise)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if hasattr(error, "exit_code"):
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
+    """The configuration that the command line and, where given, ``--config FILE`` describe."""
+    rest, default = take_config_file(config_class, list(arguments))
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(config_class, args=rest, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_plain_message(stderr.getvalue())} (--help lists the options)") from stop
+
+
+def take_config_file(
+    config_class: type[Config], arguments: list[str]
+) -> tuple[list[str], Config | None]:
+    """Cut ``--config FILE`` out of the arguments; the configuration it holds as the default."""
+    path = None
+    rest = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            path = next(remaining, None)
+            if path is None:
+                raise InputError("--config needs a file: a run.json, or YAML of the same keys")
+        elif argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+        else:
+            rest.append(argument)
+    return rest, None if path is None else load_config(config_class, path)
+
+
+def load_config(config_class: type[Config], path: str) -> Config:
+    """A configuration from YAML, JSON, or the ``config`` of a ``run.json``.
+
+    Raises :class:`InputError` for a missing file, a file of another form, and unknown keys.
+    """
+    try:
+        content = yaml.safe_load(read_bytes(path))
+    except FileNotFoundError as error:
+        raise InputError(f"no such configuration file: {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML or JSON: {' '.join(str(error).split())}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("config"), Mapping):
+        content = content["config"]
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds no settings: it must map option names to values")
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    known = {f.name: f for f in fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(settings.keys() - known.keys())
+    if unknown:
+        raise InputError(
+            f"{path} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    try:
+        return pydantic.TypeAdapter(config_class).validate_python(settings)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        found = "" if first["type"] == "missing" else f", found {first['input']!r}"
+        raise InputError(f"{path}: setting {name}: {first['msg']}{found}") from error
+
+
+def connect_ray() -> None:
+    """Join the Ray cluster of ``RAY_ADDRESS``, or start one on this machine.
+
+    A local one gets at least four logical CPUs: Ray Data reserves one for every stage, and with
+    two a pipeline of reader, actor pool and writer can wait for itself for ever.
+    """
+    import ray
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if ray.is_initialized():
+        return
+    local = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        local = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+    ray.init(log_to_driver=True, logging_level=logging.WARNING, **local)
+
+
+def configure_logging() -> None:
+    """Log to stderr, one line a message, at ``SHOAL_LOG_LEVEL`` (default INFO)."""
+    logging.basicConfig(
+        level=os.environ.get("SHOAL_LOG_LEVEL", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def print_config(job: str, settings: Mapping[str, Any]) -> None:
+    """Print the effective configuration, one setting a line."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(job, style="bold", markup=False)
+    for name, value in settings.items():
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        console.print(f"  {name}: {shown}", markup=False)
+
+
+def print_summary(job: str, summary: Mapping[str, str]) -> None:
+    """Print the result as a two-column table."""
+    table = Table(title=job, show_header=False, title_justify="left")
+    for name, value in summary.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _plain_message(boxed: str) -> str:
+    """tyro's boxed message as one line: its own words, without frame and advice."""
+    words = []
+    for line in boxed.splitlines():
+        text = line.strip(" │╭╮╰╯─")
+        if line.startswith("│ ──"):
+            break
+        if line.startswith("│") and text:
+            words.append(text)
+    return " ".join(words) or "bad options"

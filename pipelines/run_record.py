@@ -1,0 +1,158 @@
+"""``run.json``: how an output folder was made, and whether it is whole.
+
+Written first with status ``running``, last with ``complete`` (or ``failed``). A folder whose
+status is not ``complete`` is not a result, and :func:`require_complete` refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any, Self
+
+from pipelines.errors import InputError
+from pipelines.storage import exists, join, list_files, read_bytes, write_bytes
+
+FILE_NAME = "run.json"
+_RECORDED_PACKAGES = ("shoal", "ray", "torch", "transformers", "peft", "faiss-cpu", "pyarrow")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunRecord:
+    """One run of one job, kept as ``run.json`` in its output folder.
+
+    Use as a context manager: entering writes ``running``, leaving writes ``complete``, or
+    ``failed`` with the error's first line. ``config`` is what would repeat the run.
+    """
+
+    folder: str
+    job: str
+    config: Mapping[str, Any]
+    seed: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    previous: Mapping[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        self.previous = check_output_folder(self.folder, self.job, self.config)
+        self._started = time.monotonic()
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write("running")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._write("complete")
+        else:
+            self._write("failed", error=(str(error) or type(error).__name__).splitlines()[0])
+
+    def _write(self, status: str, **extra: Any) -> None:
+        content = {
+            "job": self.job,
+            "status": status,
+            "config": dict(self.config),
+            "versions": package_versions(),
+            "seed": self.seed,
+            "started_at": self._started_at,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "counts": self.counts,
+            "metrics": self.metrics,
+            **extra,
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+        write_bytes(join(self.folder, FILE_NAME), text.encode())
+
+
+def read_run(folder: str) -> dict[str, Any] | None:
+    """The content of ``folder/run.json``, or None where there is none."""
+    path = join(folder, FILE_NAME)
+    if not exists(path):
+        return None
+    try:
+        return json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a run record ({error}); move the folder away") from error
+
+
+def require_complete(folder: str) -> dict[str, Any]:
+    """The run record of a finished output folder; an :class:`InputError` for anything less."""
+    run = read_run(folder)
+    if run is None:
+        raise InputError(f"{folder} holds no {FILE_NAME}: it is not the output of a job")
+    if run.get("status") != "complete":
+        raise InputError(
+            f"{folder} has status {run.get('status')!r}, not 'complete': run its job "
+            f"{run.get('job')!r} again to finish it"
+        )
+    return run
+
+
+def check_output_folder(
+    folder: str, job: str, config: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The earlier run that ``folder`` holds, if this one may go on from it.
+
+    Raises :class:`InputError` where the folder holds something else: another job, another
+    configuration, or files that no job recorded. A failed run that left nothing but its record
+    is no hindrance.
+    """
+    run = read_run(folder)
+    if run is None:
+        files = list_files(folder)
+        if files:
+            raise InputError(
+                f"output folder {folder} is not empty (it holds {files[0]!r}) and is no earlier "
+                "run of this job: choose another --output"
+            )
+        return None
+    if run.get("job") != job:
+        raise InputError(
+            f"output folder {folder} holds a run of {run.get('job')!r}, not of {job!r}: "
+            "choose another --output"
+        )
+    changed = changed_fields(run.get("config", {}), config)
+    if not changed:
+        return run
+    if run.get("status") == "failed" and list_files(folder) == [FILE_NAME]:
+        return None
+    name = changed[0]
+    raise InputError(
+        f"output folder {folder} holds another run: its {name} is "
+        f"{run.get('config', {}).get(name)!r}, this one's is {_plain(config).get(name)!r}: "
+        "choose another --output, or delete that folder"
+    )
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two configurations differ, as JSON sees them."""
+    before, after = _plain(old), _plain(new)
+    return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(config), default=str))

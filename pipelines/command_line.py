@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import pydantic
 import tyro
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import InputError
-from pipelines.run_record import RunRecord, changed_fields, read_run, require_complete
+from pipelines.run_record import RunRecord, read_run, require_complete
 from pipelines.storage import read_bytes
 
 Config = TypeVar("Config")
@@ -74,7 +74,7 @@ def run_job(
             record.counts.update(result.counts)
             record.metrics.update(result.metrics)
         print_summary(job, result.summary)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
         sys.exit(report_error(error))
     sys.exit(0)
 
@@ -111,11 +111,13 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(config_class, args=rest, default=default)
+            return cast(Config, tyro.cli(config_class, args=rest, default=default))
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(f"{_plain_message(stderr.getvalue())} (--help lists the options)") from stop
+        raise InputError(
+            f"{_plain_message(stderr.getvalue())} (--help lists the options)"
+        ) from stop
 
 
 def take_config_file(

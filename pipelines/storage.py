@@ -29,7 +29,7 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     service's usual chain (environment, configuration files, instance role).
     """
     if "://" not in path:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     try:
         return pafs.FileSystem.from_uri(path)
     except (OSError, ValueError, ImportError) as error:

@@ -1,0 +1,66 @@
+# Every target sets up what it needs in .venv; nothing but Python 3.11-3.13 and make must be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+HOME_FOLDER := $(or $(SHOAL_HOME),$(HOME)/.cache/shoal)
+DEMO := $(HOME_FOLDER)/outputs/demo
+
+# Idle OpenMP threads that spin slow everything else on shared cores down, up to tenfold.
+export OMP_WAIT_POLICY ?= passive
+export RAY_AUTH_MODE ?= disabled
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
+
+.PHONY: help install demo test test-slow lint format bench lock clean
+
+help:
+	@echo "make demo       embed and cluster 1,000 real documents with a real LLM, then compare"
+	@echo "make test       the tests that take seconds"
+	@echo "make test-slow  end-to-end and fault tests, minutes"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      every benchmark; results go to benchmarks/results"
+	@echo "make lock       write constraints.txt anew"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit("error: Python %d.%d found, 3.11 to 3.13 required: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[store,report,s3,evaluate,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/prompted
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/unprompted --prompt none
+	$(BIN)/python jobs/cluster_corpus.py --embeddings $(DEMO)/prompted --output $(DEMO)/clusters \
+		--num-clusters 20 --label-column label
+	$(BIN)/python benchmarks/demo.py --demo $(DEMO)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# torch is held at the release that the tests ran on: newer ones bring gigabytes of CUDA packages.
+lock: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet uv
+	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml - --all-extras --universal \
+		--python-version 3.11 --no-emit-index-url --no-header --no-annotate --quiet \
+		--output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,232 @@
+"""The encoder: texts in, float32 vectors (n, d) out, in the order of the texts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.base_model import cut_layers, find_layers, load_base_model, read_states
+from pipelines.batching import token_budget_batches
+from pipelines.encoder_description import (
+    EncoderConfig,
+    EncoderDescription,
+    describe_encoder,
+    difference,
+    resolve_device,
+)
+from pipelines.errors import InputError
+from pipelines.pooling import normalize, pool
+from pipelines.tokenization import PromptedTokenizer
+
+__all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder", "difference"]
+
+log = logging.getLogger(__name__)
+
+# Texts tokenized and sorted by length together: enough that batches hold like lengths, few enough
+# that a window's vectors and token ids stay small.
+_WINDOW_TEXTS = 4096
+_CPU_BUDGET_TOKENS = 2048
+_CUDA_BUDGET_TOKENS = 32768
+
+
+@dataclass
+class EncodeStats:
+    """What an encoder has done since it was loaded."""
+
+    texts: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    """Tokens that were run, padding included."""
+    seconds: float = 0.0
+    """Time in the forward pass, tokenization of the first window included."""
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the work that was padding, 0 to 1."""
+        return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+class Encoder:
+    """A loaded model with its prompt and pooling."""
+
+    def __init__(
+        self,
+        description: EncoderDescription,
+        tokenizer: PromptedTokenizer,
+        model: torch.nn.Module,
+        device: torch.device,
+        budget_tokens: int | None = None,
+    ) -> None:
+        self.description = description
+        self.tokenizer = tokenizer
+        self.device = device
+        self.stats = EncodeStats()
+        self.budget_tokens = budget_tokens or (
+            _CPU_BUDGET_TOKENS if device.type == "cpu" else _CUDA_BUDGET_TOKENS
+        )
+        self._model = model
+        self._count = len(find_layers(model))
+        self._stack = cut_layers(model, description.layers)
+
+    @classmethod
+    def load(
+        cls,
+        encoder: EncoderConfig | EncoderDescription,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        budget_tokens: int | None = None,
+    ) -> Encoder:
+        """Load an encoder's weights.
+
+        Args:
+            encoder: a configuration, or a description made elsewhere, whose model and adapter
+                must be the same here.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU where there is one.
+            threads: CPU threads for this whole process; None leaves them as they are.
+            budget_tokens: tokens of a batch; None finds it.
+
+        Raises:
+            InputError: what :func:`describe_encoder` refuses, another revision than described,
+                and an adapter of another model.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        description = (
+            describe_encoder(encoder, device=device)
+            if isinstance(encoder, EncoderConfig)
+            else encoder
+        )
+        model_files, adapter_files = description.fetch()
+        target = resolve_device(device)
+        tokenizer = PromptedTokenizer.load(description)
+        model = load_base_model(
+            model_files.folder,
+            dtype=getattr(torch, description.dtype),
+            device=target,
+            adapter=None if adapter_files is None else adapter_files.folder,
+            trust_remote_code=description.trust_remote_code,
+        )
+        return cls(description, tokenizer, model, target, budget_tokens)
+
+    @classmethod
+    def from_folder(cls, folder: str, *, device: str = "auto") -> Encoder:
+        """The encoder whose ``encoder.json`` lies in ``folder``."""
+        return cls.load(EncoderDescription.load(folder), device=device)
+
+    def save(self, folder: str) -> None:
+        """Write ``encoder.json`` into ``folder``."""
+        self.description.save(folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this encoder's vectors from all others', 64 hexadecimal digits."""
+        return self.description.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.description.dimension
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """One vector a text, float32 (n, d), in the order given.
+
+        Rows have length 1 if the encoder normalises. A text's vector does not depend on the
+        texts beside it, up to rounding. The next window of texts is tokenized while one runs.
+
+        Raises :class:`InputError` for a text without any token (empty, with no prompt).
+        """
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+        windows = [order[i : i + _WINDOW_TEXTS] for i in range(0, len(order), _WINDOW_TEXTS)]
+        with ThreadPoolExecutor(max_workers=1) as background:
+            token_ids = [
+                background.submit(self.tokenizer.tokenize, [texts[i] for i in window])
+                for window in windows[:1]
+            ]
+            for number, window in enumerate(windows):
+                ready = token_ids.pop().result()
+                for following in windows[number + 1 : number + 2]:
+                    texts_ahead = [texts[i] for i in following]
+                    token_ids.append(background.submit(self.tokenizer.tokenize, texts_ahead))
+                vectors[window] = self.encode_tokens(ready)
+        return vectors
+
+    def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """One vector a tokenized text, float32 (n, d), in the order given.
+
+        Args:
+            token_ids: what :meth:`PromptedTokenizer.tokenize` of this encoder gave.
+
+        Raises :class:`InputError` for a text without any token.
+        """
+        lengths = [len(ids) for ids in token_ids]
+        if 0 in lengths:
+            raise InputError(f"text {lengths.index(0)} of this batch is empty and has no prompt")
+        started = time.perf_counter()
+        vectors = np.empty((len(token_ids), self.dimension), np.float32)
+        batches = deque(token_budget_batches(lengths, self.budget_tokens))
+        while batches:
+            batch = batches.popleft()
+            try:
+                found = self._encode_batch([token_ids[index] for index in batch])
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                found = None
+            if found is None:  # outside the handler, which keeps the failed batch's memory alive
+                self._halve_budget()
+                half = len(batch) // 2
+                batches.extendleft([batch[half:], batch[:half]])
+                continue
+            vectors[batch] = found
+        self.stats.texts += len(token_ids)
+        self.stats.tokens += sum(lengths)
+        self.stats.seconds += time.perf_counter() - started
+        return vectors
+
+    @torch.inference_mode()
+    def _encode_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        input_ids, mask = pad_right(token_ids, self.device)
+        states = read_states(
+            self._model, self._stack, self.description.layers, self._count, input_ids, mask
+        )
+        self.stats.padded_tokens += mask.numel()
+        vectors = pool(
+            states,
+            mask,
+            self.description.pooling,
+            prefix_tokens=self.tokenizer.prefix_tokens,
+            suffix_tokens=self.tokenizer.suffix_tokens,
+        )
+        if self.description.normalize:
+            vectors = normalize(vectors)
+        return vectors.cpu().numpy()
+
+    def _halve_budget(self) -> None:
+        self.budget_tokens = max(1, self.budget_tokens // 2)
+        log.warning("out of memory: batches now hold %d tokens", self.budget_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def pad_right(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids as int64 (n, t) and their mask, bool (n, t). Padding is token 0, never read."""
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    input_ids = torch.zeros(mask.shape, dtype=torch.long)
+    input_ids[mask] = torch.tensor([token for ids in token_ids for token in ids])
+    return input_ids.to(device), mask.to(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory ran out, on GPU or CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,253 @@
+"""What decides a vector: an encoder's configuration, its resolved description, its fingerprint.
+
+A driver describes an encoder without loading weights; workers load what the description says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+
+from pipelines.errors import InputError
+from pipelines.model_sources import PACKAGED_MODEL, ModelFiles, fetch_adapter, fetch_model
+from pipelines.pooling import POOLINGS, Pooling, pooled_dimension
+from pipelines.prompts import PromptTemplate
+from pipelines.storage import join, read_bytes, write_bytes
+
+FILE_NAME = "encoder.json"
+FORMAT = 1
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+# Where things lie and what can be worked out from the rest decide no vector.
+_NOT_DECIDING = ("model", "adapter", "dimension", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """An encoder as asked for."""
+
+    model: str = PACKAGED_MODEL
+    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    adapter: str | None = None
+    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
+    prompt: str = "one-word"
+    """Name of a prompt, or a template with {text}."""
+    pooling: Pooling = "last"
+    """How token states become one vector."""
+    layer: int | tuple[int, ...] = -1
+    """States after which layer: 0 the token embeddings, -1 the last layer; several are averaged."""
+    max_tokens: int = 256
+    """Tokens of the text itself that are read; the prompt comes on top."""
+    normalize: bool = True
+    """Scale vectors to length 1."""
+    dtype: DType = "auto"
+    """Precision of the forward pass; auto is bfloat16 where the hardware has it, else float32."""
+    append_eos: bool = False
+    """Put the end-of-sequence token after the prompt."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for models whose author you trust."""
+
+    def __post_init__(self) -> None:
+        PromptTemplate.parse(self.prompt)
+        if self.pooling not in POOLINGS:
+            raise InputError(f"unknown pooling {self.pooling!r}; known are {', '.join(POOLINGS)}")
+        if self.dtype not in get_args(DType):
+            raise InputError(f"unknown dtype {self.dtype!r}; known are {get_args(DType)}")
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if not self.layers:
+            raise InputError("layer is empty: name at least one layer, such as -1")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers as a tuple, as they were given."""
+        return (self.layer,) if isinstance(self.layer, int) else tuple(self.layer)
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """An encoder with everything resolved; the content of ``encoder.json``."""
+
+    model: str
+    model_revision: str
+    adapter: str | None
+    adapter_revision: str | None
+    prompt: str
+    pooling: Pooling
+    layers: tuple[int, ...]
+    max_tokens: int
+    normalize: bool
+    dtype: str
+    append_eos: bool
+    dimension: int
+    trust_remote_code: bool = False
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide a vector: no paths, so a copied model stays the same encoder."""
+        content = {k: v for k, v in asdict(self).items() if k not in _NOT_DECIDING}
+        return {"format": FORMAT, **content}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the deciding fields, 64 hexadecimal digits."""
+        text = json.dumps(self.deciding, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def commit(self) -> str | None:
+        """The hub commit of the model, None where its revision is a digest of its files."""
+        return None if self.model_revision.startswith("sha256:") else self.model_revision
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``encoder.json``."""
+        return {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> EncoderDescription:
+        """The description in the content of an ``encoder.json``.
+
+        Raises :class:`InputError` where it is of another format, lacks a field, or was edited:
+        its fingerprint must be the one of its fields.
+        """
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{FILE_NAME} has format {content.get('format')!r}; this version reads {FORMAT}"
+            )
+        fields = {k: v for k, v in content.items() if k not in ("format", "fingerprint")}
+        try:
+            description = cls(**{**fields, "layers": tuple(fields["layers"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{FILE_NAME} is not an encoder's: {error}") from error
+        if content.get("fingerprint") != description.fingerprint:
+            raise InputError(
+                f"{FILE_NAME} was changed by hand: its fingerprint is not that of its fields; "
+                "describe the encoder anew instead"
+            )
+        return description
+
+    def save(self, folder: str) -> None:
+        """Write ``encoder.json`` into ``folder``, local or remote."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        write_bytes(join(folder, FILE_NAME), text.encode())
+
+    @classmethod
+    def load(cls, folder: str) -> EncoderDescription:
+        """Read ``encoder.json`` from ``folder``; :class:`InputError` where there is none."""
+        path = join(folder, FILE_NAME)
+        try:
+            return cls.from_json(json.loads(read_bytes(path)))
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} holds no {FILE_NAME}: it is no encoder's folder") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+
+    def fetch(self) -> tuple[ModelFiles, ModelFiles | None]:
+        """The files of model and adapter on this machine, checked to be the described ones."""
+        model = fetch_model(self.model, self.commit)
+        _check_revision("model", self.model, model.revision, self.model_revision)
+        if self.adapter is None:
+            return model, None
+        adapter = fetch_adapter(self.adapter)
+        _check_revision("adapter", self.adapter, adapter.revision, self.adapter_revision)
+        return model, adapter
+
+
+def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderDescription:
+    """Resolve a configuration without loading weights.
+
+    Fetches the model's files, reads its configuration and settles what ``auto`` means, so that
+    everyone who loads the description makes the same vectors.
+
+    Args:
+        config: the encoder as asked for.
+        device: where it will run: ``cpu``, ``cuda``, or ``auto`` for this machine's best.
+
+    Raises:
+        InputError: unknown model or adapter, a layer the model does not have, a text limit beyond
+            the model's positions, or a model that is no single stack of layers.
+    """
+    model = fetch_model(config.model, config.revision)
+    adapter = None if config.adapter is None else fetch_adapter(config.adapter)
+    settings = load_model_settings(model.folder, config.trust_remote_code)
+    count = settings.num_hidden_layers
+    for layer in config.layers:
+        if not -count - 1 <= layer <= count:
+            raise InputError(
+                f"layer {layer} does not exist: {config.model} has {count} layers, so 0 to "
+                f"{count}, or -1 to {-count - 1} counted from the end"
+            )
+    positions = getattr(settings, "max_position_embeddings", None)
+    if positions is not None and config.max_tokens > positions:
+        raise InputError(
+            f"max_tokens is {config.max_tokens}, but {config.model} has {positions} positions"
+        )
+    return EncoderDescription(
+        model=config.model,
+        model_revision=model.revision,
+        adapter=config.adapter,
+        adapter_revision=None if adapter is None else adapter.revision,
+        prompt=str(PromptTemplate.parse(config.prompt)),
+        pooling=config.pooling,
+        layers=tuple(sorted({layer % (count + 1) for layer in config.layers})),
+        max_tokens=config.max_tokens,
+        normalize=config.normalize,
+        dtype=resolve_dtype(config.dtype, device),
+        append_eos=config.append_eos,
+        dimension=pooled_dimension(config.pooling, settings.hidden_size),
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def difference(first: EncoderDescription, second: EncoderDescription) -> str | None:
+    """Which deciding field tells two encoders apart, with both values; None if they agree."""
+    other = second.deciding
+    for name, value in first.deciding.items():
+        if other[name] != value:
+            return f"{name}: {value!r} and {other[name]!r}"
+    return None
+
+
+def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model's text decoder, from its folder."""
+    settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if settings.is_encoder_decoder:
+        raise InputError(
+            f"{settings.model_type} models have an encoder and a decoder: use a decoder-only model"
+        )
+    return settings.get_text_config()
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is the GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: DType, device: str) -> str:
+    """``auto`` is bfloat16 where matrix products in it are native: any GPU, newer CPUs."""
+    if dtype != "auto":
+        return dtype
+    if resolve_device(device).type == "cuda":
+        return "bfloat16"
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if native or capabilities.get("bf16") else "float32"
+
+
+def _check_revision(kind: str, name: str, found: str, described: str | None) -> None:
+    if found != described:
+        raise InputError(
+            f"{kind} {name!r} is not the one described: its revision is {found}, the description "
+            f"says {described}; fetch that one, or describe the encoder anew"
+        )

@@ -1,0 +1,57 @@
+"""The arrows between packages, and which modules stay free of Ray."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("pipelines", "cluster", "jobs")
+FREE_OF_RAY = {
+    "pipelines": ("prompts", "pooling", "encoder", "contrastive", "tokenization"),
+    "cluster": ("kmeans", "assign", "metrics", "identity", "describe"),
+}
+ALLOWED = {
+    "pipelines": {"pipelines"},
+    "cluster": {"cluster"},
+    "jobs": {"pipelines", "cluster"},
+}
+EXCEPTIONS = {"pipelines/reindex.py": {"pipelines", "cluster"}}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).glob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_along_the_arrows(package):
+    assert modules(package)
+    for path in modules(package):
+        ours = imported(path) & set(PACKAGES)
+        allowed = EXCEPTIONS.get(f"{package}/{path.name}", ALLOWED[package])
+        assert ours <= allowed, f"{path.name} imports {ours - allowed}"
+
+
+@pytest.mark.parametrize("package", FREE_OF_RAY)
+def test_numeric_modules_import_no_ray(package):
+    present = [p for p in modules(package) if p.stem in FREE_OF_RAY[package]]
+    assert present
+    for path in present:
+        assert "ray" not in imported(path), f"{path} imports ray"
+
+
+def test_no_module_loads_pickles():
+    for package in PACKAGES:
+        for path in modules(package):
+            assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle"}, path

@@ -1,0 +1,114 @@
+"""Tiny random models of many families with a small real tokenizer, made in memory.
+
+Each is a folder as ``save_pretrained`` leaves it: a few thousand weights, two or more layers, a
+byte-level BPE tokenizer trained on a handful of sentences.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import tokenizers
+import torch
+import transformers
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "This sentence means in one word: clustering of large text corpora.",
+    "Gravity pulls the satellite towards the planet while its orbit decays.",
+    "The goalkeeper saved two penalties and the home side won the league.",
+    "Interest rates rose again, and the market closed lower on Friday.",
+    "A pinch of salt, two eggs, flour and warm milk make the dough.",
+    "The court ruled that the contract was void from the beginning.",
+    "She tuned the old guitar and played a slow song about the sea.",
+]
+
+_SHAPE = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {"num_key_value_heads": 2}
+_GEMMA = {**_GROUPED, "head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GROUPED),
+    "qwen2": ("Qwen2Config", _GROUPED),
+    "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 32}),
+    "mistral": ("MistralConfig", _GROUPED),
+    "gemma2": ("Gemma2Config", _GEMMA),
+    "gemma3": ("Gemma3TextConfig", _GEMMA),
+    "phi": ("PhiConfig", {}),
+    "gpt_neox": ("GPTNeoXConfig", {}),
+    "opt": ("OPTConfig", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+}
+
+
+def tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, **settings: Any) -> Path:
+    """A random float32 causal model of a family with a tokenizer, saved in ``folder``.
+
+    ``settings`` change its configuration, such as ``num_hidden_layers=2``.
+    """
+    config_class, extra = FAMILIES[family]
+    config = getattr(transformers, config_class)(**{**_SHAPE, **extra, **settings})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # away from the symmetric start, where many mistakes cancel
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    tiny_tokenizer(opens=family in ("llama", "mistral", "gemma2", "gemma3", "opt")).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def tiny_tokenizer(*, opens: bool = True, pad: bool = True) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 512 tokens that begins a text with <s> if it ``opens``."""
+    special = ["<pad>", "<s>", "</s>"]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.normalizer = tokenizers.normalizers.NFC()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.train_from_iterator(
+        SENTENCES * 4,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=512,
+            special_tokens=special,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if opens:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>" if pad else None,
+    )
+
+
+def tiny_adapter(folder: Path, model_folder: Path, *, with_head: bool = False) -> Path:
+    """A LoRA adapter of rank 4 with random weights for a Llama-like model, saved in ``folder``."""
+    kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
+    torch.manual_seed(7)
+    tuned = peft.get_peft_model(
+        kind.from_pretrained(model_folder),
+        peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]),
+    )
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(folder)
+    return folder

@@ -187,11 +187,10 @@ def inspect_file(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corpus
         header = next(csv.reader(text, delimiter=DELIMITERS[file.format]), [])
         return replace(seen, columns=tuple(header))
     names = (columns.text,) if file.format == "text" else tuple(_json_keys(head))
-    bounds = (0, 1)
-    if not file.compression:
-        bounds = (*range(0, max(1, file.size_bytes - shard_bytes // 2), shard_bytes),)
-        bounds = (*bounds, file.size_bytes)
-    return replace(seen, columns=names, bounds=bounds)
+    if file.compression:
+        return replace(seen, columns=names)
+    starts = range(0, max(1, file.size_bytes - shard_bytes // 2), shard_bytes)
+    return replace(seen, columns=names, bounds=(*starts, file.size_bytes))
 
 
 def check_columns(file: CorpusFile, columns: Columns) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,9 @@ from pipelines.kept_columns import valid_table, value_kind, values_to_json
 from pipelines.readers import RowBatch
 
 EXCERPT_CHARACTERS = 200
-REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("excerpt", pa.string())])
+REJECTED_SCHEMA = pa.schema(
+    [("id", pa.string()), ("reason", pa.string()), ("excerpt", pa.string())]
+)
 DOCUMENT_FIELDS = (
     pa.field("row", pa.int64()),
     pa.field("id", pa.large_string()),
@@ -49,7 +52,10 @@ class Checker:
         accepted: dict[str, list[Any]] = {name.name: [] for name in DOCUMENT_FIELDS}
         rejected: list[tuple[str | None, str, str]] = []
         places = []
-        ids = batch.ids if batch.ids is not None else [None] * len(batch.texts)
+        ids = batch.ids
+        if ids is None:  # content hashes
+            self.id_kinds.add("str")
+            ids = [None] * len(batch.texts)
         for place, (found, found_id) in enumerate(zip(batch.texts, ids, strict=True)):
             text, raw, reason = check_text(found)
             row_id, id_reason = None, None
@@ -127,10 +133,10 @@ def check_id(found: Any) -> tuple[str | None, str | None]:
     return (text, None) if text else (None, "id is empty")
 
 
-def rejected_table(rows: list[tuple[str | None, str, str]]) -> pa.Table:
+def rejected_table(rows: Sequence[tuple[str | None, str, str]]) -> pa.Table:
     """Rejected rows as a table of :data:`REJECTED_SCHEMA`."""
-    columns = list(zip(*rows, strict=True)) or [[], [], []]
-    return pa.table([pa.array(c, pa.string()) for c in columns], schema=REJECTED_SCHEMA)
+    columns = [pa.array([row[place] for row in rows], pa.string()) for place in range(3)]
+    return pa.table(columns, schema=REJECTED_SCHEMA)
 
 
 def excerpt_of(found: Any) -> str:

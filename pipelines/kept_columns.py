@@ -42,7 +42,9 @@ def parquet_schema(files: Sequence[CorpusFile], keep: Sequence[str]) -> pa.Schem
         try:
             unified = pa.unify_schemas([unified, schema], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(f"kept columns of {file.path} differ from other files': {error}") from error
+            raise InputError(
+                f"kept columns of {file.path} differ from other files': {error}"
+            ) from error
     return unified.remove_metadata()
 
 

@@ -251,5 +251,3 @@ def _read_csv(shard: Shard, columns: Columns, id_column: str | None) -> Iterator
 def _readable(text: str) -> str:
     """Undecodable bytes, which the reader has kept as lone surrogates, as U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-

@@ -9,6 +9,7 @@ partition of texts (a text's partition is decided by its hash, so all its repeat
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -104,9 +105,7 @@ def split_by(table: pa.Table, partition: np.ndarray, partitions: int) -> list[pa
     order = np.argsort(partition, kind="stable")
     table = table.take(order)
     bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
-    return [
-        table.slice(start, stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
 
 
 def _until_unreadable(batches: Iterator[RowBatch], problems: list[str]) -> Iterator[RowBatch]:

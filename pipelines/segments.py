@@ -43,10 +43,10 @@ def read_segment(path: str, index: int) -> pa.Table | None:
     return bytes_to_table(body) if body else None
 
 
-def table_to_bytes(table: pa.Table) -> bytes:
-    """A table as one compressed Arrow IPC stream."""
+def table_to_bytes(table: pa.Table, compression: str | None = "zstd") -> bytes:
+    """A table as one Arrow IPC stream."""
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()

@@ -30,7 +30,8 @@ RETRY_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _PARALLEL_REQUESTS = 16
 _TRANSIENT = re.compile(
-    r"AWS Error|curlCode|HTTP status 5\d\d|SlowDown|UNAVAILABLE|connection|timed? ?out", re.IGNORECASE
+    r"AWS Error|curlCode|HTTP status 5\d\d|SlowDown|UNAVAILABLE|connection|timed? ?out",
+    re.IGNORECASE,
 )
 _PERMANENT = re.compile(
     r"ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|HTTP status (301|400|401|403|404)"

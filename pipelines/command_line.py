@@ -47,6 +47,8 @@ def run_job(
     function: Callable[[Config, RunRecord], Any],
     *,
     inputs: Sequence[str] = (),
+    may_change: Sequence[str] = (),
+    keep_complete: bool = False,
 ) -> NoReturn:
     """Run one job from ``sys.argv`` and exit: 0 done, 2 bad input, 1 anything else.
 
@@ -55,6 +57,10 @@ def run_job(
         config_class: frozen dataclass with at least ``output: str``.
         function: does the work; returns an object with ``counts``, ``metrics``, ``summary``.
         inputs: names of settings that hold another job's output folder, which must be complete.
+        may_change: names of settings that may differ from those of the run that is gone on with.
+        keep_complete: leave the record of a complete output folder as it is.
+
+    With a setting ``dry_run`` that is true, nothing is recorded.
 
     An exception that carries an ``exit_code`` is a message to the user: its one line goes to
     stderr without a traceback.
@@ -68,7 +74,15 @@ def run_job(
             folder = settings[name]
             if read_run(folder) is not None:
                 require_complete(folder)
-        with RunRecord(settings["output"], job, settings, seed=settings.get("seed", 0)) as record:
+        record = RunRecord(
+            settings["output"],
+            job,
+            settings,
+            seed=settings.get("seed", 0),
+            may_change=may_change,
+            keep_complete=keep_complete,
+        )
+        with contextlib.nullcontext() if settings.get("dry_run") else record:
             connect_ray()
             result = function(config, record)
             record.counts.update(result.counts)

@@ -1,4 +1,4 @@
-"""The one exception that speaks to users."""
+"""The exceptions that speak to users: one clear line, no traceback."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,12 @@ class InputError(ValueError):
     """
 
     exit_code = 2
+
+
+class StorageError(OSError):
+    """A disk that is full or a store that does not answer: one clear line, exit code 1.
+
+    What was written stays; the same command goes on from there.
+    """
+
+    exit_code = 1

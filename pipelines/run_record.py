@@ -10,7 +10,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +32,10 @@ class RunRecord:
 
     Use as a context manager: entering writes ``running``, leaving writes ``complete``, or
     ``failed`` with the error's first line. ``config`` is what would repeat the run.
+
+    ``may_change`` names settings that decide no result, so that a run may go on with others.
+    With ``keep_complete`` a complete folder is not touched: the job finds it in ``previous`` and
+    can only confirm it or refuse.
     """
 
     folder: str
@@ -41,13 +45,25 @@ class RunRecord:
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     previous: Mapping[str, Any] | None = None
+    may_change: Collection[str] = ()
+    keep_complete: bool = False
 
     def __enter__(self) -> Self:
-        self.previous = check_output_folder(self.folder, self.job, self.config)
+        self.previous = check_output_folder(
+            self.folder, self.job, self.config, may_change=self.may_change
+        )
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write("running")
+        complete = self.previous is not None and self.previous.get("status") == "complete"
+        self._settled = self.keep_complete and complete
+        if not self._settled:
+            self._write("running")
         return self
+
+    def complete(self) -> None:
+        """Write ``complete`` now, with the counts and metrics so far, instead of on leaving."""
+        self._write("complete")
+        self._settled = True
 
     def __exit__(
         self,
@@ -55,6 +71,8 @@ class RunRecord:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._settled:
+            return
         if error is None:
             self._write("complete")
         else:
@@ -102,7 +120,7 @@ def require_complete(folder: str) -> dict[str, Any]:
 
 
 def check_output_folder(
-    folder: str, job: str, config: Mapping[str, Any]
+    folder: str, job: str, config: Mapping[str, Any], *, may_change: Collection[str] = ()
 ) -> Mapping[str, Any] | None:
     """The earlier run that ``folder`` holds, if this one may go on from it.
 
@@ -124,7 +142,9 @@ def check_output_folder(
             f"output folder {folder} holds a run of {run.get('job')!r}, not of {job!r}: "
             "choose another --output"
         )
-    changed = changed_fields(run.get("config", {}), config)
+    changed = [
+        name for name in changed_fields(run.get("config", {}), config) if name not in may_change
+    ]
     if not changed:
         return run
     if run.get("status") == "failed" and list_files(folder) == [FILE_NAME]:

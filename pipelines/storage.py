@@ -1,14 +1,46 @@
-"""Paths, local or remote, as pyarrow filesystems; small files written whole or not at all."""
+"""Paths, local or remote, as pyarrow filesystems; files appear whole or not at all.
+
+Writing goes through :func:`write_bytes` or :func:`atomic_output`: locally a hidden temporary file
+that is renamed, remotely one upload of finished content. (Leaving pyarrow's own remote stream on
+an exception completes the upload: a half file that looks whole.) A remote store that answers
+errors for a while is asked again for :data:`RETRY_SECONDS`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
+import random
+import re
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, StorageError
+
+RETRY_SECONDS = 300.0
+_LONGEST_PAUSE_SECONDS = 20.0
+_PARALLEL_REQUESTS = 16
+_TRANSIENT = re.compile(
+    r"AWS Error|curlCode|HTTP status 5\d\d|SlowDown|UNAVAILABLE|connection|timed? ?out",
+    re.IGNORECASE,
+)
+_PERMANENT = re.compile(
+    r"ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|HTTP status (301|400|401|403|404)"
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 
 def shoal_home() -> Path:
@@ -48,7 +80,8 @@ def join(folder: str, *parts: str) -> str:
 def exists(path: str) -> bool:
     """Whether a file or folder is at ``path``."""
     filesystem, inner = open_filesystem(path)
-    return filesystem.get_file_info(inner).type != pafs.FileType.NotFound
+    info = with_retries(lambda: filesystem.get_file_info(inner), path)
+    return info.type != pafs.FileType.NotFound
 
 
 def list_files(folder: str) -> list[str]:
@@ -58,30 +91,141 @@ def list_files(folder: str) -> list[str]:
     prefix = inner.rstrip("/") + "/"
     return sorted(
         info.path.removeprefix(prefix)
-        for info in filesystem.get_file_info(selector)
+        for info in with_retries(lambda: filesystem.get_file_info(selector), folder)
         if info.type == pafs.FileType.File
     )
+
+
+def make_folder(folder: str) -> None:
+    """Create ``folder`` and its parents on a local disk; object stores need none."""
+    filesystem, inner = open_filesystem(folder)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        Path(inner).mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(folder: str) -> None:
+    """Delete ``folder`` and all below it, if it is there."""
+    filesystem, inner = open_filesystem(folder)
+    info = with_retries(lambda: filesystem.get_file_info(inner), folder)
+    if info.type == pafs.FileType.Directory:
+        with_retries(lambda: filesystem.delete_dir(inner), folder)
+
+
+def remove_files(paths: list[str]) -> None:
+    """Delete files that exist, several at a time."""
+
+    def remove(path: str) -> None:
+        filesystem, inner = open_filesystem(path)
+        with_retries(lambda: filesystem.delete_file(inner), path)
+
+    in_threads(remove, paths)
 
 
 def read_bytes(path: str) -> bytes:
     """The whole of a small file; ``FileNotFoundError`` where there is none."""
     filesystem, inner = open_filesystem(path)
-    with filesystem.open_input_stream(inner) as stream:
-        return stream.read()
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(inner) as stream:
+            return stream.read()
+
+    return with_retries(read, path)
 
 
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a small file so that readers see the old content or the new, never a part."""
+def write_bytes(path: str, data: bytes | pa.Buffer, *, create_folder: bool = True) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    With ``create_folder=False`` a missing folder is an error: workers use it, so that a folder
+    that only the driver's machine has is noticed.
+    """
     filesystem, inner = open_filesystem(path)
     if isinstance(filesystem, pafs.LocalFileSystem):
-        target = Path(inner)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        if create_folder:
+            Path(inner).parent.mkdir(parents=True, exist_ok=True)
+        with _local_output(inner) as stream:
+            stream.write(data)
         return
-    with filesystem.open_output_stream(inner) as stream:
-        stream.write(data)
+
+    def upload() -> None:
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(data)
+
+    with_retries(upload, path)
+
+
+@contextlib.contextmanager
+def atomic_output(path: str) -> Iterator[pa.NativeFile]:
+    """A stream to write a file to; the file appears when the block ends without an error.
+
+    Remote content is held in memory until then, so it should be a file of moderate size.
+    """
+    filesystem, inner = open_filesystem(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with _local_output(inner) as stream:
+            yield stream
+        return
+    sink = pa.BufferOutputStream()
+    yield sink
+    write_bytes(path, sink.getvalue())
+
+
+def with_retries(action: Callable[[], Result], what: str) -> Result:
+    """The result of ``action``, repeated while a remote store has a passing trouble.
+
+    Raises :class:`StorageError` where the trouble outlasts :data:`RETRY_SECONDS`; any other
+    error as it is.
+    """
+    deadline = time.monotonic() + RETRY_SECONDS
+    pause = 0.5
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if not is_transient(error):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise StorageError(
+                    f"{what}: {_first_line(error)} (asked again for {RETRY_SECONDS:.0f} s). Run "
+                    "the same command again: it goes on from here"
+                ) from error
+            log.warning("%s: %s; asking again in %.1f s", what, _first_line(error), pause)
+        time.sleep(pause * random.uniform(0.7, 1.3))
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether a remote store may well answer the same request a little later."""
+    if isinstance(error, StorageError):
+        return False
+    message = str(error)
+    return bool(_TRANSIENT.search(message)) and not _PERMANENT.search(message)
+
+
+def in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """``function`` of every item, in order, several at a time: for many small requests."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        return list(pool.map(function, items))
+
+
+@contextlib.contextmanager
+def _local_output(inner: str) -> Iterator[Any]:
+    target = Path(inner)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise StorageError(
+                f"no room to write {inner}: {error.strerror}. Make room and run the same command "
+                "again: what is written stays"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -36,7 +36,8 @@ class LossSettings:
     margin: float = 0.0
     """Taken off a pair's own cosine, so that it must win by as much."""
     dimensions: tuple[int, ...] = ()
-    """Lengths to which vectors are also cut in training (Matryoshka), so that they can be later."""
+    """Lengths to which vectors are also cut in training (Matryoshka), so that they can be later;
+    Kusupati et al. 2022, arXiv:2205.13147."""
 
     def __post_init__(self) -> None:
         if not _LOWEST_TEMPERATURE <= self.temperature <= 10:
@@ -105,7 +106,7 @@ class ContrastiveLoss(nn.Module):
             same = shared_keys(keys.pairs, gather_rows(keys.negatives)[:, None])
             forbidden_columns = torch.cat([forbidden, same], dim=1)
         losses = []
-        for length in self.settings.dimensions or (anchors.shape[1],):
+        for length in sorted({*self.settings.dimensions, anchors.shape[1]}):
             loss = self._direction(anchors, columns, own, forbidden_columns, length)
             if self.settings.both_directions:
                 back = self._direction(positives, all_anchors, own, forbidden, length)

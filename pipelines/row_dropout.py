@@ -9,8 +9,7 @@ nothing, and no random state has to be saved or replayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,18 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
 
 class RowSeeds:
-    """The seeds of the texts that are in the model at the moment, shared by its dropouts."""
+    """The seeds of the texts that are in the model at the moment, shared by its dropouts.
+
+    They stay until the next are set, so that a backward pass that repeats a forward pass (gradient
+    checkpointing) meets the same masks. None switches dropout off.
+    """
 
     def __init__(self) -> None:
         self.seeds: Tensor | None = None
 
-    @contextmanager
-    def use(self, seeds: Sequence[int] | Tensor | None) -> Iterator[None]:
-        """Forward and backward passes inside belong to texts of these seeds; None: no dropout."""
-        before = self.seeds
-        self.seeds = None if seeds is None else torch.as_tensor(seeds, dtype=torch.long)
-        try:
-            yield
-        finally:
-            self.seeds = before
+    def set(self, seeds: Sequence[int] | None) -> None:
+        """From now on the rows of a batch have these seeds."""
+        self.seeds = None if seeds is None else torch.tensor(seeds, dtype=torch.long)
 
 
 class RowDropout(nn.Module):

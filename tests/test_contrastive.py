@@ -41,8 +41,8 @@ class Tower(nn.Module):
         longest = max(map(len, token_ids))
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in token_ids])
         mask = torch.tensor([[i < len(ids) for i in range(longest)] for ids in token_ids])
-        with self.rows.use(seeds):
-            states = self.layers(self.embedding(padded))
+        self.rows.set(seeds)
+        states = self.layers(self.embedding(padded))
         return (states * mask[..., None]).sum(dim=1)
 
 

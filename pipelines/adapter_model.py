@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import peft
 import safetensors.torch
@@ -24,8 +25,9 @@ SETTINGS = "adapter_config.json"
 _PREFIX = "base_model.model."
 
 
-class LoraSettings(Protocol):
-    """The settings that shape an adapter."""
+@dataclass(frozen=True)
+class LoraSettings:
+    """What shapes an adapter and its start."""
 
     lora_rank: int
     lora_alpha: float

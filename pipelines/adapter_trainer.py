@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipelines.adapter_model import add_adapter, enable_checkpointing
+from pipelines.adapter_model import LoraSettings, add_adapter, enable_checkpointing
 from pipelines.base_model import cut_layers, find_layers, load_base_model, read_states
 from pipelines.batching import token_budget_batches
 from pipelines.contrastive import (
@@ -41,7 +42,7 @@ _HELD_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
 @dataclass(frozen=True)
-class TrainerSettings:
+class TrainerSettings(LoraSettings):
     """What decides a trained adapter, the pairs and the encoder apart."""
 
     loss: LossSettings
@@ -50,13 +51,8 @@ class TrainerSettings:
     warmup_steps: int
     weight_decay: float
     max_gradient_norm: float
-    lora_rank: int
-    lora_alpha: float
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
     gradient_checkpointing: bool
     activation_tokens: int
-    seed: int
 
 
 class AdapterTrainer:
@@ -78,7 +74,7 @@ class AdapterTrainer:
         self.description = description
         self.device = device
         self.tokenizer = PromptedTokenizer.load(description)
-        base = load_base_model(
+        base: Any = load_base_model(
             description.fetch()[0].folder,
             dtype=getattr(torch, description.dtype),
             device=device,

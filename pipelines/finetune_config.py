@@ -10,7 +10,7 @@ from pipelines.adapter_trainer import TrainerSettings
 from pipelines.contrastive import LossSettings
 from pipelines.encoder_description import EncoderConfig
 from pipelines.errors import InputError
-from pipelines.pairs import PairsConfig
+from pipelines.pairs_config import PairsConfig
 from pipelines.storage import default_output
 
 # What may change between a killed run and the one that goes on with it, as it decides no result.

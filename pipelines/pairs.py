@@ -11,9 +11,9 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +22,8 @@ from pipelines.actor_stage import run_actor_stage
 from pipelines.command_line import JobResult
 from pipelines.corpus import Columns, CorpusFile, Shard, find_files, inspect_files
 from pipelines.documents import check_id, check_text
+from pipelines.embed import configure_ray_data
 from pipelines.errors import InputError
-from pipelines.model_sources import PACKAGED_MODEL
 from pipelines.packaged import build_once, load_labelled_corpus
 from pipelines.pair_methods import (
     PLAIN_METHODS,
@@ -31,13 +31,13 @@ from pipelines.pair_methods import (
     document_generator,
     noise_pair,
 )
+from pipelines.pairs_config import PairsConfig
 from pipelines.readers import read_shard
-from pipelines.rewriting import Rewriter, RewriterSettings, clean_answer, fault_of
+from pipelines.rewriting import Rewriter, clean_answer, fault_of
 from pipelines.run_record import RunRecord
 from pipelines.stages import Receipt, run_stage
 from pipelines.storage import (
     atomic_output,
-    default_output,
     join,
     make_folder,
     remove_folder,
@@ -45,79 +45,10 @@ from pipelines.storage import (
 )
 from pipelines.work_plan import listing_digest, listing_of
 
-Method = Literal["crop", "noise", "dropout", "paraphrase", "backtranslate"]
-
 PAIRS_FOLDER = "pairs"
 WORK_FOLDER = "_work"
 _SHARD_BYTES = {"paraphrase": 1 << 17, "backtranslate": 1 << 17}
 _PLAIN_SHARD_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class PairsConfig:
-    """Make training pairs from a corpus."""
-
-    corpus: str = ""
-    """File, folder or glob of documents, local or remote; empty is a packaged corpus."""
-    output: str = field(default_factory=lambda: default_output("generate_pairs"))
-    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
-    text_column: str = "text"
-    """Column of the text."""
-    id_column: str | None = None
-    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
-    label_column: str | None = None
-    """Column to carry along as `label`, for measuring only."""
-    method: Method = "crop"
-    """How the two sides of a pair are made."""
-    crop_words: tuple[int, int] = (16, 32)
-    """Fewest and most words of a crop."""
-    noise_rate: float = 0.1
-    """Share of words that are deleted, of those swapped, and of those mistyped."""
-    pairs_per_document: int = 1
-    """Pairs made of each document, each with new random numbers."""
-    model: str = PACKAGED_MODEL
-    """Instruct LLM for paraphrase; seq2seq model for backtranslate, into the other language."""
-    back_model: str | None = None
-    """Seq2seq model for backtranslate, back into the corpus's language."""
-    most_tokens: int = 96
-    """Tokens of a text that a model reads, and that it writes at most."""
-    batch_texts: int = 16
-    """Texts that a model rewrites together."""
-    num_actors: int = 1
-    """Actors that each load the models of paraphrase or backtranslate."""
-    seed: int = 0
-    """Decides everything random."""
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise InputError(f"unknown method {self.method!r}; known are {get_args(Method)}")
-        fewest, most = self.crop_words
-        if not 1 <= fewest <= most:
-            raise InputError(f"crop_words is {self.crop_words}; 1 <= fewest <= most is required")
-        if not 0 < self.noise_rate <= 0.3:
-            raise InputError(f"noise_rate is {self.noise_rate}; above 0 and at most 0.3 required")
-        for name in ("pairs_per_document", "most_tokens", "batch_texts", "num_actors"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if (self.method == "backtranslate") != (self.back_model is not None):
-            raise InputError(
-                "method backtranslate needs --model and --back-model, two translation models; no "
-                f"other method takes --back-model (found method {self.method})"
-            )
-
-    @property
-    def columns(self) -> Columns:
-        """The columns to read."""
-        return Columns(
-            self.text_column, self.id_column, (self.label_column,) if self.label_column else ()
-        )
-
-    @property
-    def rewriter(self) -> RewriterSettings:
-        """What the models are told."""
-        return RewriterSettings(
-            self.method, self.model, self.back_model, self.most_tokens, self.batch_texts, self.seed
-        )
 
 
 def generate_pairs(config: PairsConfig, record: RunRecord) -> JobResult:
@@ -163,6 +94,7 @@ def make_pairs(
 
     Raises :class:`InputError` where there is no pair at all.
     """
+    configure_ray_data()
     make_folder(join(output, PAIRS_FOLDER))
     shards = {shard.name: shard for file in files for shard in file.shards()}
     units = {name: asdict(shard) for name, shard in shards.items()}

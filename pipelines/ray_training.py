@@ -87,7 +87,8 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
     worker found wrong with the input.
     """
     problem = join(task.work, _PROBLEM)
-    remove_files([problem])
+    if exists(problem):
+        remove_files([problem])
     filesystem, inner = open_filesystem(task.work)
     workers = plan.largest if plan.smallest == plan.largest else (plan.smallest, plan.largest)
     resources = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}

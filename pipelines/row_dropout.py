@@ -51,7 +51,9 @@ class RowDropout(nn.Module):
                 f"states of shape {tuple(states.shape)} do not fit {len(seeds)} seeds: "
                 "(n, t, d) with n seeds is required"
             )
-        keep = row_mask(seeds.to(states.device), self.salt, *states.shape[1:], self.rate)
+        keep = row_mask(
+            seeds.to(states.device), self.salt, states.shape[1], states.shape[2], self.rate
+        )
         return states * (keep.to(states.dtype) * (1 / (1 - self.rate)))
 
     def extra_repr(self) -> str:

@@ -37,6 +37,7 @@ from pipelines.pair_files import read_pairs
 from pipelines.pairs import find_corpus, make_pairs
 from pipelines.ray_training import TrainingTask, plan_workers, train_in_process, train_on_workers
 from pipelines.run_record import RunRecord, require_complete
+from pipelines.sentence_transformers_export import export_to_sentence_transformers
 from pipelines.storage import (
     atomic_output,
     exists,
@@ -112,6 +113,8 @@ def check_settings(config: FinetuneConfig, description: EncoderDescription) -> N
             f"dimensions has {too_long[0]}, but vectors have {description.dimension}: give "
             "shorter lengths only; the full one is always trained"
         )
+    if config.sentence_transformers and "://" in config.output:
+        raise InputError("--sentence-transformers writes to local folders only; leave it out here")
     if config.workers == (0, 0) and "://" in config.output:
         raise InputError("--num-workers 0 trains in this process and writes to local folders only")
     if config.adapter is not None:
@@ -208,6 +211,9 @@ def write_result(
     write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
     tuned = describe_tuned(config, description)
     tuned.save(config.output)
+    if config.sentence_transformers:
+        folder = Path(config.output).expanduser() / "sentence_transformers"
+        export_to_sentence_transformers(tuned, folder)
     card = write_model_card(config, tuned, counts, metrics, history)
     write_bytes(join(config.output, "README.md"), card.encode())
 

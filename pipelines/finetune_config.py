@@ -79,6 +79,8 @@ class FinetuneConfig(EncoderConfig):
     """Steps between measures; each also writes a checkpoint."""
     patience: int = 0
     """Stop after so many measures without a new best; 0 never stops early."""
+    sentence_transformers: bool = False
+    """Also write the merged model as a folder that sentence-transformers opens; local outputs."""
     num_workers: str = "1"
     """Training workers: N, or MIN:MAX to go on with fewer; 0 trains in the driver's process."""
     cpus_per_worker: float | None = None

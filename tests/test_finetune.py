@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import peft
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -297,3 +298,15 @@ def test_impossible_options_are_refused(config, settings, message):
 def test_options_that_do_not_suit_model_or_pairs_are_refused(config, settings, message):
     with pytest.raises(InputError, match=message):
         run(config(**settings))
+
+
+@pytest.mark.parametrize("pooling", ["last", "last+mean"])
+def test_sentence_transformers_gives_the_same_cosines(config, pooling):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    made = config(max_steps=2, pooling=pooling, max_tokens=12, sentence_transformers=True)
+    run(made)
+    theirs = sentence_transformers.SentenceTransformer(
+        str(Path(made.output) / "sentence_transformers"), device="cpu"
+    ).encode(SENTENCES)
+    ours = Encoder.from_folder(made.output).encode(SENTENCES)
+    assert np.allclose(theirs @ theirs.T, ours @ ours.T, atol=1e-4)

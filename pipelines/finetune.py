@@ -163,6 +163,11 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
         log.info("%d pairs cropped from %d documents", corpus["pairs"], corpus["documents"])
         label = "label" if config.label_column else None
         pairs = read_pairs(work, most, config.seed, label)
+    if config.lora_dropout == 0 and pairs["anchor"].equals(pairs["positive"]):
+        raise InputError(
+            "every pair is a text and itself, which only dropout can tell apart: pass "
+            "--lora-dropout 0.1, or make pairs by another method"
+        )
     counts = write_batches(pairs, plan, work)
     write_bytes(settled, json.dumps(counts).encode())
     return counts
@@ -225,8 +230,10 @@ def describe_tuned(config: FinetuneConfig, base: EncoderDescription) -> EncoderD
         for name in EncoderConfig.__dataclass_fields__
         if name not in ("adapter", "dtype")
     }
+    output = config.output
+    folder = output if "://" in output else str(Path(output).expanduser().absolute())
     return describe_encoder(
-        EncoderConfig(**settings, adapter=config.output, dtype=base.dtype)  # type: ignore[arg-type]
+        EncoderConfig(**settings, adapter=folder, dtype=base.dtype)  # type: ignore[arg-type]
     )
 
 

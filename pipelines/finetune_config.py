@@ -113,6 +113,11 @@ class FinetuneConfig(EncoderConfig):
         smallest, largest = self.workers
         if smallest > largest or (smallest == 0 < largest):
             raise InputError(f"num_workers is {self.num_workers!r}; N or MIN:MAX is required")
+        if largest > self.batch_pairs:
+            raise InputError(
+                f"num_workers is {self.num_workers}, more than the {self.batch_pairs} pairs of a "
+                "batch: each worker needs one, so raise --batch-pairs"
+            )
         _ = self.trainer.loss, self.crops
 
     @property

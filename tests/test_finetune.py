@@ -260,6 +260,15 @@ def test_pairs_that_teach_nothing_are_refused(config, tmp_path, rows, message):
         run(config(pairs=str(path)))
 
 
+def test_texts_paired_with_themselves_need_dropout(config, tmp_path):
+    path = tmp_path / "same.parquet"
+    texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
+    pq.write_table(pa.table({"anchor": texts, "positive": texts}), path)
+    assert run(config("with", pairs=str(path))).metrics["steps"] == 6
+    with pytest.raises(InputError, match="pass --lora-dropout"):
+        run(config("without", pairs=str(path), lora_dropout=0.0))
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
     monkeypatch.setattr(
         "pipelines.contrastive.ContrastiveLoss.forward",
@@ -277,6 +286,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
         ({"temperature": 0.0}, "temperature is 0"),
         ({"num_workers": "2:1"}, "num_workers is '2:1'"),
         ({"num_workers": "many"}, "num_workers is 'many'"),
+        ({"num_workers": "9"}, "more than the 8 pairs"),
         ({"corpus": "docs.parquet"}, "both --pairs and --corpus"),
         ({"crop_words": (3, 4)}, "--crop-words has no effect"),
         ({"dtype": "float16"}, "float16"),

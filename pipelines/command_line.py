@@ -83,7 +83,8 @@ def run_job(
             keep_complete=keep_complete,
         )
         with contextlib.nullcontext() if settings.get("dry_run") else record:
-            connect_ray()
+            if not record.settled:
+                connect_ray()
             result = function(config, record)
             record.counts.update(result.counts)
             record.metrics.update(result.metrics)

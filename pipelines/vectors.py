@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,11 @@ import ray.data
 import torch
 
 from pipelines.actor_plan import TOKENIZE_CPUS, ActorPlan
+from pipelines.dedup import Chunk
 from pipelines.encoder import Encoder
 from pipelines.encoder_description import EncoderDescription
 from pipelines.errors import InputError
+from pipelines.progress import Progress, padding_waste
 from pipelines.segments import bytes_to_table, read_segment, table_to_bytes
 from pipelines.stages import blame, not_shared, take_unit, unit_dataset
 from pipelines.storage import join, list_files, make_folder, read_bytes, write_bytes
@@ -44,11 +46,6 @@ class EncodeSettings:
     actors: ActorPlan
     float16: bool
 
-    @property
-    def value_type(self) -> pa.DataType:
-        """Type of one element of a vector."""
-        return pa.float16() if self.float16 else pa.float32()
-
 
 def find_done_chunks(work: str) -> set[str]:
     """Names of the chunks whose vectors are there."""
@@ -56,11 +53,40 @@ def find_done_chunks(work: str) -> set[str]:
     return {n.removesuffix(".arrow") for n in names if n.endswith(".arrow") and n[0] != "."}
 
 
-def encode_chunks(settings: EncodeSettings, chunks: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Encode chunks, each given as (partition, number); yields what each was, as they finish."""
+def embed_chunks(
+    settings: EncodeSettings, chunks: Sequence[Chunk], *, rejected: int
+) -> dict[str, Any]:
+    """Encode every chunk that has no vectors yet; how fast that went."""
+    started = time.monotonic()
     make_folder(join(settings.work, "vectors"))
+    done = find_done_chunks(settings.work)
+    missing = {chunk.name: chunk for chunk in chunks if chunk.name not in done}
+    log.info("embed: %d of %d chunks to do, actors: %s", len(missing), len(chunks), settings.actors)
+    progress = Progress(
+        sum(chunk.texts for chunk in missing.values()),
+        sum(chunk.tokens for chunk in missing.values()),
+        rejected,
+    )
+    if missing:
+        for found in encode_chunks(settings, missing):
+            progress.add(found, missing[found["name"]].tokens)
+        log.info("%s", progress.line())
+    seconds = time.monotonic() - started
+    return {
+        "embed_seconds": round(seconds, 3),
+        "texts_per_second": round(progress.texts / seconds, 2),
+        "tokens_per_second": round(progress.tokens / seconds, 1),
+        "padding_waste": round(padding_waste(progress.tokens, progress.padded_tokens), 4),
+    }
+
+
+def encode_chunks(
+    settings: EncodeSettings, chunks: Mapping[str, Chunk]
+) -> Iterator[dict[str, Any]]:
+    """Encode chunks on Ray Data; yields what each was, as they finish."""
     plan = settings.actors
-    tokens = unit_dataset(chunks).map_batches(
+    units = {name: [chunk.partition, chunk.number] for name, chunk in chunks.items()}
+    tokens = unit_dataset(units).map_batches(
         functools.partial(tokenize_chunk, settings=settings),
         batch_size=1,
         batch_format="pyarrow",

@@ -1,0 +1,89 @@
+"""Nearest centroids, exactly: vectors and centroids in, cluster ids and distances out.
+
+FAISS finds candidates with float32 matrix products, whose last bits depend on how many rows are
+multiplied at once. Rows whose candidates are too close to call are decided again in float64, so a
+row's result depends on nothing but the row and the centroids: not on block size, worker or thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from cluster.distances import squared_differences, squared_distances_to, squared_lengths
+
+_CANDIDATES = 3
+_ROUNDING = 1e-6
+_ROWS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Nearest and second-nearest centroid of n rows; ties go to the lower cluster id."""
+
+    cluster_ids: np.ndarray
+    """int32 (n,)."""
+    distances: np.ndarray
+    """float64 (n,), Euclidean distance to the nearest centroid."""
+    second_cluster_ids: np.ndarray
+    """int32 (n,), -1 where there is only one centroid."""
+    margins: np.ndarray
+    """float64 (n,), distance to the second centroid less that to the first; NaN without one."""
+
+
+class NearestCentroids:
+    """Finds the nearest of k centroids, float32 (k, d), on the GPU where FAISS has one."""
+
+    def __init__(self, centroids: np.ndarray) -> None:
+        self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        self._squared_norms = squared_lengths(self.centroids)
+        index: faiss.Index = faiss.IndexFlatL2(self.centroids.shape[1])
+        if faiss.get_num_gpus() > 0:
+            index = faiss.index_cpu_to_all_gpus(index)
+        index.add(self.centroids)
+        self._index = index
+
+    def assign(self, vectors: np.ndarray) -> Assignment:
+        """Nearest and second-nearest centroid of each row of ``vectors``, float32 (n, d)."""
+        ids = self.nearest(vectors)
+        first = np.sqrt(squared_distances_to(vectors, self.centroids, ids[:, 0]))
+        if ids.shape[1] == 1:
+            none = np.full(len(ids), -1, dtype=np.int32)
+            return Assignment(ids[:, 0], first, none, np.full(len(ids), np.nan))
+        second = np.sqrt(squared_distances_to(vectors, self.centroids, ids[:, 1]))
+        return Assignment(ids[:, 0], first, ids[:, 1], second - first)
+
+    def nearest(self, vectors: np.ndarray) -> np.ndarray:
+        """int32 (n, 2): the nearest and second-nearest centroid; (n, 1) where k is 1."""
+        k, dimension = self.centroids.shape
+        found, ids = self._index.search(vectors, min(k, _CANDIDATES))
+        ids = ids.astype(np.int32)
+        if k == 1:
+            return ids
+        scale = np.einsum("ij,ij->i", vectors, vectors) + self._squared_norms.max()
+        tolerance = _ROUNDING * np.sqrt(dimension) * scale
+        gaps = np.diff(found, axis=1)
+        close = np.flatnonzero((gaps <= tolerance[:, None]).any(axis=1))
+        for start in range(0, len(close), _ROWS_AT_A_TIME):
+            rows = close[start : start + _ROWS_AT_A_TIME]
+            overflow = gaps[rows, -1] <= tolerance[rows] if k > _CANDIDATES else None
+            ids[rows] = self._decide(vectors[rows], ids[rows], overflow)
+        return ids[:, :2]
+
+    def _decide(
+        self, vectors: np.ndarray, ids: np.ndarray, overflow: np.ndarray | None
+    ) -> np.ndarray:
+        """Sort the candidates of each row by float64 distance, then by id.
+
+        ``overflow`` marks rows where even the last candidate is close: a centroid that is not
+        among them may be as near, so all are compared.
+        """
+        ids = np.sort(ids, axis=1)
+        exact = squared_differences(vectors[:, None, :], self.centroids[ids])
+        ids = np.take_along_axis(ids, np.argsort(exact, axis=1, kind="stable"), axis=1)
+        for row in np.flatnonzero(overflow) if overflow is not None else ():
+            every = squared_differences(vectors[row], self.centroids)
+            ids[row] = np.argsort(every, kind="stable")[: ids.shape[1]]
+        return ids

@@ -1,0 +1,220 @@
+"""What a cluster is about: keywords and documents that stand for it, in any language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import regex
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import CountVectorizer
+
+from cluster.census import Census
+from cluster.sample import Sample
+
+# Letters with their marks; scripts written without spaces are cut into pairs of characters.
+_WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’]*")
+_UNSPACED = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*"
+)
+_COMMON_SHARE = 0.02
+_SPREAD_BITS = 0.35
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document that stands for a cluster."""
+
+    id: Any
+    distance: float
+    """To the centroid."""
+    text: str | None
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """One cluster, for people."""
+
+    cluster_id: int
+    size: int
+    share: float
+    """Of all documents."""
+    keywords: list[str]
+    central: list[Example]
+    """The documents nearest to the centroid, of all documents."""
+    diverse: list[Example]
+    """Documents that show its breadth, of the sample."""
+    mean_distance: float | None
+    """Of its documents to the centroid; None where it has none."""
+    top_label: str | None
+    """Its most frequent label."""
+    top_label_share: float | None
+    """Share of its labelled documents that have that label."""
+
+
+def describe_clusters(
+    census: Census, sample: Sample, cluster_ids: np.ndarray, distances: np.ndarray
+) -> list[Description]:
+    """A description of every cluster.
+
+    ``cluster_ids``, int (n,), and ``distances``, float (n,), to the centroids are those of the
+    documents of ``sample``; sizes, labels and central documents are those of all documents.
+    """
+    k, total = len(census.sizes), int(census.sizes.sum())
+    keywords: list[list[str]] = [[] for _ in range(k)]
+    if sample.texts is not None:
+        keywords = find_keywords([text or "" for text in sample.texts.to_pylist()], cluster_ids, k)
+    central = _examples_by_cluster(census.nearest, k)
+    members = _rows_by_cluster(cluster_ids, k)
+    labels = list(census.labels)
+    counts = np.array([census.labels[label] for label in labels]).reshape(len(labels), k)
+    found = []
+    for cluster in range(k):
+        size, labelled = int(census.sizes[cluster]), int(counts[:, cluster].sum())
+        top = int(counts[:, cluster].argmax()) if labelled else None
+        rows = members[cluster]
+        picked = rows[pick_diverse(sample.vectors[rows], distances[rows], 4)]
+        found.append(
+            Description(
+                cluster,
+                size,
+                size / total,
+                keywords[cluster],
+                central[cluster],
+                [_sampled_example(sample, int(row), distances) for row in picked],
+                float(census.mean_distances()[cluster]) if size else None,
+                labels[top] if top is not None else None,
+                float(counts[top, cluster] / labelled) if top is not None else None,
+            )
+        )
+    return found
+
+
+def descriptions_table(found: Sequence[Description], id_type: pa.DataType) -> pa.Table:
+    """``clusters.parquet``: one row a cluster."""
+    return pa.table(
+        {
+            "cluster_id": pa.array([d.cluster_id for d in found], pa.int32()),
+            "size": pa.array([d.size for d in found], pa.int64()),
+            "share": pa.array([d.share for d in found], pa.float64()),
+            "keywords": pa.array([d.keywords for d in found], pa.list_(pa.string())),
+            "representative_ids": pa.array(
+                [[e.id for e in d.central] for d in found], pa.list_(id_type)
+            ),
+            "diverse_ids": pa.array([[e.id for e in d.diverse] for d in found], pa.list_(id_type)),
+            "mean_distance": pa.array([d.mean_distance for d in found], pa.float64()),
+            "top_label": pa.array([d.top_label for d in found], pa.string()),
+            "top_label_share": pa.array([d.top_label_share for d in found], pa.float64()),
+        }
+    )
+
+
+def split_words(text: str) -> Iterator[str]:
+    """Words in lower case: runs of letters, or pairs of characters in scripts without spaces."""
+    for match in _WORD.finditer(text.lower()):
+        word = match.group()
+        characters = _UNSPACED.findall(word)
+        if characters:
+            yield from (first + second for first, second in pairwise(characters))
+        elif len(word) > 1:
+            yield word.strip("'’")
+
+
+def find_keywords(
+    texts: Sequence[str], cluster_ids: np.ndarray, k: int, *, count: int = 8
+) -> list[list[str]]:
+    """Up to ``count`` words that set each of ``k`` clusters apart, strongest first.
+
+    Class-based TF-IDF (Grootendorst 2022, arXiv:2203.05794): a cluster is one long document.
+    Words that many documents use in every cluster alike are stop words of this corpus, learned
+    from it. ``cluster_ids``, int (n,), are those of ``texts``.
+    """
+    rarest = 1 if len(texts) < 200 else 3
+    vectorizer = CountVectorizer(analyzer=lambda text: list(split_words(text)), min_df=rarest)
+    try:
+        used = csr_array(vectorizer.fit_transform(texts))
+    except ValueError:  # scikit-learn: no word is left, as with texts of digits alone
+        return [[] for _ in range(k)]
+    words = vectorizer.get_feature_names_out()
+    members = csr_array(
+        (np.ones(len(texts)), (cluster_ids, np.arange(len(texts)))), shape=(k, len(texts))
+    )
+    counts = members @ used
+    weights = _class_tf_idf(counts)
+    if k > 1:
+        documents = members @ (used > 0).astype(np.float64)
+        stop = _stop_words(documents, np.bincount(cluster_ids, minlength=k))
+        weights = csr_array(weights.multiply(~stop[None, :]))
+    return [_strongest(weights, cluster, words, count) for cluster in range(k)]
+
+
+def _class_tf_idf(counts: csr_array) -> csr_array:
+    """float64 (k, words): share of the cluster's words times log(1 + mean length / frequency)."""
+    lengths = counts.sum(axis=1)
+    rarity = np.log1p(lengths.mean() / np.maximum(counts.sum(axis=0), 1))
+    return csr_array(counts.multiply(1 / np.maximum(lengths, 1)[:, None]).multiply(rarity[None, :]))
+
+
+def _stop_words(documents: csr_array, sizes: np.ndarray) -> np.ndarray:
+    """bool (words,): common words whose spread over clusters hardly differs from the documents'.
+
+    The difference is the Kullback-Leibler divergence in bits of a word's clusters from everyone's.
+    """
+    dense = documents.toarray()
+    frequency = dense.sum(axis=0)
+    everyone = (sizes / sizes.sum())[:, None]
+    share = dense / np.maximum(frequency, 1)
+    ratio = np.divide(share, everyone, out=np.ones_like(share), where=(share > 0) & (everyone > 0))
+    divergence = np.sum(share * np.log2(ratio), axis=0)
+    return (frequency > _COMMON_SHARE * sizes.sum()) & (divergence < _SPREAD_BITS)
+
+
+def _strongest(weights: csr_array, cluster: int, words: np.ndarray, count: int) -> list[str]:
+    row = weights[[cluster]].toarray()[0]
+    found = np.flatnonzero(row > 0)
+    order = np.lexsort((words[found], -row[found]))
+    return [str(words[i]) for i in found[order[:count]]]
+
+
+def pick_diverse(vectors: np.ndarray, distances: np.ndarray, count: int) -> list[int]:
+    """Rows that show a cluster's breadth: each the farthest from those already picked.
+
+    ``vectors``, float32 (n, d), and ``distances``, float (n,), to the centroid are one cluster's;
+    the outer quarter is left out, since the farthest documents are often strays. Starts from the
+    most central row. Gonzalez's farthest-first traversal (1985).
+    """
+    if not len(vectors):
+        return []
+    inner = np.flatnonzero(distances <= np.quantile(distances, 0.75))
+    picked = [int(inner[np.argmin(distances[inner])])]
+    gaps = np.full(len(inner), np.inf)
+    while len(picked) < min(count, len(inner)):
+        difference = vectors[inner] - vectors[picked[-1]]
+        gaps = np.minimum(gaps, np.einsum("ij,ij->i", difference, difference))
+        picked.append(int(inner[np.argmax(gaps)]))
+    return picked
+
+
+def _examples_by_cluster(documents: pa.Table | None, k: int) -> list[list[Example]]:
+    found: list[list[Example]] = [[] for _ in range(k)]
+    for row in documents.to_pylist() if documents is not None else ():
+        example = Example(row["id"], row["distance"], row.get("text"), row.get("label"))
+        found[row["cluster_id"]].append(example)
+    return found
+
+
+def _sampled_example(sample: Sample, row: int, distances: np.ndarray) -> Example:
+    text = sample.texts[row].as_py() if sample.texts is not None else None
+    label = sample.labels[row].as_py() if sample.labels is not None else None
+    return Example(sample.ids[row].as_py(), float(distances[row]), text, label)
+
+
+def _rows_by_cluster(cluster_ids: np.ndarray, k: int) -> list[np.ndarray]:
+    order = np.argsort(cluster_ids, kind="stable")
+    ends = np.cumsum(np.bincount(cluster_ids, minlength=k))
+    return np.split(order, ends[:-1])

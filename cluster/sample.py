@@ -1,0 +1,175 @@
+"""One pass over all vectors: check them, count them, and draw a sample that file order cannot sway.
+
+A row is drawn by a seeded hash of its id, so the same ids give the same sample however they are
+spread over files, and a sample of fewer rows is the beginning of a sample of more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.errors import InputError
+from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks
+
+TEXT_CHARACTERS = 2_000
+_CHECKED_IDS = 20_000_000
+_LAST = float(2**64)
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How many rows to draw from how many."""
+
+    rows: int
+    """Rows of the whole source."""
+    vectors: int
+    """Rows to keep the vector of."""
+    documents: int
+    """Rows to keep the vector, text and label of."""
+    seed: int
+
+    def limit(self, wanted: int) -> float:
+        """The hash below which about ``wanted`` rows lie, with room for chance (6 sigma)."""
+        if wanted >= self.rows:
+            return _LAST
+        return _LAST * min(1.0, (wanted + 6 * wanted**0.5 + 10) / self.rows)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows in the order of their hashes."""
+
+    ids: pa.Array
+    orders: np.ndarray
+    """uint64 (n,), the hash of each id."""
+    vectors: np.ndarray
+    """float32 (n, d)."""
+    texts: pa.Array | None
+    """The first 2,000 characters; null beyond the rows that were drawn as documents."""
+    labels: pa.Array | None
+
+    def head(self, rows: int) -> Sample:
+        """The first ``rows`` rows: itself a sample."""
+        return Sample(
+            self.ids[:rows],
+            self.orders[:rows],
+            self.vectors[:rows],
+            None if self.texts is None else self.texts[:rows],
+            None if self.labels is None else self.labels[:rows],
+        )
+
+    def __len__(self) -> int:
+        return len(self.orders)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a shard, or over all of them, found."""
+
+    rows: int
+    zeros: int
+    """Vectors of length zero among ``rows``."""
+    labelled: int
+    largest: float
+    """The largest absolute coordinate."""
+    rejected: list[tuple[Any, str]]
+    hashes: np.ndarray
+    """uint64: hashes of ids, all or (beyond 20 million rows) the lowest, to find repeats."""
+    sample: Sample
+
+
+def scan_shard(source: VectorSource, shard: Shard, plan: SamplePlan) -> Scan:
+    """Read one shard once; raises :class:`InputError` for vectors that cannot be clustered."""
+    rows = zeros = labelled = 0
+    largest = 0.0
+    rejected: list[tuple[Any, str]] = []
+    hashes, drawn = [], []
+    keep_below, text_below = plan.limit(plan.vectors), plan.limit(plan.documents)
+    for block in read_blocks(source, shard):
+        orders = hash_ids(block.ids, plan.seed)
+        rows += len(orders)
+        zeros += int((~block.vectors.any(axis=1)).sum())
+        largest = max(largest, float(np.abs(block.vectors).max(initial=0)))
+        rejected += block.rejected
+        hashes.append(orders[orders <= plan.limit(_CHECKED_IDS)])
+        keep = np.flatnonzero(orders <= keep_below)
+        chosen = pa.array(keep)
+        texts = labels = None
+        if block.labels is not None:
+            labelled += len(block.labels) - block.labels.null_count
+            labels = block.labels.take(chosen)
+        if block.texts is not None:
+            texts = _short_texts(block.texts.take(chosen), orders[keep] <= text_below)
+        drawn.append(
+            Sample(block.ids.take(chosen), orders[keep], block.vectors[keep], texts, labels)
+        )
+    sample = _join(drawn, source.dimension)
+    return Scan(rows, zeros, labelled, largest, rejected, np.concatenate(hashes), sample)
+
+
+def merge_scans(scans: Iterable[Scan], source: VectorSource, plan: SamplePlan) -> Scan:
+    """The scan of all shards, its sample cut to exactly the rows planned.
+
+    Raises :class:`InputError` for an id that two rows share.
+    """
+    parts = list(scans)
+    sample = _join([part.sample for part in parts], source.dimension)
+    order = np.argsort(sample.orders, kind="stable")
+    chosen = pa.array(order)
+    sample = Sample(
+        sample.ids.take(chosen),
+        sample.orders[order],
+        sample.vectors[order],
+        None if sample.texts is None else sample.texts.take(chosen),
+        None if sample.labels is None else sample.labels.take(chosen),
+    )
+    hashes = np.sort(np.concatenate([part.hashes for part in parts]))
+    _refuse_repeats(hashes, sample, source)
+    return Scan(
+        sum(part.rows for part in parts),
+        sum(part.zeros for part in parts),
+        sum(part.labelled for part in parts),
+        max(part.largest for part in parts),
+        sorted((row for part in parts for row in part.rejected), key=lambda row: str(row[0])),
+        hashes,
+        sample.head(plan.vectors),
+    )
+
+
+def _refuse_repeats(hashes: np.ndarray, sample: Sample, source: VectorSource) -> None:
+    repeats = int((hashes[1:] == hashes[:-1]).sum())
+    if not repeats:
+        return
+    twice = np.flatnonzero(sample.orders[1:] == sample.orders[:-1])
+    example = f" (for example {sample.ids[int(twice[0])].as_py()!r})" if len(twice) else ""
+    raise InputError(
+        f"{source.uri}: {repeats} rows repeat the {source.columns.id!r} of another{example}; ids "
+        "must be unique. Was the corpus embedded twice into one folder?"
+    )
+
+
+def _short_texts(texts: pa.Array, wanted: np.ndarray) -> pa.Array:
+    values = texts.to_pylist()
+    return pa.array(
+        [
+            None if text is None or not keep else str(text)[:TEXT_CHARACTERS]
+            for text, keep in zip(values, wanted, strict=True)
+        ],
+        pa.string(),
+    )
+
+
+def _join(samples: list[Sample], dimension: int) -> Sample:
+    first = samples[0]
+    return Sample(
+        pa.concat_arrays([sample.ids for sample in samples]),
+        np.concatenate([sample.orders for sample in samples]),
+        np.concatenate([sample.vectors for sample in samples]).reshape(-1, dimension),
+        None if first.texts is None else pa.concat_arrays([s.texts for s in samples]),
+        None if first.labels is None else pa.concat_arrays([s.labels for s in samples]),
+    )

@@ -1,0 +1,386 @@
+"""Vectors on disk: what files hold, cut into shards of rows, read as blocks of checked arrays.
+
+Enters: Parquet files or folders (ours or anyone's), one ``.npy`` matrix, or Lance datasets.
+Leaves: :class:`Block`, a few thousand rows at a time, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from cluster.distances import squared_lengths
+from cluster.errors import InputError
+from cluster.storage import find_files, open_filesystem
+
+FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
+BLOCK_BYTES = 32 << 20
+_ROWS_PER_SHARD = 200_000
+_SUFFIXES = (".parquet", ".npy", ".lance")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to read; ``text`` and ``label`` may be absent (None)."""
+
+    id: str = "id"
+    embedding: str = "embedding"
+    text: str | None = None
+    label: str | None = None
+
+    def names(self) -> list[str]:
+        """The columns that are there, each once."""
+        wanted = [self.id, self.embedding, self.text, self.label]
+        return list(dict.fromkeys(name for name in wanted if name is not None))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one file: a Parquet row group, a Lance fragment, or a range of ``.npy`` rows."""
+
+    path: str
+    part: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """About 200,000 rows that one worker reads in one go."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in all pieces."""
+        return sum(piece.rows for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """Vectors that were found and whose schemas agree, but which are not read yet."""
+
+    uri: str
+    """The path as the user gave it; decides the filesystem."""
+    columns: Columns
+    dimension: int
+    shards: tuple[Shard, ...]
+    fingerprint: str | None = None
+    """Fingerprint of the encoder that made the vectors, where the files carry one."""
+    unit_norm: bool = False
+    """Scale every vector to length 1 while reading."""
+    drop_bad: bool = False
+    """Leave out vectors that cannot be clustered instead of raising."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A few thousand consecutive rows of one shard."""
+
+    ids: pa.Array
+    vectors: np.ndarray
+    """float32 (n, d), finite, C-contiguous."""
+    texts: pa.Array | None
+    labels: pa.Array | None
+    """Strings; null where a document has no label."""
+    rejected: list[tuple[Any, str]]
+    """(id, reason) of rows left out by ``drop_bad``."""
+
+
+def open_vectors(
+    uri: str,
+    columns: Columns,
+    *,
+    optional_text: str | None = None,
+    rows_per_shard: int = _ROWS_PER_SHARD,
+) -> VectorSource:
+    """Find the files of ``uri`` and check that their schemas can be clustered together.
+
+    ``optional_text`` becomes the text column where every file has it.
+    Raises :class:`InputError` for nothing found, unreadable files, missing columns, mixed
+    dimensions and mixed encoder fingerprints, naming the file.
+    """
+    filesystem, paths = find_files(uri, _SUFFIXES)
+    if any(path.endswith(".npy") for path in paths) and len(paths) > 1:
+        raise InputError(
+            f"{uri} holds {len(paths)} files with .npy among them: an .npy has no ids, so it must "
+            "come alone; use Parquet with an id column for vectors in several files"
+        )
+    described = [_describe_file(filesystem, path, columns) for path in paths]
+    found = [(path, about) for path, about in zip(paths, described, strict=True) if about.pieces]
+    if not found:
+        raise InputError(f"{uri} holds no rows: nothing to cluster")
+    first_path, first = found[0]
+    for path, about in found:
+        if about.dimension != first.dimension:
+            raise InputError(
+                f"mixed dimensions: {first_path} holds vectors of {first.dimension}, {path} of "
+                f"{about.dimension}; cluster vectors of one encoder at a time"
+            )
+        if about.fingerprint != first.fingerprint:
+            raise InputError(
+                f"mixed encoders: {first_path} was embedded with fingerprint {first.fingerprint}, "
+                f"{path} with {about.fingerprint}; embed the corpus with one encoder"
+            )
+        if about.id_type != first.id_type:
+            raise InputError(
+                f"mixed id types: {first_path} has {first.id_type}, {path} has {about.id_type}"
+            )
+    pieces = [piece for _, about in found for piece in about.pieces]
+    if optional_text is not None and all(optional_text in about.names for _, about in found):
+        columns = replace(columns, text=optional_text)
+    shards = _group_into_shards(pieces, rows_per_shard)
+    return VectorSource(uri, columns, first.dimension, shards, first.fingerprint)
+
+
+def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -> Iterator[Block]:
+    """The rows of ``shard`` in order, as blocks of about 32 MiB of vectors.
+
+    Raises :class:`InputError` naming the file and the first bad row for vectors that are null,
+    of another length, not finite, or (where they are scaled to unit length) zero.
+    """
+    filesystem, _ = open_filesystem(source.uri)
+    columns = source.columns if with_text else replace(source.columns, text=None)
+    block_rows = max(1, BLOCK_BYTES // (4 * source.dimension))
+    for piece in shard.pieces:
+        for batch in _read_batches(filesystem, piece, columns, block_rows):
+            yield _checked_block(batch, piece.path, source, columns)
+
+
+def hash_ids(ids: pa.Array, seed: int) -> np.ndarray:
+    """uint64 (n,): a hash of each id that orders rows at random, whatever file they lie in."""
+    text = ids.cast(pa.string()).to_numpy(zero_copy_only=False)
+    return pd.util.hash_array(text, hash_key=f"shoal{seed % 10**11:011d}", categorize=False)
+
+
+@dataclass(frozen=True)
+class _FileSummary:
+    dimension: int
+    fingerprint: str | None
+    id_type: str
+    names: tuple[str, ...]
+    pieces: list[Piece]
+
+
+def _describe_file(filesystem: pafs.FileSystem, path: str, columns: Columns) -> _FileSummary:
+    if path.endswith(".npy"):
+        return _describe_npy(filesystem, path, columns)
+    if path.endswith(".lance"):
+        return _describe_lance(path, columns)
+    try:
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            schema = file.schema_arrow
+            _require_columns(schema, columns, path)
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            dimension = _vector_length(schema, columns, path)
+            filled = [i for i, rows in enumerate(groups) if rows]
+            if dimension is None and filled:
+                head = next(file.iter_batches(1, [filled[0]], columns=[columns.embedding]))
+                value = head.column(0)[0]
+                dimension = len(value) if value.is_valid else 0
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
+    fingerprint = (schema.metadata or {}).get(FINGERPRINT_KEY)
+    return _FileSummary(
+        dimension or 0,
+        fingerprint.decode() if fingerprint else None,
+        str(schema.field(columns.id).type),
+        tuple(schema.names),
+        [Piece(path, i, rows) for i, rows in enumerate(groups) if rows],
+    )
+
+
+def _describe_npy(filesystem: pafs.FileSystem, path: str, columns: Columns) -> _FileSummary:
+    if columns.label is not None:
+        raise InputError(
+            f"{path} holds vectors only, so there is no label column {columns.label!r}"
+        )
+    shape, dtype, _ = _npy_header(filesystem, path)
+    if len(shape) != 2 or dtype.kind not in "fiu":
+        raise InputError(f"{path} holds {dtype} {shape}; required is a matrix of numbers (n, d)")
+    starts = range(0, shape[0], _ROWS_PER_SHARD)
+    pieces = [Piece(path, start, min(_ROWS_PER_SHARD, shape[0] - start)) for start in starts]
+    return _FileSummary(shape[1], None, "row number", (), pieces)
+
+
+def _describe_lance(path: str, columns: Columns) -> _FileSummary:
+    dataset = _open_lance(path)
+    _require_columns(dataset.schema, columns, path)
+    fingerprint = (dataset.schema.metadata or {}).get(FINGERPRINT_KEY)
+    return _FileSummary(
+        _vector_length(dataset.schema, columns, path) or 0,
+        fingerprint.decode() if fingerprint else None,
+        str(dataset.schema.field(columns.id).type),
+        tuple(dataset.schema.names),
+        [Piece(path, f.fragment_id, f.count_rows()) for f in dataset.get_fragments()],
+    )
+
+
+def _open_lance(path: str) -> Any:
+    try:
+        import lance
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a Lance dataset, but Lance is not installed: pip install 'shoal[store]'"
+        ) from error
+    return lance.dataset(path)
+
+
+def _require_columns(schema: pa.Schema, columns: Columns, path: str) -> None:
+    for name in columns.names():
+        if schema.get_field_index(name) < 0:
+            raise InputError(
+                f"{path} has no column {name!r}; its columns are {', '.join(schema.names)}"
+            )
+
+
+def _vector_length(schema: pa.Schema, columns: Columns, path: str) -> int | None:
+    """The length that a fixed-size list's type states; None where only the rows can tell."""
+    kind = schema.field(columns.embedding).type
+    is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+    if not (is_list or pa.types.is_large_list(kind)) or not pa.types.is_floating(kind.value_type):
+        raise InputError(
+            f"{path}: column {columns.embedding!r} is {kind}; required is a list of floats"
+        )
+    return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
+
+def _group_into_shards(pieces: list[Piece], rows_per_shard: int) -> tuple[Shard, ...]:
+    groups: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        if piece.rows > room:
+            groups.append([])
+            room = max(rows_per_shard, piece.rows)
+        groups[-1].append(piece)
+        room -= piece.rows
+    return tuple(Shard(f"part-{i:05d}", tuple(group)) for i, group in enumerate(groups))
+
+
+def _read_batches(
+    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
+) -> Iterator[pa.RecordBatch]:
+    if piece.path.endswith(".npy"):
+        yield from _read_npy(filesystem, piece, columns, block_rows)
+    elif piece.path.endswith(".lance"):
+        fragment = _open_lance(piece.path).get_fragment(piece.part)
+        yield from fragment.to_batches(columns=columns.names(), batch_size=block_rows)
+    else:
+        with filesystem.open_input_file(piece.path) as stream:
+            # A buffered reader holds pages instead of the row group's whole column.
+            file = pq.ParquetFile(stream, buffer_size=4 << 20)
+            yield from file.iter_batches(block_rows, [piece.part], columns=columns.names())
+
+
+def _read_npy(
+    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
+) -> Iterator[pa.RecordBatch]:
+    shape, dtype, offset = _npy_header(filesystem, piece.path)
+    row_bytes = shape[1] * dtype.itemsize
+    with filesystem.open_input_file(piece.path) as stream:
+        for start in range(piece.part, piece.part + piece.rows, block_rows):
+            rows = min(block_rows, piece.part + piece.rows - start)
+            data = stream.read_at(rows * row_bytes, offset + start * row_bytes)
+            if len(data) < rows * row_bytes:
+                raise InputError(f"{piece.path} ends before row {start + rows} of {shape[0]}")
+            values = np.frombuffer(data, dtype).astype(np.float32)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), shape[1])
+            ids = pa.array(np.arange(start, start + rows, dtype=np.int64))
+            names = [columns.id, columns.embedding]
+            yield pa.RecordBatch.from_arrays([ids, vectors], names=names)
+
+
+def _npy_header(
+    filesystem: pafs.FileSystem, path: str
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """(shape, dtype, where the numbers begin) of an ``.npy`` file in row-major order."""
+    with filesystem.open_input_file(path) as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, is_fortran, dtype = read(stream)
+        except ValueError as error:
+            raise InputError(f"{path} is not a NumPy matrix: {_first_line(error)}") from error
+        if is_fortran:
+            raise InputError(f"{path} is stored column by column; save it row by row (C order)")
+        return shape, dtype, stream.tell()
+
+
+def _checked_block(
+    batch: pa.RecordBatch, path: str, source: VectorSource, columns: Columns
+) -> Block:
+    ids = batch.column(columns.id)
+    if ids.null_count:
+        raise InputError(
+            f"{path}: {ids.null_count} rows have a null {columns.id!r}; ids must be set"
+        )
+    vectors, reasons = _to_matrix(batch.column(columns.embedding), source.dimension)
+    squared = squared_lengths(vectors)
+    reasons[~np.isfinite(squared) & (reasons == "")] = "not finite (NaN or infinite)"
+    if source.unit_norm:
+        reasons[(squared == 0) & (reasons == "")] = "zero, so it has no direction"
+    bad = np.flatnonzero(reasons != "")
+    rejected = [(ids[int(i)].as_py(), str(reasons[i])) for i in bad]
+    if rejected and not source.drop_bad:
+        raise InputError(
+            f"{path}: {len(rejected)} of {len(ids)} vectors read cannot be clustered; the first, "
+            f"{columns.id}={rejected[0][0]!r}, is {rejected[0][1]}. Remove them, or leave them "
+            "out with --drop-bad-vectors"
+        )
+    texts = batch.column(columns.text) if columns.text else None
+    labels = _to_labels(batch.column(columns.label)) if columns.label else None
+    if rejected:
+        keep = np.flatnonzero(reasons == "")
+        vectors, squared, ids = vectors[keep], squared[keep], ids.take(pa.array(keep))
+        texts = None if texts is None else texts.take(pa.array(keep))
+        labels = None if labels is None else labels.take(pa.array(keep))
+    if source.unit_norm:
+        vectors = vectors / np.sqrt(squared)[:, None].astype(np.float32)
+    return Block(ids, np.ascontiguousarray(vectors), texts, labels, rejected)
+
+
+def _to_matrix(column: pa.Array, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (n, d), and for each row why it is unusable, or ''. Unusable rows are NaN."""
+    reasons = np.full(len(column), "", dtype=object)
+    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
+    reasons[lengths < 0] = "null"
+    wrong = (lengths >= 0) & (lengths != dimension)
+    reasons[wrong] = [f"of {length} numbers, not {dimension}" for length in lengths[wrong]]
+    good = np.flatnonzero(reasons == "")
+    kept = column if len(good) == len(column) else column.take(pa.array(good))
+    values = kept.flatten().cast(pa.float32(), safe=False)
+    numbers = pc.fill_null(values, float("nan")).to_numpy(zero_copy_only=False)
+    if len(good) == len(column):
+        return numbers.reshape(-1, dimension), reasons
+    vectors = np.full((len(column), dimension), np.nan, dtype=np.float32)
+    vectors[good] = numbers.reshape(-1, dimension)
+    return vectors, reasons
+
+
+def _to_labels(column: pa.Array) -> pa.Array:
+    """Labels as strings, null where there is none (a float NaN counts as none)."""
+    labels = column.cast(pa.string())
+    missing = pc.is_null(column, nan_is_null=True)
+    return pc.if_else(missing, pa.scalar(None, pa.string()), labels)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

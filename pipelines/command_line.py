@@ -196,10 +196,16 @@ def connect_ray() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if ray.is_initialized():
         return
-    local = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        local = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
-    ray.init(log_to_driver=True, logging_level=logging.WARNING, **local)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        return
+    ray.init(
+        "local",  # not whatever else runs on this machine
+        num_cpus=max(4, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
 
 
 def configure_logging() -> None:

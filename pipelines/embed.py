@@ -25,6 +25,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.actor_plan import ActorPlan, plan_actors
+from pipelines.chunk_encoder import ChunkEncoder, tokenize_chunk
 from pipelines.command_line import JobResult
 from pipelines.corpus import Columns, CorpusFile, find_files, inspect_files
 from pipelines.dedup import Assembled, AssembleSettings, assemble_corpus
@@ -35,6 +36,7 @@ from pipelines.encoder_description import (
     describe_encoder,
 )
 from pipelines.errors import InputError
+from pipelines.estimate import estimate_run, estimate_table
 from pipelines.kept_columns import parquet_schema
 from pipelines.model_sources import PACKAGED_MODEL
 from pipelines.packaged import demo_corpus
@@ -46,7 +48,7 @@ from pipelines.scan import ScanSettings, scan_corpus
 from pipelines.stages import configure_ray_data
 from pipelines.storage import default_output, join, remove_folder
 from pipelines.tokenization import PromptedTokenizer
-from pipelines.vectors import EncodeSettings, embed_chunks
+from pipelines.vectors import EncodeSettings, Workers, embed_chunks
 from pipelines.work_plan import (
     WORK_FOLDER,
     ScanResult,
@@ -62,6 +64,7 @@ CPU_CHUNK_TOKENS = 1 << 15
 GPU_CHUNK_TOKENS = 1 << 20
 SHARD_BYTES = 32 << 20
 MOST_SHARDS = 10_000
+WORKERS = Workers(tokenize_chunk, ChunkEncoder)
 RESERVED_COLUMNS = ("text_sha256", "embedding")
 DEMO_KEPT_COLUMNS = ("text", "label")
 MAY_CHANGE = (
@@ -181,6 +184,9 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
     run = prepare_run(config, files)
+    if config.dry_run:
+        estimate = estimate_run(run.files, config.columns, run.description, run.actors)
+        return JobResult(summary=estimate_table(estimate, run.actors, config.output))
     run.plan.save(run.work)
     scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
     assembled = assemble_corpus(assemble_settings(run, scanned))
@@ -188,7 +194,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     encode = EncodeSettings(
         run.work, json.dumps(run.description.to_json()), run.actors, config.float16
     )
-    speed = embed_chunks(encode, assembled.chunks, rejected=rejected)
+    speed = embed_chunks(encode, WORKERS, assembled.chunks, rejected=rejected)
     written = write_result(result_settings(run, scanned), assembled.chunks)
     counts = final_counts(scanned, assembled, written)
     run.description.save(config.output)

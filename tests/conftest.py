@@ -28,7 +28,7 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
-    "PYTHONPATH": str(Path(__file__).parent.parent),
+    "PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}",
 }
 # Before Ray or torch is imported anywhere: workers inherit what the session started with.
 os.environ.update(ENVIRONMENT)
@@ -51,7 +51,7 @@ def local_ray():
     import ray
 
     if not ray.is_initialized():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -16,12 +16,14 @@ import pytest
 
 from pipelines import embed as embed_module
 from pipelines.actor_plan import plan_actors
+from pipelines.chunk_encoder import ChunkEncoder, tokenize_chunk
 from pipelines.dedup import Chunk
 from pipelines.embed import MAY_CHANGE, EmbedConfig, embed_corpus
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError
 from pipelines.results import plan_parts
 from pipelines.run_record import RunRecord, read_run
+from pipelines.vectors import Workers
 
 WORDS = ["sea", "guitar", "market", "orbit", "planet", "eggs", "flour", "law", "court", "goal", "a"]
 
@@ -223,25 +225,17 @@ def test_a_corpus_without_a_document_is_an_error(config):
         run(config)
 
 
-def test_a_text_whose_vector_is_not_finite_is_rejected_with_all_its_documents(config, tmp_path):
-    body = ["fine one", "poison", "fine two", "poison"]
+def test_a_text_whose_vector_is_not_finite_is_rejected_with_all_its_documents(config, monkeypatch):
+    body = ["fine one", "poison " * 9, "fine two", "poison " * 9]
     pq.write_table(pa.table({"id": [1, 2, 3, 4], "text": body}), Path(config.corpus, "a.parquet"))
-    from pipelines import vectors
 
-    real = vectors.ChunkEncoder._encode
-
-    class Poisoned(vectors.ChunkEncoder):
+    class Poisoned(ChunkEncoder):
         def _encode(self, tokens):
-            found, valid = real(self, tokens)
-            shortest = min(map(len, tokens))
-            return found, valid & np.array([len(ids) > shortest for ids in tokens])
+            found, valid = super()._encode(tokens)
+            return found, valid & np.array([len(ids) < max(map(len, tokens)) for ids in tokens])
 
-    original = vectors.ChunkEncoder
-    vectors.ChunkEncoder = Poisoned
-    try:
-        counts = run(config)
-    finally:
-        vectors.ChunkEncoder = original
+    monkeypatch.setattr(embed_module, "WORKERS", Workers(tokenize_chunk, Poisoned))
+    counts = run(config)
     assert counts == counts | {"documents": 4, "embedded": 2, "rejected": 2, "duplicates": 0}
     assert rejected(config.output) == [
         ("2", "its vector is not finite"),
@@ -256,14 +250,22 @@ def test_reading_and_writing_s3(config, s3_server):
     on_s3 = replace(config, corpus="s3://shoal-embed/in/*.jsonl", output="s3://shoal-embed/out")
     assert run(on_s3)["embedded"] == 200
     listing = s3_server.list_objects_v2(Bucket="shoal-embed", Prefix="out/")["Contents"]
-    assert {item["Key"].split("/")[1] for item in listing} == {
-        "embeddings",
-        "rejected",
-        "encoder.json",
-        "run.json",
-    }
+    names = {item["Key"].split("/")[1] for item in listing}
+    # pyarrow leaves an empty object "out/" where it has deleted something below
+    assert names - {""} == {"embeddings", "rejected", "encoder.json", "run.json"}
     filesystem, path = pa.fs.FileSystem.from_uri("s3://shoal-embed/out/embeddings")
     assert pads.dataset(path, filesystem=filesystem).count_rows() == 200
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config):
+    Path(config.corpus, "a.txt").write_text("\n".join(texts(500)))
+    config = replace(config, dry_run=True)
+    summary = embed_corpus(config, RunRecord(config.output, "embed_corpus", {})).summary
+    assert summary["files"] == "1"
+    documents = int(summary["documents"].removeprefix("about ").replace(",", ""))
+    assert 400 < documents < 600
+    assert summary["actors"] == "1, each 1 CPUs and 0 GPUs"
+    assert not Path(config.output).exists()
 
 
 # ---- without Ray

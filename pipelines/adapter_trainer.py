@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.adapter_model import LoraSettings, add_adapter, enable_checkpointing
-from pipelines.base_model import cut_layers, find_layers, load_base_model, read_states
+from pipelines.base_model import load_base_model
 from pipelines.batching import token_budget_batches
 from pipelines.contrastive import (
     ContrastiveLoss,
@@ -28,9 +28,9 @@ from pipelines.contrastive import (
     sum_gradients,
     sum_over_ranks,
 )
-from pipelines.encoder import pad_right
 from pipelines.encoder_description import EncoderDescription
 from pipelines.heldout import label_measure, partner_measures
+from pipelines.padded_decoder import cut_layers, find_layers, pad_right, read_states
 from pipelines.pooling import pool
 from pipelines.row_dropout import install_row_dropout
 from pipelines.tokenization import PromptedTokenizer

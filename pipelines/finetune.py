@@ -37,7 +37,7 @@ from pipelines.pair_files import read_pairs
 from pipelines.pairs import find_corpus, make_pairs
 from pipelines.ray_training import TrainingTask, plan_workers, train_in_process, train_on_workers
 from pipelines.run_record import RunRecord, require_complete
-from pipelines.sentence_transformers_export import export_to_sentence_transformers
+from pipelines.sentence_transformers_folder import export_sentence_transformer
 from pipelines.storage import (
     atomic_output,
     exists,
@@ -113,12 +113,23 @@ def check_settings(config: FinetuneConfig, description: EncoderDescription) -> N
             f"dimensions has {too_long[0]}, but vectors have {description.dimension}: give "
             "shorter lengths only; the full one is always trained"
         )
-    if config.sentence_transformers and "://" in config.output:
-        raise InputError("--sentence-transformers writes to local folders only; leave it out here")
+    if config.sentence_transformers:
+        check_export(config, description)
     if config.workers == (0, 0) and "://" in config.output:
         raise InputError("--num-workers 0 trains in this process and writes to local folders only")
     if config.adapter is not None:
         check_start_adapter(config, description)
+
+
+def check_export(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse now, not after hours of training, an encoder that cannot be exported."""
+    if "://" in config.output:
+        raise InputError("--sentence-transformers writes to local folders only; leave it out here")
+    if description.pooling == "body-mean" or len(description.layers) > 1:
+        raise InputError(
+            f"pooling {description.pooling} of layers {list(description.layers)} has no equal in "
+            "sentence-transformers: leave --sentence-transformers out, or name another"
+        )
 
 
 def check_start_adapter(config: FinetuneConfig, description: EncoderDescription) -> None:
@@ -218,7 +229,7 @@ def write_result(
     tuned.save(config.output)
     if config.sentence_transformers:
         folder = Path(config.output).expanduser() / "sentence_transformers"
-        export_to_sentence_transformers(tuned, folder)
+        export_sentence_transformer(tuned, folder)
     card = write_model_card(config, tuned, counts, metrics, history)
     write_bytes(join(config.output, "README.md"), card.encode())
 

@@ -31,8 +31,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/prompted
-	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/unprompted --prompt none
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/prompted --max-tokens 128
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/unprompted --max-tokens 128 --prompt none
 	$(BIN)/python jobs/cluster_corpus.py --embeddings $(DEMO)/prompted --output $(DEMO)/clusters \
 		--num-clusters 20 --label-column label
 	$(BIN)/python benchmarks/demo.py --demo $(DEMO)

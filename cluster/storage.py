@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 
 from cluster.errors import InputError
 
+EMBEDDINGS_FOLDER = "embeddings"
+"""Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
+
 
 def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of ``path`` (local, ``s3://``, ``gs://``, ``hf://``) and the path inside it.
@@ -40,7 +43,8 @@ def join(folder: str, *parts: str) -> str:
 def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, list[str]]:
     """Files at ``path`` (one file, a folder, or a glob) that end in one of ``suffixes``, sorted.
 
-    Files and folders whose name starts with ``.`` or ``_`` are another program's working files
+    Of an embedding job's output folder only ``embeddings/`` is looked at. Files and folders whose
+    name starts with ``.`` or ``_`` are another program's working files
     and are passed over. Raises :class:`InputError` where nothing is found.
     """
     is_glob = any(mark in path for mark in "*?[")
@@ -55,6 +59,9 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, l
         raise InputError(f"no such file or folder: {path}")
     if info.type == pafs.FileType.File:
         return filesystem, [info.path]
+    results = filesystem.get_file_info(join(inner, EMBEDDINGS_FOLDER))
+    if not is_glob and results.type == pafs.FileType.Directory:
+        inner = results.path
     found = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
     names = [f.path for f in found if f.path.endswith(suffixes) and not _is_hidden(f.path, inner)]
     if is_glob:

@@ -28,6 +28,11 @@ class ActorPlan:
         """Torch threads of one actor."""
         return max(1, round(self.cpus))
 
+    @property
+    def tokenizers(self) -> int:
+        """Tokenizer tasks at a time: a core tokenizes for a GPU, or for dozens of other cores."""
+        return self.largest if self.gpus else max(1, round(self.largest * self.cpus / 32))
+
     def __str__(self) -> str:
         count = f"{self.smallest} to {self.largest}"
         count = str(self.largest) if self.smallest == self.largest else count

@@ -83,7 +83,8 @@ def run_job(
             keep_complete=keep_complete,
         )
         with contextlib.nullcontext() if settings.get("dry_run") else record:
-            connect_ray()
+            if not record.settled:
+                connect_ray()
             result = function(config, record)
             record.counts.update(result.counts)
             record.metrics.update(result.metrics)
@@ -195,10 +196,16 @@ def connect_ray() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if ray.is_initialized():
         return
-    local = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        local = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
-    ray.init(log_to_driver=True, logging_level=logging.WARNING, **local)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        return
+    ray.init(
+        "local",  # not whatever else runs on this machine
+        num_cpus=max(4, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
 
 
 def configure_logging() -> None:

@@ -8,7 +8,7 @@ chunks of about equal work. Out: ``texts/`` and ``documents/`` with a segment a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,8 @@ from pipelines.documents import EXCERPT_CHARACTERS, rejected_table
 from pipelines.kept_columns import json_to_values
 from pipelines.scan import ScanSettings, digest_matrix, estimate_tokens, split_by
 from pipelines.segments import read_segment, table_to_bytes, write_segments
-from pipelines.stages import Receipt
-from pipelines.storage import in_threads, join, write_bytes
+from pipelines.stages import Receipt, run_stage
+from pipelines.storage import in_threads, join, make_folder, write_bytes
 
 CHUNK_BYTES = 64 << 20
 
@@ -41,6 +41,51 @@ class AssembleSettings:
     def path(self, *parts: str) -> str:
         """A path below the work folder."""
         return join(self.scan.work, *parts)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of distinct texts that is encoded as one unit of work, and their documents."""
+
+    name: str
+    partition: str
+    number: int
+    texts: int
+    documents: int
+    tokens: int
+    """Estimated, prompts included."""
+    documents_bytes: int
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All chunks, and how the documents of the scan divide."""
+
+    chunks: tuple[Chunk, ...]
+    distinct: int
+    duplicates: int
+    repeated_ids: int
+
+
+def assemble_corpus(settings: AssembleSettings) -> Assembled:
+    """Find repeated ids and texts in all partitions and cut the distinct texts into chunks."""
+    for folder in ("texts", "documents"):
+        make_folder(settings.path(folder))
+    work = settings.scan.work
+    units = {f"{number:05d}": number for number in range(settings.scan.partitions)}
+    run_stage(work, "ids", units, functools.partial(find_repeated_ids, settings))
+    function = functools.partial(assemble_partition, settings)
+    receipts = run_stage(work, "assemble", units, function)
+    chunks = (
+        Chunk(f"{partition}-{number:05d}", partition, number, *sizes)
+        for partition, receipt in receipts.items()
+        for number, sizes in enumerate(receipt["chunks"])
+    )
+    distinct, duplicates, repeated_ids = (
+        sum(receipt[name] for receipt in receipts.values())
+        for name in ("distinct", "duplicates", "repeated_ids")
+    )
+    return Assembled(tuple(chunks), distinct, duplicates, repeated_ids)
 
 
 def find_repeated_ids(settings: AssembleSettings, name: str, unit: int) -> Receipt:
@@ -197,8 +242,3 @@ def _place_documents(
 def _fill_ids(documents: pa.Table) -> pa.Array:
     hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]
     return pc.coalesce(documents["id"].combine_chunks(), pa.array(hashes, pa.large_string()))
-
-
-def chunk_names(partition: str, chunks: Sequence[Sequence[int]]) -> list[str]:
-    """Names of a partition's chunks, in order."""
-    return [f"{partition}-{number:05d}" for number in range(len(chunks))]

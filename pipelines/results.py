@@ -6,17 +6,27 @@ In: ``documents/`` and ``vectors/`` under the work folder. Out: ``embeddings/par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dedup import Chunk
 from pipelines.documents import REJECTED_SCHEMA, rejected_table
 from pipelines.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.stages import Receipt
-from pipelines.storage import atomic_output, join, list_files, read_bytes, remove_files, write_bytes
+from pipelines.stages import Receipt, run_stage
+from pipelines.storage import (
+    atomic_output,
+    join,
+    list_files,
+    make_folder,
+    read_bytes,
+    remove_files,
+    write_bytes,
+)
 from pipelines.vectors import read_vectors
 
 ROW_GROUP_BYTES = 32 << 20
@@ -39,6 +49,12 @@ class ResultSettings:
     kept_types: dict[str, pa.DataType]
     value_type: pa.DataType
     dimension: int
+    target_bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one vector."""
+        return self.dimension * self.value_type.bit_width // 8
 
     @property
     def schema(self) -> pa.Schema:
@@ -56,32 +72,47 @@ class ResultSettings:
         return pa.schema(fields, metadata=metadata)
 
 
+def write_result(settings: ResultSettings, chunks: Sequence[Chunk]) -> dict[str, int]:
+    """Write all files of the result; rows, files, failed texts, their rows, rejected, tokens."""
+    for folder in ("embeddings", "rejected"):
+        make_folder(join(settings.output, folder))
+    parts = plan_parts(chunks, settings.row_bytes, settings.target_bytes)
+    receipts = run_stage(settings.work, "parts", parts, functools.partial(write_part, settings))
+    function = functools.partial(write_rejected, settings.work, settings.output)
+    rejects = run_stage(settings.work, "rejects", plan_rejected(settings.work), function)
+    for folder in ("embeddings", "rejected"):
+        remove_temporary_files(join(settings.output, folder))
+    total = {
+        name: sum(receipt[name] for receipt in receipts.values())
+        for name in ("rows", "failed_rows", "failed_texts", "tokens")
+    }
+    rejected = sum(receipt["rows"] for receipt in rejects.values())
+    return {**total, "files": len(parts), "rejected": rejected}
+
+
 def plan_parts(
-    chunks: Mapping[str, Sequence[int]], row_bytes: int, target_bytes: int
+    chunks: Sequence[Chunk], row_bytes: int, target_bytes: int
 ) -> dict[str, list[list[Any]]]:
     """Output files of even size: for each, the runs of documents [chunk, start, stop) it holds.
 
     Args:
-        chunks: name to (texts, documents, estimated tokens, bytes of the documents).
+        chunks: all chunks in order.
         row_bytes: size of one vector.
         target_bytes: about how large a file should be.
     """
-    sizes = {
-        name: documents * (row_bytes + _ROW_OVERHEAD_BYTES) + size
-        for name, (_, documents, _, size) in chunks.items()
-    }
-    count = max(1, round(sum(sizes.values()) / target_bytes))
-    share = max(1.0, sum(sizes.values()) / count)
+    sizes = [c.documents * (row_bytes + _ROW_OVERHEAD_BYTES) + c.documents_bytes for c in chunks]
+    count = max(1, round(sum(sizes) / target_bytes))
+    share = max(1.0, sum(sizes) / count)
     parts: list[list[list[Any]]] = [[] for _ in range(count)]
     before = 0
-    for name, size in sizes.items():
-        documents, start = chunks[name][1], 0
+    for chunk, size in zip(chunks, sizes, strict=True):
+        documents, start = chunk.documents, 0
         first, last = int(before // share), int((before + size - 1) // share)
         for number in range(first, min(last, count - 1) + 1):
             stop = round(((number + 1) * share - before) / size * documents)
             stop = documents if number >= min(last, count - 1) else min(documents, stop)
             if stop > start:
-                parts[number].append([name, start, stop])
+                parts[number].append([chunk.name, start, stop])
             start = max(start, stop)
         before += size
     return {f"part-{number:05d}": runs for number, runs in enumerate(parts)}
@@ -90,7 +121,7 @@ def plan_parts(
 def write_part(settings: ResultSettings, name: str, unit: Sequence[Sequence[Any]]) -> Receipt:
     """Write one file of ``embeddings/``; documents without a vector go to ``rejected/``."""
     rejected: list[pa.Table] = []
-    receipt = {"rows": 0, "rejected": 0, "failed_texts": 0, "tokens": 0}
+    receipt = {"rows": 0, "failed_rows": 0, "failed_texts": 0, "tokens": 0}
     path = join(settings.output, "embeddings", f"{name}.parquet")
     with atomic_output(path) as sink, _open_writer(sink, settings.schema) as writer:
         pending: list[pa.Table] = []
@@ -108,7 +139,7 @@ def write_part(settings: ResultSettings, name: str, unit: Sequence[Sequence[Any]
                     pending = []
         _write_group(writer, pending)
     lost = pa.concat_tables(rejected) if rejected else rejected_table([])
-    receipt["rejected"] = len(lost)
+    receipt["failed_rows"] = len(lost)
     if len(lost):
         lost_path = join(settings.work, "rejected", f"{name}.arrow")
         write_bytes(lost_path, table_to_bytes(lost), create_folder=False)

@@ -47,6 +47,8 @@ class RunRecord:
     previous: Mapping[str, Any] | None = None
     may_change: Collection[str] = ()
     keep_complete: bool = False
+    settled: bool = field(default=False, init=False)
+    """Whether the record is complete already and leaving will not change it."""
 
     def __enter__(self) -> Self:
         self.previous = check_output_folder(
@@ -55,15 +57,15 @@ class RunRecord:
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         complete = self.previous is not None and self.previous.get("status") == "complete"
-        self._settled = self.keep_complete and complete
-        if not self._settled:
+        self.settled = self.keep_complete and complete
+        if not self.settled:
             self._write("running")
         return self
 
     def complete(self) -> None:
         """Write ``complete`` now, with the counts and metrics so far, instead of on leaving."""
         self._write("complete")
-        self._settled = True
+        self.settled = True
 
     def __exit__(
         self,
@@ -71,7 +73,7 @@ class RunRecord:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._settled:
+        if self.settled:
             return
         if error is None:
             self._write("complete")

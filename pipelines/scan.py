@@ -8,21 +8,24 @@ partition of texts (a text's partition is decided by its hash, so all its repeat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus import Columns, CorpusFile, Shard, describe_problem
-from pipelines.documents import Checker
+from pipelines.documents import Checker, rejected_table
+from pipelines.errors import InputError
 from pipelines.readers import RowBatch, read_shard
 from pipelines.segments import table_to_bytes, write_segments
-from pipelines.stages import Receipt
-from pipelines.storage import is_transient, join, write_bytes
+from pipelines.stages import Receipt, run_stage
+from pipelines.storage import is_transient, join, make_folder, write_bytes
+from pipelines.work_plan import ScanResult, check_same_corpus, combine_receipts, listing_of
 
 FLUSH_BYTES = 64 << 20
 _REASONS_KEPT = 100
@@ -41,6 +44,42 @@ class ScanSettings:
     max_tokens: int
     prompt_tokens: int
     flush_bytes: int = FLUSH_BYTES
+
+
+def scan_corpus(
+    settings: ScanSettings, files: Sequence[CorpusFile], *, skip_unreadable: bool
+) -> ScanResult:
+    """Read every shard that has not been read; what the corpus holds.
+
+    Raises :class:`InputError` where files cannot be read and are not to be skipped (after
+    everything else was read), where there is no document, and for a corpus that has changed since
+    an earlier run had read all of it.
+    """
+    earlier = ScanResult.load(settings.work)
+    if earlier is not None:
+        check_same_corpus(earlier.listing, listing_of(files))
+        return earlier
+    make_folder(join(settings.work, "rejected"))
+    shards = {shard.name: shard for file in files for shard in file.shards()}
+    units = {name: asdict(shard) for name, shard in shards.items()}
+    function = functools.partial(scan_shard, settings)
+    scanned = combine_receipts(files, shards, run_stage(settings.work, "scan", units, function))
+    problems = scanned.problems
+    if problems and not skip_unreadable:
+        path, problem = next(iter(problems.items()))
+        more = f" ({len(problems)} files cannot be read)" if len(problems) > 1 else ""
+        raise InputError(
+            f"{path}: {problem}{more}. The rest was read and is kept: mend or remove the file and "
+            "run again, or pass --skip-unreadable-files"
+        )
+    if not scanned.documents:
+        raise InputError(f"there is no document in {files[0].path} or any other file")
+    if problems:
+        rows = [(None, f"unreadable file: {why}", path) for path, why in problems.items()]
+        path = join(settings.work, "rejected", "files.arrow")
+        write_bytes(path, table_to_bytes(rejected_table(rows)))
+    scanned.save(settings.work)
+    return scanned
 
 
 @dataclass

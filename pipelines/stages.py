@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.data
 
 from pipelines.errors import InputError
 from pipelines.storage import (
@@ -61,6 +62,14 @@ def run_stage(
         "%s: %d of %d done now, %.1f s", stage, len(missing), len(units), time.monotonic() - started
     )
     return {name: receipts[name] for name in units}
+
+
+def configure_ray_data() -> None:
+    """Leave the display of progress to :mod:`pipelines.progress`."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
 
 
 def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:

@@ -1,0 +1,68 @@
+"""What tests share: a tiny model, one local Ray for the session, an S3 server on loopback."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+S3_PORT = free_port()
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "OMP_WAIT_POLICY": "passive",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    "RAY_DEDUP_LOGS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}",
+}
+# Before Ray or torch is imported anywhere: workers inherit what the session started with.
+os.environ.update(ENVIRONMENT)
+if "RAY_TMPDIR" not in os.environ:
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
+Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory) -> Path:
+    """A random model of two layers with a tokenizer, as a local folder."""
+    from tiny_models import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """Ray on this machine with four logical CPUs, shared by the session."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 API server on loopback, where ``AWS_ENDPOINT_URL`` points to; its client."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
+    server.start()
+    yield boto3.client("s3")
+    server.stop()

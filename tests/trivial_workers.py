@@ -1,0 +1,74 @@
+"""Workers without a model: a vector is a digest of the text, so every row can be checked."""
+
+import hashlib
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.segments import bytes_to_table, read_segment, table_to_bytes
+from pipelines.stages import take_unit
+from pipelines.storage import join
+from pipelines.vectors import EncodeSettings, Workers, write_vectors
+
+DIMENSION = 64
+TOKENS = 64
+CHUNK_SECONDS = 0.15
+
+
+def tokens_of(text: str) -> list[int]:
+    return list(text.encode()[:TOKENS])
+
+
+def vector_of(tokens: list[int]) -> np.ndarray:
+    """float32 (64,)."""
+    digest = hashlib.sha512(bytes(tokens)).digest()
+    return np.frombuffer(digest, np.uint8).astype(np.float32)
+
+
+def tokenize(batch: pa.Table, *, settings: EncodeSettings) -> pa.Table:
+    name, (partition, number) = take_unit(batch)
+    texts = read_segment(join(settings.work, "texts", f"{partition}.texts"), number)
+    assert texts is not None
+    ids = [tokens_of(text) for text in texts["text"].to_pylist()]
+    data = table_to_bytes(pa.table({"tokens": pa.array(ids, pa.list_(pa.int32()))}))
+    return pa.table({"name": [name], "tokens": pa.array([data], pa.binary())})
+
+
+class DigestEncoder:
+    """Takes its time, so that there is something to interrupt."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        name = batch["name"][0].as_py()
+        tokens = bytes_to_table(batch["tokens"][0].as_py())["tokens"].to_pylist()
+        time.sleep(CHUNK_SECONDS)
+        count = sum(map(len, tokens))
+        found = {"tokens": count, "padded_tokens": count, "failed": 0}
+        valid = np.ones(len(tokens), dtype=bool)
+        vectors = np.stack([vector_of(ids) for ids in tokens])
+        write_vectors(self.settings.work, name, vectors, valid, found)
+        row = {"name": name, "texts": len(tokens), **found}
+        return pa.table({key: [value] for key, value in row.items()})
+
+
+class CrampedEncoder(DigestEncoder):
+    """May write only small files while a file named ``cramped`` lies beside the output."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        cramped = Path(self.settings.work).parent.with_name("cramped").exists()
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if cramped:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256, old[1]))
+        try:
+            return super().__call__(batch)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+WORKERS = Workers(tokenize, DigestEncoder)
+CRAMPED_WORKERS = Workers(tokenize, CrampedEncoder)

@@ -23,7 +23,7 @@ def load_base_model(
     device: torch.device,
     adapter: Path | None = None,
     trust_remote_code: bool = False,
-) -> nn.Module:
+) -> Any:
     """The model in ``folder`` without its LM head, ready to run, ``adapter`` merged into it.
 
     Raises :class:`InputError` where the adapter was trained on another model.

@@ -32,12 +32,14 @@ class PromptedTokenizer:
 
     ``head`` and ``tail`` are what surrounds every body: the tokenizer's own opening token and the
     prompt's prefix; the prompt's suffix, the tokenizer's own closing token and, where asked for,
-    the end-of-sequence token.
+    the end-of-sequence token. ``lead`` is the space between prefix and text, if there is one: as
+    in ordinary writing it belongs to the text's first word.
     """
 
     tokenizer: Any
     head: tuple[int, ...]
     tail: tuple[int, ...]
+    lead: str
     max_tokens: int
     longest_token_characters: int
 
@@ -64,14 +66,19 @@ class PromptedTokenizer:
                 raise InputError("append_eos: this model's tokenizer has no end-of-sequence token")
             if closing[-1:] != [tokenizer.eos_token_id]:
                 closing = [*closing, tokenizer.eos_token_id]
+        words = template.prefix.rstrip(" ")
+        lead = template.prefix[len(words) :]
+        if lead and puts_a_space_before(tokenizer):
+            lead = lead[1:]
         prefix, suffix = (
             tokenizer.encode(part, add_special_tokens=False) if part else []
-            for part in (template.prefix, template.suffix)
+            for part in (words, template.suffix)
         )
         return cls(
             tokenizer=tokenizer,
             head=(*opening, *prefix),
             tail=(*suffix, *closing),
+            lead=lead,
             max_tokens=max_tokens,
             longest_token_characters=max(map(len, tokenizer.get_vocab())),
         )
@@ -131,7 +138,7 @@ class PromptedTokenizer:
         pending = [index for index, text in enumerate(texts) if text]
         characters = self.max_tokens * _GUESSED_CHARACTERS_PER_TOKEN
         while pending:
-            beginnings = [valid_unicode(texts[index][:characters]) for index in pending]
+            beginnings = [self.lead + valid_unicode(texts[index][:characters]) for index in pending]
             unsettled = []
             for index, ids in zip(pending, self._encode(beginnings), strict=True):
                 whole = len(texts[index]) <= characters
@@ -163,6 +170,12 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
         if full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]
     raise InputError("this model's tokenizer changes a text when it adds its special tokens")
+
+
+def puts_a_space_before(tokenizer: Any) -> bool:
+    """Whether a tokenizer, as many SentencePiece ones, reads a text as if a space preceded it."""
+    bare, spaced = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a"))
+    return bare == spaced or spaced[-len(bare) :] == bare
 
 
 def valid_unicode(text: str) -> str:

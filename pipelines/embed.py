@@ -248,7 +248,7 @@ def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
         )
     plan = earlier or WorkPlan(
         description.fingerprint,
-        count_partitions(sum(file.text_bytes for file in seen)),
+        count_partitions(seen),
         config.chunk_tokens or (GPU_CHUNK_TOKENS if actors.gpus else CPU_CHUNK_TOKENS),
         shard_bytes,
     )

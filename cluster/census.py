@@ -1,39 +1,69 @@
-"""Assign a shard's documents, write their rows, and keep what scores and the report add up.
+"""What all documents of a clustering add up to, and the few that are kept of each cluster.
 
-A :class:`Census` of one shard is small, and those of all shards merge to the same whole in any
-order: counts are integers, and the documents kept are chosen by distance and hash of id.
+The census of one shard is small, and those of all shards merge to the same whole in any order:
+sums are of integers, and the documents kept are chosen by distance and hash of id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster.assign import Assignment, NearestCentroids
-from cluster.storage import written_whole
-from cluster.vectors import Block, Shard, VectorSource, hash_ids, read_blocks
+from cluster.assign import Assignment
+from cluster.distances import fixed_point_bits
+from cluster.vectors import Block
 
 TEXT_CHARACTERS = 600
-_FIXED_POINT = 2.0**30
-"""Distances are summed as integers of this scale, so that sums do not depend on order."""
+
+
+@dataclass(frozen=True)
+class CensusPlan:
+    """What to count, the same for every shard."""
+
+    levels: tuple[int, ...]
+    """Numbers of clusters, ascending; sizes, labels and documents are of the last, the finest."""
+    kept: int
+    """Nearest and farthest documents kept of each cluster."""
+    count: int
+    """Documents at most."""
+    largest_distance: float
+    """No distance is longer."""
+
+    @property
+    def k(self) -> int:
+        """Clusters of the finest level."""
+        return self.levels[-1]
+
+    @property
+    def distance_bits(self) -> int:
+        """Digits after the point of distances summed as integers."""
+        return fixed_point_bits(self.count, self.largest_distance)
+
+    @property
+    def square_bits(self) -> int:
+        """Digits after the point of squared distances summed as integers."""
+        return fixed_point_bits(self.count, self.largest_distance**2)
 
 
 @dataclass
 class Census:
-    """What all documents of a level of clustering add up to."""
+    """Counts of all documents, by cluster of the finest level."""
 
+    plan: CensusPlan
     sizes: np.ndarray
     """int64 (k,)."""
     distance_sums: np.ndarray
-    """int64 (k,), distances to the centroid in fixed point."""
-    square_sums: list[int]
-    """k squared distances summed, in fixed point."""
+    """int64 (k,), distances to the centroid as integers of the plan's scale."""
+    square_sums: np.ndarray
+    """int64 (k,), squared distances likewise."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     """label -> int64 (k,), its documents in each cluster."""
+    shared: dict[int, np.ndarray] = field(default_factory=dict)
+    """clusters of a coarser level -> int64 (coarse, next finer), documents in both."""
     nearest: pa.Table | None = None
     """The documents nearest to each centroid: cluster_id, distance, order, id, text, label."""
     farthest: pa.Table | None = None
@@ -42,128 +72,122 @@ class Census:
     @property
     def inertia(self) -> float:
         """Sum of squared distances to the nearest centroid."""
-        return sum(self.square_sums) / _FIXED_POINT
+        return float(np.ldexp(float(sum(self.square_sums.tolist())), -self.plan.square_bits))
 
     def mean_distances(self) -> np.ndarray:
         """float64 (k,), NaN for empty clusters."""
-        with np.errstate(invalid="ignore"):
-            return self.distance_sums / _FIXED_POINT / self.sizes
+        sums = np.ldexp(self.distance_sums.astype(np.float64), -self.plan.distance_bits)
+        return np.divide(sums, self.sizes, out=np.full(len(sums), np.nan), where=self.sizes > 0)
 
     def distance_deviations(self) -> np.ndarray:
         """float64 (k,), standard deviation of the distances; NaN for empty clusters."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            squares = np.array([float(total) for total in self.square_sums]) / _FIXED_POINT
-            return np.sqrt(np.maximum(squares / self.sizes - self.mean_distances() ** 2, 0))
+        sums = np.ldexp(self.square_sums.astype(np.float64), -self.plan.square_bits)
+        squares = np.divide(sums, self.sizes, out=np.full(len(sums), np.nan), where=self.sizes > 0)
+        return np.sqrt(np.maximum(squares - self.mean_distances() ** 2, 0))
+
+    def to_tables(self) -> dict[str, pa.Table]:
+        """The same as Arrow tables, to travel between workers and driver."""
+        tables = {
+            "clusters": pa.table([self.sizes, self.distance_sums, self.square_sums], list("nds")),
+            "labels": _to_long({label: counts[None] for label, counts in self.labels.items()}),
+            "shared": _to_long(self.shared),
+        }
+        ends = {"nearest": self.nearest, "farthest": self.farthest}
+        return tables | {name: table for name, table in ends.items() if table is not None}
 
 
-def assign_shard(
-    source: VectorSource,
-    shard: Shard,
-    levels: Mapping[int, np.ndarray],
-    path: str,
-    *,
-    seed: int,
-    kept: int,
-) -> tuple[Census, dict[int, np.ndarray]]:
-    """Assign the documents of one shard and write them to ``path`` as Parquet.
-
-    ``levels`` maps a number of clusters to its centroids, float32 (k, d); the largest is the one
-    that ``cluster_id`` speaks of, the others have a column ``cluster_id_K`` each. Returns the
-    census of the finest level, and for every coarser one how many documents each pair
-    (coarse, fine) shares, int64 (k, finest).
-    """
-    finest = max(levels)
-    indexes = {k: NearestCentroids(centroids) for k, centroids in levels.items()}
-    censuses = [empty_census(finest)]
-    shared = {k: np.zeros((k, finest), dtype=np.int64) for k in levels if k != finest}
-    writer = None
-    with written_whole(path) as stream:
-        for block in read_blocks(source, shard):
-            assignment = indexes[finest].assign(block.vectors)
-            coarser = {k: indexes[k].nearest(block.vectors)[:, 0] for k in shared}
-            table = _to_table(block, assignment, coarser, source.columns.id)
-            writer = writer or pq.ParquetWriter(stream, table.schema)
-            writer.write_table(table)
-            for k, ids in coarser.items():
-                np.add.at(shared[k], (ids, assignment.cluster_ids), 1)
-            censuses.append(_count(block, assignment, finest, seed, kept))
-            if len(censuses) > 8:
-                censuses = [merge_censuses(censuses, kept)]
-        if writer is not None:
-            writer.close()
-    return merge_censuses(censuses, kept), shared
-
-
-def empty_census(k: int) -> Census:
-    """A census of nobody."""
-    zeros = np.zeros(k, dtype=np.int64)
-    return Census(zeros, zeros.copy(), [0] * k)
-
-
-def merge_censuses(censuses: Iterable[Census], kept: int) -> Census:
-    """The census of everyone counted in ``censuses``."""
-    parts = list(censuses)
-    k = len(parts[0].sizes)
-    labels: dict[str, np.ndarray] = {}
-    for part in parts:
-        for label, counts in part.labels.items():
-            labels[label] = labels.get(label, 0) + counts
-    nearest = [part.nearest for part in parts if part.nearest is not None]
-    farthest = [part.farthest for part in parts if part.farthest is not None]
+def census_from_tables(tables: Mapping[str, pa.Table], plan: CensusPlan) -> Census:
+    """The census that :meth:`Census.to_tables` took apart."""
+    sizes, distances, squares = (column.to_numpy() for column in tables["clusters"].columns)
+    labels = _from_long(tables["labels"], {})
+    shared = _from_long(tables["shared"], empty_census(plan).shared)
     return Census(
-        np.sum([part.sizes for part in parts], axis=0),
-        np.sum([part.distance_sums for part in parts], axis=0),
-        [sum(part.square_sums[cluster] for part in parts) for cluster in range(k)],
-        dict(sorted(labels.items())),
-        _first_of_each(pa.concat_tables(nearest), kept, 1.0) if nearest else None,
-        _first_of_each(pa.concat_tables(farthest), kept, -1.0) if farthest else None,
+        plan,
+        sizes,
+        distances,
+        squares,
+        {label: counts[0] for label, counts in labels.items()},
+        shared,
+        tables.get("nearest"),
+        tables.get("farthest"),
     )
 
 
-def _to_table(
-    block: Block, assignment: Assignment, coarser: Mapping[int, np.ndarray], id_column: str
-) -> pa.Table:
-    columns = {
-        id_column: block.ids,
-        "cluster_id": assignment.cluster_ids,
-        "distance": assignment.distances.astype(np.float32),
-        "second_cluster_id": assignment.second_cluster_ids,
-        "margin": assignment.margins.astype(np.float32),
+def empty_census(plan: CensusPlan) -> Census:
+    """A census of nobody."""
+    shared = {
+        coarse: np.zeros((coarse, fine), dtype=np.int64) for coarse, fine in pairwise(plan.levels)
     }
-    columns |= {f"cluster_id_{k}": ids for k, ids in sorted(coarser.items())}
-    return pa.table(columns)
+    sizes, distances, squares = np.zeros((3, plan.k), dtype=np.int64)
+    return Census(plan, sizes, distances, squares, shared=shared)
 
 
-def _count(block: Block, assignment: Assignment, k: int, seed: int, kept: int) -> Census:
+def count_block(
+    block: Block,
+    orders: np.ndarray,
+    assignment: Assignment,
+    ids_by_level: Mapping[int, np.ndarray],
+    plan: CensusPlan,
+) -> Census:
+    """The census of one block; ``ids_by_level`` maps levels to the cluster ids there, int (n,)."""
+    census = empty_census(plan)
     ids, distances = assignment.cluster_ids, assignment.distances
-    fixed = np.rint(distances * _FIXED_POINT).astype(np.int64)
-    squares = np.rint(distances**2 * _FIXED_POINT).astype(np.int64)
-    sums = np.zeros(k, dtype=np.int64)
-    square_sums = np.zeros(k, dtype=np.int64)
-    np.add.at(sums, ids, fixed)
-    np.add.at(square_sums, ids, squares)
-    labels = {}
+    census.sizes = np.bincount(ids, minlength=plan.k)
+    np.add.at(census.distance_sums, ids, _to_fixed(distances, plan.distance_bits))
+    np.add.at(census.square_sums, ids, _to_fixed(distances**2, plan.square_bits))
+    for coarse, fine in pairwise(plan.levels):
+        np.add.at(census.shared[coarse], (ids_by_level[coarse], ids_by_level[fine]), 1)
     if block.labels is not None:
         encoded = block.labels.dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy()
         for code, label in enumerate(encoded.dictionary.to_pylist()):
-            labels[label] = np.bincount(ids[codes == code], minlength=k)
-    documents = pa.table({"cluster_id": ids, "distance": distances, "row": np.arange(len(ids))})
-    documents = documents.append_column("order", pa.array(hash_ids(block.ids, seed)))
-    ends = []
-    for sign in (1.0, -1.0):
-        chosen = _first_of_each(documents, kept, sign)
-        rows = chosen.column("row").combine_chunks()
-        table = chosen.drop_columns("row").append_column("id", block.ids.take(rows))
-        for name, values in (("text", block.texts), ("label", block.labels)):
-            if values is not None:
-                short = values.take(rows).cast(pa.string()).to_pylist()
-                short = [None if text is None else text[:TEXT_CHARACTERS] for text in short]
-                table = table.append_column(name, pa.array(short, pa.string()))
-        ends.append(table)
-    return Census(
-        np.bincount(ids, minlength=k), sums, square_sums.tolist(), labels, ends[0], ends[1]
+            census.labels[label] = np.bincount(ids[codes == code], minlength=plan.k)
+    rows = pa.table(
+        {"cluster_id": ids, "distance": distances, "order": orders, "row": np.arange(len(ids))}
     )
+    census.nearest = _with_texts(_first_of_each(rows, plan.kept, 1.0), block)
+    census.farthest = _with_texts(_first_of_each(rows, plan.kept, -1.0), block)
+    return census
+
+
+def merge_censuses(censuses: Iterable[Census]) -> Census:
+    """The census of everyone counted in ``censuses``, which have one plan."""
+    parts = list(censuses)
+    plan = parts[0].plan
+    labels: dict[str, np.ndarray] = {}
+    for part in parts:
+        for label, counts in part.labels.items():
+            labels[label] = labels.get(label, 0) + counts
+    return Census(
+        plan,
+        np.sum([part.sizes for part in parts], axis=0),
+        np.sum([part.distance_sums for part in parts], axis=0),
+        np.sum([part.square_sums for part in parts], axis=0),
+        dict(sorted(labels.items())),
+        {k: np.sum([part.shared[k] for part in parts], axis=0) for k in plan.levels[:-1]},
+        _merge_ends([part.nearest for part in parts], plan.kept, 1.0),
+        _merge_ends([part.farthest for part in parts], plan.kept, -1.0),
+    )
+
+
+def _to_fixed(values: np.ndarray, bits: int) -> np.ndarray:
+    return np.ldexp(values, bits).astype(np.int64)
+
+
+def _with_texts(chosen: pa.Table, block: Block) -> pa.Table:
+    rows = chosen.column("row").combine_chunks()
+    table = chosen.drop_columns("row").append_column("id", block.ids.take(rows))
+    for name, values in (("text", block.texts), ("label", block.labels)):
+        if values is not None:
+            texts = values.take(rows).cast(pa.string()).to_pylist()
+            short = [None if text is None else text[:TEXT_CHARACTERS] for text in texts]
+            table = table.append_column(name, pa.array(short, pa.string()))
+    return table
+
+
+def _merge_ends(tables: Sequence[pa.Table | None], kept: int, sign: float) -> pa.Table | None:
+    filled = [table for table in tables if table is not None]
+    return _first_of_each(pa.concat_tables(filled), kept, sign) if filled else None
 
 
 def _first_of_each(documents: pa.Table, kept: int, sign: float) -> pa.Table:
@@ -174,3 +198,26 @@ def _first_of_each(documents: pa.Table, kept: int, sign: float) -> pa.Table:
     clusters = clusters[order]
     starts = np.searchsorted(clusters, clusters, side="left")
     return documents.take(pa.array(order[np.arange(len(order)) - starts < kept]))
+
+
+def _to_long(counts: Mapping[str, np.ndarray] | Mapping[int, np.ndarray]) -> pa.Table:
+    """Named int64 (a, b) arrays as one table of their numbers."""
+    return pa.table(
+        {
+            "name": pa.array([str(name) for name in counts], pa.string()),
+            "rows": pa.array([len(array) for array in counts.values()], pa.int64()),
+            "counts": pa.array(
+                [array.ravel() for array in counts.values()], pa.large_list(pa.int64())
+            ),
+        }
+    )
+
+
+def _from_long(table: pa.Table, start: dict) -> dict:
+    """The arrays that :func:`_to_long` wrote; names become those of ``start`` where it has any."""
+    names = {str(name): name for name in start}
+    found = dict(start)
+    for name, rows, counts in zip(*(column for column in table.columns), strict=True):
+        array = counts.values.to_numpy().reshape(rows.as_py(), -1)
+        found[names.get(name.as_py(), name.as_py())] = array
+    return found

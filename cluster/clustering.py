@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +12,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.census import Census, assign_shard, merge_censuses
+from cluster.census import Census, CensusPlan, census_from_tables, merge_censuses
 from cluster.errors import InputError
-from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory
-from cluster.outcome import describe_outcome, write_outcome
-from cluster.sample import SamplePlan, Scan, merge_scans, scan_shard
-from cluster.storage import delete_others, join
-from cluster.vectors import Columns, Shard, VectorSource, open_vectors
-from cluster.workers import count_cpus, run_on_shards
+from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
+from cluster.num_clusters import Choice, choose_num_clusters
+from cluster.outcome import describe_outcome, write_tables
+from cluster.report import render_report
+from cluster.report_content import build_report
+from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
+from cluster.shard_assignment import assign_shard
+from cluster.storage import delete_others, join, write_text
+from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_centroids
+from cluster.workers import RayVectors, count_cpus, run_on_shards
 
 KEPT_DOCUMENTS = 5
 """Nearest and farthest documents kept of every cluster."""
+START_ROWS = 100_000
+"""Vectors that the start of a fit on all vectors is found on."""
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +62,20 @@ class ClusterConfig:
     """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
     restarts: int = 3
     """Independent k-means++ starts, of which the best is kept."""
+    two_level: Literal["auto", "yes", "no"] = "auto"
+    """Cluster coarsely first, then within: much faster for many clusters; auto: from 2,000 on."""
+    initial_centroids: str | None = None
+    """Start from these centroids (centroids.parquet of an earlier run) and keep their numbers."""
+    max_clusters: int = 0
+    """Most clusters that 'auto' tries; 0 for the square root of the sample, 20 to 150."""
     max_iterations: int = 25
     """Iterations of k-means at most."""
     sample_documents: int = 20_000
     """Documents drawn for keywords, diverse examples and scores without labels."""
     map_documents: int = 3_000
     """Documents drawn for the report's map."""
+    duplicate_similarity: float = 0.98
+    """Cosine from which documents of a cluster are near-duplicates; 0 for no search."""
     drop_bad_vectors: bool = False
     """Leave out vectors that cannot be clustered and list them, instead of stopping."""
     num_workers: int = 0
@@ -76,10 +91,24 @@ class ClusterConfig:
         for name in ("restarts", "max_iterations", "sample_documents", "map_documents"):
             if getattr(self, name) < 1:
                 raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.duplicate_similarity <= 1:
+            raise InputError(
+                f"--duplicate-similarity is {self.duplicate_similarity}; it must be from 0 to 1"
+            )
+        self._check_combinations()
         if self.num_workers < 0 or self.cpus_per_worker <= 0:
             raise InputError("--num-workers must not be negative, --cpus-per-worker be positive")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
+
+    def _check_combinations(self) -> None:
+        """Refuse settings that would have no effect, or none together."""
+        if self.max_clusters and self.num_clusters != "auto":
+            raise InputError("--max-clusters bounds --num-clusters auto; leave one of them out")
+        if self.max_clusters < 0 or self.max_clusters == 1:
+            raise InputError(f"--max-clusters is {self.max_clusters}; it must be at least 2")
+        if self.initial_centroids is not None and len(self.levels()) != 1:
+            raise InputError("--initial-centroids needs --num-clusters with one number")
 
     def levels(self) -> list[int]:
         """The numbers of clusters asked for, ascending; empty for 'auto'."""
@@ -118,16 +147,29 @@ class ClusterResult:
 def cluster_corpus(config: ClusterConfig, record: object = None) -> ClusterResult:
     """Cluster the vectors of ``config.embeddings`` into the folder ``config.output``.
 
-    Needs a running Ray. Raises :class:`InputError` for vectors or settings that cannot be used.
+    Needs a running Ray; ``record`` is the open run record, which takes what this returns. Raises
+    :class:`InputError` for vectors or settings that cannot be used.
     """
     source = find_source(config)
     scan = scan_corpus(source, config)
-    fits = {k: fit_level(scan, k, config) for k in config.levels()}
-    census, _ = assign_corpus(source, {k: fit.centroids for k, fit in fits.items()}, config)
-    documents = scan.sample.head(config.sample_documents)
-    has_labels = config.label_column is not None
-    outcome = describe_outcome(scan, fits, census, documents, has_labels=has_labels)
-    write_outcome(outcome, config.output, asdict(config))
+    choice = choose_levels(scan, config)
+    levels = [choice.k] if choice is not None else config.levels()
+    fits = {k: fit_level(source, scan, k, config) for k in levels}
+    census = assign_corpus(source, scan, fits, config)
+    outcome = describe_outcome(
+        scan,
+        fits,
+        choice,
+        census,
+        documents=config.sample_documents,
+        has_labels=config.label_column is not None,
+        similarity=config.duplicate_similarity or None,
+    )
+    write_tables(outcome, config.output)
+    report = build_report(
+        outcome, asdict(config), map_documents=config.map_documents, seed=config.seed
+    )
+    write_text(join(config.output, "report.html"), render_report(report))
     summary = {**outcome.summary(), "report": join(config.output, "report.html")}
     return ClusterResult(outcome.counts(), {"scores": outcome.scores}, summary)
 
@@ -143,51 +185,100 @@ def find_source(config: ClusterConfig) -> VectorSource:
 
 def scan_corpus(source: VectorSource, config: ClusterConfig) -> Scan:
     """Check every vector once and draw the sample."""
-    rows = config.fit_rows() or 0
+    rows = config.fit_rows() or START_ROWS
     wanted = max(rows, config.sample_documents, config.map_documents)
     plan = SamplePlan(source.rows, wanted, config.sample_documents, config.seed)
-    scans = run_on_shards(partial(scan_shard, source, plan=plan), source.shards, **pool_of(config))
-    scan = merge_scans(scans, source, plan)
-    if scan.zeros:
-        log.warning(
-            "%d of %d vectors are zero; they are clustered as points", scan.zeros, scan.rows
+    tables = run_on_shards(partial(scan_shard, source, plan=plan), source.shards, **pool_of(config))
+    scan = merge_scans([scan_from_tables(table) for table in tables], source, plan)
+    if config.label_column is not None and not scan.labelled:
+        raise InputError(
+            f"column {config.label_column!r} holds no label in {scan.rows:,} rows: name another "
+            "column, or leave --label-column out"
         )
     return scan
 
 
-def fit_level(scan: Scan, k: int, config: ClusterConfig) -> Fit:
-    """Centroids for ``k`` clusters from the sample."""
-    rows = config.fit_rows() or 0
-    vectors = scan.sample.head(rows).vectors
-    options = FitOptions(
+def choose_levels(scan: Scan, config: ClusterConfig) -> Choice | None:
+    """The number of clusters that suits the sample, where none was given."""
+    if config.levels() or config.initial_centroids is not None:
+        return None
+    choice = choose_num_clusters(
+        scan.sample.vectors, fit_options(2, config), most=config.max_clusters or None
+    )
+    log.info("%s", choice.reason)
+    return choice
+
+
+def fit_level(source: VectorSource, scan: Scan, k: int, config: ClusterConfig) -> Fit:
+    """Centroids for ``k`` clusters, from the sample or (``--fit all``) from every vector."""
+    rows = config.fit_rows()
+    vectors = scan.sample.head(rows or START_ROWS).vectors
+    options = fit_options(k, config)
+    start = load_start(config, source, k)
+    log.info("fitting %d centroids on %d of %d vectors", k, len(vectors), scan.rows)
+    if rows is not None:
+        return fit_in_memory(vectors, k, options, start=start)
+    if start is None:
+        first = fit_in_memory(vectors, k, options)
+    else:
+        first = Fit(start, np.zeros(k, dtype=np.int64), 0.0, 0, 0, 0)
+    everything = RayVectors(source, count=scan.rows, largest=scan.largest, **pool_of(config))
+    try:
+        return refine_on_all(everything, first, options, keep_order=start is not None)
+    finally:
+        everything.close()
+
+
+def fit_options(k: int, config: ClusterConfig) -> FitOptions:
+    """How to fit ``k`` clusters."""
+    return FitOptions(
         seed=config.seed,
         restarts=config.restarts,
         max_iterations=config.max_iterations,
         unit_norm=config.metric == "cosine",
-        two_level=k >= TWO_LEVEL_FROM,
+        two_level=config.two_level == "yes" or (config.two_level == "auto" and k >= TWO_LEVEL_FROM),
     )
-    log.info("fitting %d centroids on %d of %d vectors", k, len(vectors), scan.rows)
-    return fit_in_memory(vectors, k, options)
+
+
+def load_start(config: ClusterConfig, source: VectorSource, k: int) -> np.ndarray | None:
+    """The ``--initial-centroids``, checked against vectors and number of clusters."""
+    if config.initial_centroids is None:
+        return None
+    start = read_centroids(config.initial_centroids)
+    if start.shape != (k, source.dimension):
+        raise InputError(
+            f"{config.initial_centroids} holds {start.shape[0]} centroids of {start.shape[1]} "
+            f"numbers; required are {k} of {source.dimension}"
+        )
+    return start
 
 
 def assign_corpus(
-    source: VectorSource, levels: dict[int, np.ndarray], config: ClusterConfig
-) -> tuple[Census, dict[int, np.ndarray]]:
+    source: VectorSource, scan: Scan, fits: Mapping[int, Fit], config: ClusterConfig
+) -> Census:
     """Assign every document, one file of ``assignments/`` a shard."""
     folder = join(config.output, "assignments")
-    assign = partial(_assign_to_file, source, levels, folder, config.seed)
-    results = list(run_on_shards(assign, source.shards, **pool_of(config)))
+    levels = {k: fit.centroids for k, fit in fits.items()}
+    largest = max(scan.largest, max(float(np.abs(c).max()) for c in levels.values()))
+    longest = 2 * largest * float(np.sqrt(source.dimension))
+    plan = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
+    assign = partial(_assign_to_file, source, levels, plan, folder, config.seed)
+    tables = run_on_shards(assign, source.shards, **pool_of(config))
+    census = merge_censuses([census_from_tables(table, plan) for table in tables])
     delete_others(folder, {f"{shard.name}.parquet" for shard in source.shards})
-    census = merge_censuses([part for part, _ in results], KEPT_DOCUMENTS)
-    coarser = [k for k in levels if k != max(levels)]
-    return census, {k: sum(shared[k] for _, shared in results) for k in coarser}
+    return census
 
 
 def _assign_to_file(
-    source: VectorSource, levels: dict[int, np.ndarray], folder: str, seed: int, shard: Shard
-) -> tuple[Census, dict[int, np.ndarray]]:
+    source: VectorSource,
+    levels: Mapping[int, np.ndarray],
+    plan: CensusPlan,
+    folder: str,
+    seed: int,
+    shard: Shard,
+) -> Census:
     path = join(folder, f"{shard.name}.parquet")
-    return assign_shard(source, shard, levels, path, seed=seed, kept=KEPT_DOCUMENTS)
+    return assign_shard(source, shard, levels, plan, path, seed=seed)
 
 
 def pool_of(config: ClusterConfig) -> dict[str, Any]:

@@ -95,25 +95,6 @@ def describe_clusters(
     return found
 
 
-def descriptions_table(found: Sequence[Description], id_type: pa.DataType) -> pa.Table:
-    """``clusters.parquet``: one row a cluster."""
-    return pa.table(
-        {
-            "cluster_id": pa.array([d.cluster_id for d in found], pa.int32()),
-            "size": pa.array([d.size for d in found], pa.int64()),
-            "share": pa.array([d.share for d in found], pa.float64()),
-            "keywords": pa.array([d.keywords for d in found], pa.list_(pa.string())),
-            "representative_ids": pa.array(
-                [[e.id for e in d.central] for d in found], pa.list_(id_type)
-            ),
-            "diverse_ids": pa.array([[e.id for e in d.diverse] for d in found], pa.list_(id_type)),
-            "mean_distance": pa.array([d.mean_distance for d in found], pa.float64()),
-            "top_label": pa.array([d.top_label for d in found], pa.string()),
-            "top_label_share": pa.array([d.top_label_share for d in found], pa.float64()),
-        }
-    )
-
-
 def split_words(text: str) -> Iterator[str]:
     """Words in lower case: runs of letters, or pairs of characters in scripts without spaces."""
     for match in _WORD.finditer(text.lower()):

@@ -36,3 +36,13 @@ def squared_differences(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """float64 (...): squared distance between vectors along the last axis, with broadcasting."""
     difference = left.astype(np.float64) - right
     return np.einsum("...i,...i->...", difference, difference)
+
+
+def fixed_point_bits(count: int, largest: float) -> int:
+    """Binary digits after the point that ``count`` numbers up to ``largest`` may have as integers.
+
+    Scaled by 2**bits and cut to int64 they can be added without overflow, and integers add up to
+    the same sum in any order: blocks, workers and file order leave no trace. A million numbers up
+    to 1 keep 41 digits, far more than the 24 of a float32.
+    """
+    return 62 - int(np.ceil(np.log2(max(count, 2)))) - int(np.ceil(np.log2(max(largest, 1e-30))))

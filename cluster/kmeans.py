@@ -1,31 +1,23 @@
-"""k-means: vectors in, centroids out; from a sample in memory, or from vectors behind a seam.
+"""k-means in memory, by FAISS: vectors in, centroids out.
 
-In memory FAISS does the work. Over more vectors than memory holds, :func:`refine` runs Lloyd's
-iterations on anything with the ``count``, ``dim`` and ``assign_to`` of FAISS's ``DatasetAssign``
-(``faiss.contrib.clustering``), of which only the reduced totals come back.
+Every row that is passed in counts; what is a sample and what is everything, the caller says.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import faiss
 import numpy as np
-import scipy.sparse
-from faiss.contrib.clustering import reassign_centroids
 
 from cluster.assign import NearestCentroids
-from cluster.distances import squared_lengths
 from cluster.errors import InputError
+from cluster.lloyd import ArrayVectors, Vectors, refine
 
-_FIXED_POINT_BITS = 62
-_SUMMED_AT_A_TIME = 4096
 TWO_LEVEL_FROM = 2_000
 """Number of clusters from which fitting in two levels is the default."""
-
-log = logging.getLogger(__name__)
+_SEEDED_ON = 4_096
+_SEEDED_ON_PER_CLUSTER = 10
 
 
 @dataclass(frozen=True)
@@ -62,22 +54,46 @@ class FitOptions:
 def fit_in_memory(
     vectors: np.ndarray, k: int, options: FitOptions, *, start: np.ndarray | None = None
 ) -> Fit:
-    """Fit ``k`` centroids to ``vectors``, float32 (n, d), by FAISS: every row counts.
+    """Fit ``k`` centroids to ``vectors``, float32 (n, d).
 
-    Starts from k-means++ (D² sampling; AFK-MC², its Markov-chain approximation, for large k), or
-    from the ``start`` centroids, whose order is then kept. Raises :class:`InputError` where there
-    are fewer than ``k`` distinct vectors.
+    Starts from greedy k-means++, or from the ``start`` centroids, whose order is then kept.
+    Raises :class:`InputError` where there are fewer than ``k`` distinct vectors.
     """
     check_enough_vectors(vectors, k)
-    if start is not None:
-        centroids, iterations, reseeded = _train(vectors, k, options, start)
-    elif options.two_level and k > 1:
-        centroids, iterations, reseeded = _train_two_levels(vectors, k, options)
+    if options.two_level and start is None and k > 1:
+        trained = _train_two_levels(vectors, k, options)
     else:
-        centroids, iterations, reseeded = _train(vectors, k, options)
-    totals = ArrayVectors(vectors).assign_to(centroids)
-    fit = Fit(centroids, totals.counts, totals.error, len(vectors), iterations, reseeded)
+        trained = _train(vectors, k, options, start)
+    totals = ArrayVectors(vectors).assign_to(trained.centroids)
+    fit = Fit(
+        trained.centroids,
+        totals.counts,
+        totals.error,
+        len(vectors),
+        trained.iterations,
+        trained.reseeded,
+    )
     return fit if start is not None else largest_first(fit)
+
+
+def refine_on_all(vectors: Vectors, first: Fit, options: FitOptions, *, keep_order: bool) -> Fit:
+    """Go on from a ``first`` fit over all ``vectors``, wherever they are."""
+    refined = refine(
+        vectors,
+        first.centroids,
+        max_iterations=options.max_iterations,
+        unit_norm=options.unit_norm,
+        seed=options.seed,
+    )
+    fit = Fit(
+        refined.centroids,
+        refined.counts,
+        refined.error,
+        vectors.count(),
+        refined.iterations,
+        first.reseeded + refined.reseeded,
+    )
+    return fit if keep_order else largest_first(fit)
 
 
 def check_enough_vectors(vectors: np.ndarray, k: int) -> None:
@@ -115,24 +131,44 @@ def largest_first(fit: Fit) -> Fit:
     return replace(fit, centroids=fit.centroids[order], sizes=fit.sizes[order])
 
 
+@dataclass(frozen=True)
+class _Trained:
+    centroids: np.ndarray
+    objective: float
+    iterations: int
+    reseeded: int
+
+
 def _train(
     vectors: np.ndarray, k: int, options: FitOptions, start: np.ndarray | None = None
-) -> tuple[np.ndarray, int, int]:
-    """(centroids, iterations, clusters re-seeded) of FAISS's own k-means."""
+) -> _Trained:
+    """The best of several starts of FAISS's k-means."""
     if k == len(vectors):
-        return vectors.copy(), 0, 0
+        return _Trained(vectors.copy(), 0.0, 0, 0)
+    if start is not None:
+        return _train_once(vectors, k, options, start, options.seed)
+    best = None
+    for restart in range(options.restarts):
+        seed = options.seed + restart
+        seeds = seed_centroids(vectors, k, seed) if k < TWO_LEVEL_FROM else None
+        trained = _train_once(vectors, k, options, seeds, seed)
+        if best is None or trained.objective < best.objective:
+            best = trained
+    assert best is not None
+    return best
+
+
+def _train_once(
+    vectors: np.ndarray, k: int, options: FitOptions, start: np.ndarray | None, seed: int
+) -> _Trained:
     means = faiss.Kmeans(
         vectors.shape[1],
         k,
         niter=options.max_iterations,
-        nredo=1 if start is not None else options.restarts,
-        seed=options.seed + 1,
+        seed=seed + 1,
         spherical=options.unit_norm,
-        init_method=(
-            faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-            if k < TWO_LEVEL_FROM
-            else faiss.ClusteringInitMethod_AFK_MC2
-        ),
+        # Only used without a start: a chain that approximates k-means++ where k is large.
+        init_method=faiss.ClusteringInitMethod_AFK_MC2,
         # FAISS by itself takes 256 points a centroid and says nothing.
         min_points_per_centroid=1,
         max_points_per_centroid=len(vectors),
@@ -141,153 +177,59 @@ def _train(
     means.index = faiss.IndexFlatL2(vectors.shape[1])
     means.train(vectors, init_centroids=start)
     assert means.centroids is not None and means.iteration_stats is not None
-    reseeded = int(sum(step["nsplit"] for step in means.iteration_stats))
-    return means.centroids, len(means.iteration_stats), reseeded
+    steps = means.iteration_stats
+    reseeded = int(sum(step["nsplit"] for step in steps))
+    return _Trained(means.centroids, steps[-1]["obj"], len(steps), reseeded)
 
 
-def _train_two_levels(
-    vectors: np.ndarray, k: int, options: FitOptions
-) -> tuple[np.ndarray, int, int]:
+def seed_centroids(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """``k`` rows far from each other to start from, float32 (k, d), by greedy k-means++.
+
+    Each is the best of a few drawn with probability proportional to squared distance from those
+    chosen (Arthur and Vassilvitskii 2007). Draws among 10 rows a centroid, at least 4,096.
+    """
+    random = np.random.default_rng(seed)
+    rows = min(len(vectors), max(_SEEDED_ON, _SEEDED_ON_PER_CLUSTER * k))
+    pool = vectors[np.sort(random.choice(len(vectors), rows, replace=False))]
+    trials = 2 + int(np.log(k))
+    lengths = np.einsum("ij,ij->i", pool, pool)
+    chosen = [int(random.integers(rows))]
+    nearest = _to_candidates(pool, lengths, chosen)[0]
+    while len(chosen) < k:
+        shares = np.cumsum(nearest, dtype=np.float64)
+        drawn = np.searchsorted(shares, random.random(trials) * shares[-1], side="right")
+        candidates = np.minimum(drawn, rows - 1)
+        remaining = np.minimum(_to_candidates(pool, lengths, candidates), nearest)
+        best = int(remaining.sum(axis=1).argmin())
+        chosen.append(int(candidates[best]))
+        nearest = remaining[best]
+        nearest[chosen] = 0
+    return pool[chosen]
+
+
+def _to_candidates(
+    pool: np.ndarray, lengths: np.ndarray, candidates: np.ndarray | list[int]
+) -> np.ndarray:
+    """Squared distances, float32 (candidates, rows); rounding may leave a little below zero."""
+    products = pool[candidates] @ pool.T
+    return np.maximum(lengths[candidates][:, None] + lengths - 2 * products, 0)
+
+
+def _train_two_levels(vectors: np.ndarray, k: int, options: FitOptions) -> _Trained:
     """Coarse clusters first, then k shared out among them by size: O(n·sqrt(k)) a step."""
-    coarse, iterations, reseeded = _train(vectors, max(1, round(np.sqrt(k))), options)
-    members = NearestCentroids(coarse).nearest(vectors)[:, 0]
+    coarse = _train(vectors, max(1, round(np.sqrt(k))), options)
+    members = NearestCentroids(coarse.centroids).nearest(vectors)[:, 0]
     order = np.argsort(members, kind="stable")
-    ends = np.cumsum(np.bincount(members, minlength=len(coarse)))
+    ends = np.cumsum(np.bincount(members, minlength=len(coarse.centroids)))
     shares = np.diff(ends * k // ends[-1], prepend=0)
-    found = []
-    for group, share in zip(np.split(order, ends[:-1]), shares, strict=True):
-        if share:
-            centroids, steps, splits = _train(vectors[group], int(share), options)
-            found.append(centroids)
-            iterations, reseeded = max(iterations, steps), reseeded + splits
-    return np.vstack(found), iterations, reseeded
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What all vectors add to one iteration, whoever holds them."""
-
-    counts: np.ndarray
-    """int64 (k,), vectors nearest to each centroid."""
-    sums: np.ndarray
-    """float64 (k, d), sums of those vectors."""
-    error: float
-    """Sum of squared distances to the nearest centroid."""
-
-
-class Vectors(Protocol):
-    """The seam of FAISS's ``DatasetAssign``: what k-means asks of its vectors."""
-
-    def count(self) -> int:
-        """Number of vectors."""
-
-    def dim(self) -> int:
-        """Their dimension."""
-
-    def assign_to(self, centroids: np.ndarray) -> Totals:
-        """Assign every vector to its nearest centroid and add up."""
-
-
-def refine(vectors: Vectors, start: np.ndarray, options: FitOptions) -> Fit:
-    """Lloyd's iterations over all ``vectors`` from the ``start`` centroids, float32 (k, d).
-
-    Stops when no centroid moves, or after ``options.max_iterations``. An empty cluster takes half
-    of a large one, as in FAISS.
-    """
-    centroids = np.array(start, dtype=np.float32)
-    random = np.random.RandomState(options.seed % 2**32)
-    reseeded = 0
-    for iteration in range(options.max_iterations + 1):
-        totals = vectors.assign_to(centroids)
-        log.info("iteration %d: inertia %.6g", iteration, totals.error)
-        moved, splits = _means(totals, centroids, random, options)
-        if iteration == options.max_iterations or np.array_equal(moved, centroids):
-            break
-        centroids, reseeded = moved, reseeded + splits
-    return Fit(centroids, totals.counts, totals.error, vectors.count(), iteration, reseeded)
-
-
-def _means(
-    totals: Totals, centroids: np.ndarray, random: np.random.RandomState, options: FitOptions
-) -> tuple[np.ndarray, int]:
-    counts = totals.counts.copy()
-    means = centroids.copy()
-    filled = counts > 0
-    means[filled] = (totals.sums[filled] / counts[filled, None]).astype(np.float32)
-    splits = reassign_centroids(counts, means, random) if counts.max() > 1 else 0
-    if options.unit_norm:
-        lengths = np.sqrt(squared_lengths(means))
-        means /= np.where(lengths > 0, lengths, 1)[:, None].astype(np.float32)
-    return means, splits
-
-
-class ArrayVectors:
-    """:class:`Vectors` in one process's memory."""
-
-    def __init__(self, vectors: np.ndarray) -> None:
-        self._vectors = vectors
-
-    def count(self) -> int:
-        """Number of vectors."""
-        return len(self._vectors)
-
-    def dim(self) -> int:
-        """Their dimension."""
-        return int(self._vectors.shape[1])
-
-    def assign_to(self, centroids: np.ndarray) -> Totals:
-        """Assign every vector to its nearest centroid and add up."""
-        largest = float(np.abs(self._vectors).max(initial=0))
-        sums = FixedPointSums(len(centroids), self.dim(), self.count(), largest)
-        nearest = NearestCentroids(centroids)
-        for start in range(0, self.count(), 16_384):
-            block = self._vectors[start : start + 16_384]
-            sums.add(block, nearest.nearest(block)[:, 0])
-        return sums.totals(centroids)
-
-
-class FixedPointSums:
-    """Sums of vectors per centroid that come out the same in whatever order they are added.
-
-    Values become 64-bit integers on a scale that cannot overflow: integer addition is exact, so
-    blocks, workers and file order leave no trace. With a million unit vectors a step of the scale
-    is 2**-42, far below float32's own rounding.
-    """
-
-    def __init__(self, k: int, dimension: int, count: int, largest: float) -> None:
-        """For at most ``count`` vectors with no coordinate beyond ``largest`` in size."""
-        squared = max(largest, largest * largest * dimension, 1e-30)
-        headroom = int(np.ceil(np.log2(max(count, 1)))) + 1
-        self._bits = _FIXED_POINT_BITS - headroom - int(np.ceil(np.log2(max(largest, 1e-30))))
-        self._square_bits = _FIXED_POINT_BITS - headroom - int(np.ceil(np.log2(squared)))
-        self.counts = np.zeros(k, dtype=np.int64)
-        self.sums = np.zeros((k, dimension), dtype=np.int64)
-        self.squares = 0
-
-    def add(self, block: np.ndarray, cluster_ids: np.ndarray) -> None:
-        """Add rows, float32 (n, d), to the sums of their clusters, int (n,)."""
-        k = len(self.counts)
-        scale = np.float32(2.0**self._bits)
-        for start in range(0, len(block), _SUMMED_AT_A_TIME):
-            ids = cluster_ids[start : start + _SUMMED_AT_A_TIME]
-            fixed = (block[start : start + _SUMMED_AT_A_TIME] * scale).astype(np.int64)
-            ones = np.ones(len(ids), dtype=np.int64)
-            members = scipy.sparse.csc_array((ones, ids, np.arange(len(ids) + 1)), (k, len(ids)))
-            self.sums += members @ fixed
-        self.counts += np.bincount(cluster_ids, minlength=k)
-        squares = np.ldexp(squared_lengths(block), self._square_bits).astype(np.int64)
-        self.squares += int(squares.sum())
-
-    def merge(self, other: FixedPointSums) -> None:
-        """Add what another worker summed."""
-        self.counts += other.counts
-        self.sums += other.sums
-        self.squares += other.squares
-
-    def totals(self, centroids: np.ndarray) -> Totals:
-        """The sums as numbers, and the error from sum |x|² - 2 sum x·c + sum |c|²."""
-        sums = np.ldexp(self.sums.astype(np.float64), -self._bits)
-        squares = np.ldexp(float(self.squares), -self._square_bits)
-        wide = centroids.astype(np.float64)
-        error = squares - 2 * np.sum(sums * wide) + self.counts @ squared_lengths(centroids)
-        return Totals(self.counts, sums, max(0.0, float(error)))
+    parts = [
+        _train(vectors[group], int(share), options)
+        for group, share in zip(np.split(order, ends[:-1]), shares, strict=True)
+        if share
+    ]
+    return _Trained(
+        np.vstack([part.centroids for part in parts]),
+        sum(part.objective for part in parts),
+        coarse.iterations + max(part.iterations for part in parts),
+        coarse.reseeded + sum(part.reseeded for part in parts),
+    )

@@ -1,10 +1,10 @@
-"""What a clustering found, as tables, scores and the report's content."""
+"""What a clustering found: described, scored and written as tables."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,22 @@ import pyarrow as pa
 
 from cluster.assign import NearestCentroids
 from cluster.census import Census
-from cluster.describe import Description, describe_clusters, descriptions_table
+from cluster.describe import Description, describe_clusters
+from cluster.duplicates import find_duplicates
 from cluster.kmeans import Fit
-from cluster.layout import lay_out
 from cluster.metrics import MEANINGS, explain_collapse, score_clustering
-from cluster.report import MappedDocuments, Report, render_report
+from cluster.num_clusters import Choice
 from cluster.sample import Sample, Scan
 from cluster.storage import join, write_table, write_text
+from cluster.tables import (
+    centroids_table,
+    clusters_table,
+    confusion_table,
+    curve_table,
+    duplicates_table,
+    levels_table,
+    outliers_table,
+)
 
 SCORED_DOCUMENTS = 10_000
 """Documents that scores without labels are computed on; the silhouette's cost is their square."""
@@ -31,6 +40,8 @@ class Outcome:
     scan: Scan
     fits: Mapping[int, Fit]
     """Number of clusters -> fit; the largest number is the level that cluster_id speaks of."""
+    choice: Choice | None
+    """How the number of clusters was chosen, where it was."""
     census: Census
     documents: Sample
     """The sample that keywords, examples, the map and scores without labels come from."""
@@ -38,7 +49,11 @@ class Outcome:
     """int32 (n,), clusters of ``documents``."""
     clusters: list[Description]
     scores: dict[str, Any]
-    notices: list[str] = field(default_factory=list)
+    outliers: pa.Table
+    duplicates: pa.Table | None
+    """None where they were not looked for."""
+    notices: list[str]
+    """What a reader of the result must know."""
 
     @property
     def fit(self) -> Fit:
@@ -61,6 +76,8 @@ class Outcome:
             "clusters": len(self.census.sizes),
             "empty_clusters": self.scores["empty_clusters"],
             "reseeded": self.fit.reseeded,
+            "outliers": len(self.outliers),
+            "near_duplicates": 0 if self.duplicates is None else len(self.duplicates),
         }
 
     def summary(self) -> dict[str, str]:
@@ -71,6 +88,8 @@ class Outcome:
             "clusters": f"{len(sizes):,} of {sizes.min():,} to {sizes.max():,} documents",
             "centroids fitted on": self.fitted_on(),
         }
+        if self.choice is not None:
+            rows["why so many clusters"] = self.choice.reason
         against = self.scores["labels"] or {}
         for name in ("v_measure", "ari"):
             if against.get(name) is not None:
@@ -81,114 +100,96 @@ class Outcome:
                 f"{internal['silhouette']:.3f} ± {internal['silhouette_standard_error']:.3f} "
                 f"({internal['sample_size']:,} documents)"
             )
-        rows |= {f"note {i}": text for i, text in enumerate(self.notices, 1)}
-        return rows
+        return rows | {f"note {i}": text for i, text in enumerate(self.notices, 1)}
 
 
 def describe_outcome(
-    scan: Scan, fits: Mapping[int, Fit], census: Census, documents: Sample, *, has_labels: bool
+    scan: Scan,
+    fits: Mapping[int, Fit],
+    choice: Choice | None,
+    census: Census,
+    *,
+    documents: int,
+    has_labels: bool,
+    similarity: float | None,
 ) -> Outcome:
-    """Describe and score the finest level; ``documents`` is a sample of what was clustered."""
-    assigned = NearestCentroids(fits[max(fits)].centroids).assign(documents.vectors)
-    clusters = describe_clusters(census, documents, assigned.cluster_ids, assigned.distances)
+    """Describe and score the finest level.
+
+    Keywords and scores without labels use the first ``documents`` rows of the scan's sample,
+    near-duplicates (from cosine ``similarity`` on; None for no search) all of it.
+    """
+    assigned = NearestCentroids(fits[max(fits)].centroids).assign(scan.sample.vectors)
+    ids, distances = assigned.cluster_ids, assigned.distances
+    described = scan.sample.head(documents)
+    clusters = describe_clusters(census, described, ids[:documents], distances[:documents])
     confusion = np.array(list(census.labels.values())).reshape(-1, len(census.sizes))
     scores = score_clustering(
         census.sizes,
         census.inertia,
         confusion if has_labels else None,
-        documents.vectors[:SCORED_DOCUMENTS],
-        assigned.cluster_ids[:SCORED_DOCUMENTS],
+        described.vectors[:SCORED_DOCUMENTS],
+        ids[: len(described)][:SCORED_DOCUMENTS],
     )
-    notices = find_notices(scan, census, documents)
-    return Outcome(scan, fits, census, documents, assigned.cluster_ids, clusters, scores, notices)
+    notices = find_notices(scan, census, described)
+    duplicates = None
+    if similarity is not None:
+        found = find_duplicates(scan.sample.vectors, ids, distances, similarity)
+        duplicates = duplicates_table(found, scan.sample.ids, ids)
+        scores["near_duplicates"] = {
+            "count": len(found.rows),
+            "similarity": similarity,
+            "searched": len(scan.sample),
+            "sliced_clusters": found.sliced_clusters,
+        }
+    return Outcome(
+        scan,
+        fits,
+        choice,
+        census,
+        described,
+        ids[: len(described)],
+        clusters,
+        scores,
+        outliers_table(census),
+        duplicates,
+        notices,
+    )
 
 
 def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
-    """What a reader of the result must know: collapse, empty clusters, zeros, rows left out."""
+    """Collapse, empty clusters, zero vectors, rows left out."""
     notices = []
     collapse = explain_collapse(census.sizes, documents.vectors)
     if collapse:
         notices.append(collapse)
     empty = int((census.sizes == 0).sum())
     if empty:
-        notices.append(f"{empty} clusters have no documents: ask for fewer, or fit on more.")
+        notices.append(f"Empty clusters: {empty}. Ask for fewer clusters, or fit on more vectors.")
     if scan.zeros:
-        notices.append(f"{scan.zeros:,} vectors are zero; they were clustered as points.")
-    if scan.rejected:
-        notices.append(f"{len(scan.rejected):,} vectors were left out; rejected.parquet says why.")
+        notices.append(f"Zero vectors: {scan.zeros:,}. They were clustered as points.")
+    if len(scan.rejected):
+        notices.append(f"Vectors left out: {len(scan.rejected):,}. rejected.parquet says why.")
     return notices
 
 
-def write_outcome(outcome: Outcome, folder: str, settings: Mapping[str, Any]) -> None:
-    """Write tables, scores and report into ``folder``, each whole or not at all."""
-    write_table(join(folder, "centroids.parquet"), centroids_table(outcome))
-    clusters = descriptions_table(outcome.clusters, outcome.documents.ids.type)
-    write_table(join(folder, "clusters.parquet"), clusters)
-    if outcome.scan.rejected:
-        write_table(join(folder, "rejected.parquet"), rejected_table(outcome))
+def write_tables(outcome: Outcome, folder: str) -> None:
+    """Write tables and ``scores.json`` into ``folder``, each whole or not at all."""
+    found = {
+        "centroids": centroids_table(outcome.fit, outcome.census),
+        "clusters": clusters_table(outcome.clusters, outcome.documents.ids.type),
+        "outliers": outcome.outliers,
+    }
+    if outcome.duplicates is not None:
+        found["near_duplicates"] = outcome.duplicates
+    if outcome.census.labels:
+        found["confusion"] = confusion_table(outcome.census)
+    if len(outcome.fits) > 1:
+        found["levels"] = levels_table(outcome.census)
+    if outcome.choice is not None:
+        found["k_curve"] = curve_table(outcome.choice)
+    if len(outcome.scan.rejected):
+        found["rejected"] = outcome.scan.rejected
+    for name, table in found.items():
+        write_table(join(folder, f"{name}.parquet"), table)
     text = json.dumps(outcome.scores, indent=2, ensure_ascii=False) + "\n"
     write_text(join(folder, "scores.json"), text)
-    report = build_report(outcome, settings)
-    write_text(join(folder, "report.html"), render_report(report))
-
-
-def centroids_table(outcome: Outcome) -> pa.Table:
-    """``centroids.parquet``: cluster_id, size, centroid (d floats)."""
-    k, dimension = outcome.fit.centroids.shape
-    flat = pa.array(outcome.fit.centroids.ravel(), pa.float32())
-    return pa.table(
-        {
-            "cluster_id": pa.array(range(k), pa.int32()),
-            "size": pa.array(outcome.census.sizes, pa.int64()),
-            "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
-        }
-    )
-
-
-def rejected_table(outcome: Outcome) -> pa.Table:
-    """``rejected.parquet``: id, reason."""
-    ids = pa.array([row[0] for row in outcome.scan.rejected], outcome.documents.ids.type)
-    return pa.table({"id": ids, "reason": [row[1] for row in outcome.scan.rejected]})
-
-
-def build_report(outcome: Outcome, settings: Mapping[str, Any]) -> Report:
-    """The content of ``report.html``."""
-    documents = outcome.documents.head(settings["map_documents"])
-    texts = documents.texts.to_pylist() if documents.texts is not None else None
-    layout = lay_out(documents.vectors, settings["seed"])
-    mapped = MappedDocuments(
-        layout, outcome.cluster_ids[: len(documents)], documents.ids.to_pylist(), texts
-    )
-    name = str(settings["embeddings"]).rstrip("/").rsplit("/", 1)[-1]
-    lead = (
-        f"k-means put {outcome.scan.rows:,} documents of {settings['embeddings']} into "
-        f"{len(outcome.census.sizes):,} clusters. Centroids were fitted on {outcome.fitted_on()}; "
-        f"keywords come from {len(outcome.documents):,} documents."
-    )
-    if texts is None:
-        lead += " The vectors came without texts, so there are no keywords."
-    return Report(
-        title=f"Clusters of {name}",
-        lead=lead,
-        notices=outcome.notices,
-        census=outcome.census,
-        clusters=outcome.clusters,
-        scores=outcome.scores,
-        mapped=mapped,
-        facts=_facts(outcome, settings),
-        has_texts=texts is not None,
-    )
-
-
-def _facts(outcome: Outcome, settings: Mapping[str, Any]) -> dict[str, str]:
-    fit = outcome.fit
-    return {
-        "Vectors": f"{outcome.scan.rows:,} of {fit.centroids.shape[1]} numbers",
-        "Metric": str(settings["metric"]),
-        "Fitted on": outcome.fitted_on(),
-        "Iterations": f"{fit.iterations} in the last or longest fit",
-        "Empty clusters re-seeded while fitting": str(fit.reseeded),
-        "Inertia": f"{outcome.census.inertia:,.6g} (sum of squared distances, all documents)",
-        "Imbalance": f"{outcome.scores['imbalance']:.2f} (1 when all clusters are equal)",
-        "Seed": str(settings["seed"]),
-    }

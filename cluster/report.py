@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ class Report:
     curve: list[dict[str, float]] | None = None
     """For every number of clusters tried: k, silhouette, stability, elbow."""
     curve_note: str = ""
-    levels: tuple[dict[str, Any], ...] = ()
-    lists: tuple[Listing, ...] = ()
+    levels: Sequence[dict[str, Any]] = ()
+    lists: Sequence[Listing] = ()
     has_texts: bool = True
 
 
@@ -94,7 +94,7 @@ def render_report(report: Report) -> str:
         has_levels=bool(report.levels),
         levels=report.levels,
         confusion_note=_confusion_note(report),
-        lists=report.lists,
+        lists=[_listing(listing) for listing in report.lists],
         facts=list(report.facts.items()),
         css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         javascript=(_FOLDER / "report.js").read_text(encoding="utf-8"),
@@ -167,6 +167,12 @@ def _cluster_data(cluster: Description, room: int) -> dict[str, Any]:
         "central": examples(cluster.central),
         "diverse": examples(cluster.diverse),
     }
+
+
+def _listing(listing: Listing) -> Listing:
+    """The same with every cell short enough for a page."""
+    rows = [tuple(_cut(str(cell), 200) for cell in row) for row in listing.rows]
+    return replace(listing, rows=rows)
 
 
 def _figures(report: Report) -> list[dict[str, str]]:

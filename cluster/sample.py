@@ -6,9 +6,8 @@ spread over files, and a sample of fewer rows is the beginning of a sample of mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,25 +76,43 @@ class Scan:
     labelled: int
     largest: float
     """The largest absolute coordinate."""
-    rejected: list[tuple[Any, str]]
+    rejected: pa.Table
+    """id and reason of rows that were left out."""
     hashes: np.ndarray
     """uint64: hashes of ids, all or (beyond 20 million rows) the lowest, to find repeats."""
     sample: Sample
+
+    def to_tables(self) -> dict[str, pa.Table]:
+        """The same as Arrow tables, to travel between workers and driver."""
+        numbers = {"rows": self.rows, "zeros": self.zeros, "labelled": self.labelled}
+        columns = {"id": self.sample.ids, "order": self.sample.orders}
+        dimension = self.sample.vectors.shape[1]
+        flat = pa.array(self.sample.vectors.ravel())
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, dimension)
+        if self.sample.texts is not None:
+            columns["text"] = self.sample.texts
+        if self.sample.labels is not None:
+            columns["label"] = self.sample.labels
+        return {
+            "totals": pa.table({k: [v] for k, v in {**numbers, "largest": self.largest}.items()}),
+            "rejected": self.rejected,
+            "hashes": pa.table({"hash": self.hashes}),
+            "sample": pa.table(columns),
+        }
 
 
 def scan_shard(source: VectorSource, shard: Shard, plan: SamplePlan) -> Scan:
     """Read one shard once; raises :class:`InputError` for vectors that cannot be clustered."""
     rows = zeros = labelled = 0
     largest = 0.0
-    rejected: list[tuple[Any, str]] = []
-    hashes, drawn = [], []
+    rejected, hashes, drawn = [], [], []
     keep_below, text_below = plan.limit(plan.vectors), plan.limit(plan.documents)
     for block in read_blocks(source, shard):
         orders = hash_ids(block.ids, plan.seed)
         rows += len(orders)
         zeros += int((~block.vectors.any(axis=1)).sum())
         largest = max(largest, float(np.abs(block.vectors).max(initial=0)))
-        rejected += block.rejected
+        rejected.append(block.rejected)
         hashes.append(orders[orders <= plan.limit(_CHECKED_IDS)])
         keep = np.flatnonzero(orders <= keep_below)
         chosen = pa.array(keep)
@@ -109,7 +126,27 @@ def scan_shard(source: VectorSource, shard: Shard, plan: SamplePlan) -> Scan:
             Sample(block.ids.take(chosen), orders[keep], block.vectors[keep], texts, labels)
         )
     sample = _join(drawn, source.dimension)
-    return Scan(rows, zeros, labelled, largest, rejected, np.concatenate(hashes), sample)
+    left_out = pa.concat_tables(rejected)
+    return Scan(rows, zeros, labelled, largest, left_out, np.concatenate(hashes), sample)
+
+
+def scan_from_tables(tables: Mapping[str, pa.Table]) -> Scan:
+    """The scan that :meth:`Scan.to_tables` took apart."""
+    sample = tables["sample"]
+    vectors = sample.column("vector").combine_chunks()
+    names = sample.column_names
+    return Scan(
+        **tables["totals"].to_pylist()[0],
+        rejected=tables["rejected"],
+        hashes=tables["hashes"].column("hash").to_numpy(),
+        sample=Sample(
+            sample.column("id").combine_chunks(),
+            sample.column("order").to_numpy(),
+            vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size),
+            sample.column("text").combine_chunks() if "text" in names else None,
+            sample.column("label").combine_chunks() if "label" in names else None,
+        ),
+    )
 
 
 def merge_scans(scans: Iterable[Scan], source: VectorSource, plan: SamplePlan) -> Scan:
@@ -135,7 +172,7 @@ def merge_scans(scans: Iterable[Scan], source: VectorSource, plan: SamplePlan) -
         sum(part.zeros for part in parts),
         sum(part.labelled for part in parts),
         max(part.largest for part in parts),
-        sorted((row for part in parts for row in part.rejected), key=lambda row: str(row[0])),
+        pa.concat_tables([part.rejected for part in parts]).sort_by("id"),
         hashes,
         sample.head(plan.vectors),
     )

@@ -96,8 +96,8 @@ class Block:
     texts: pa.Array | None
     labels: pa.Array | None
     """Strings; null where a document has no label."""
-    rejected: list[tuple[Any, str]]
-    """(id, reason) of rows left out by ``drop_bad``."""
+    rejected: pa.Table
+    """id and reason of rows left out by ``drop_bad``."""
 
 
 def open_vectors(
@@ -158,6 +158,20 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
     for piece in shard.pieces:
         for batch in _read_batches(filesystem, piece, columns, block_rows):
             yield _checked_block(batch, piece.path, source, columns)
+
+
+def read_centroids(uri: str) -> np.ndarray:
+    """Centroids, float32 (k, d), from ``centroids.parquet`` or an ``.npy``, in their order.
+
+    Raises :class:`InputError` for a file that holds none.
+    """
+    columns = Columns("cluster_id", "centroid")
+    source = open_vectors(uri, columns)
+    blocks = [block for shard in source.shards for block in read_blocks(source, shard)]
+    ids = np.concatenate([block.ids.to_numpy(zero_copy_only=False) for block in blocks])
+    if not np.array_equal(np.sort(ids), np.arange(len(ids))):
+        raise InputError(f"{uri}: cluster_id must number the centroids from 0 to {len(ids) - 1}")
+    return np.concatenate([block.vectors for block in blocks])[np.argsort(ids)]
 
 
 def hash_ids(ids: pa.Array, seed: int) -> np.ndarray:
@@ -338,16 +352,18 @@ def _checked_block(
     if source.unit_norm:
         reasons[(squared == 0) & (reasons == "")] = "zero, so it has no direction"
     bad = np.flatnonzero(reasons != "")
-    rejected = [(ids[int(i)].as_py(), str(reasons[i])) for i in bad]
-    if rejected and not source.drop_bad:
+    rejected = pa.table(
+        {"id": ids.take(pa.array(bad)), "reason": pa.array(reasons[bad].tolist(), pa.string())}
+    )
+    if len(bad) and not source.drop_bad:
         raise InputError(
-            f"{path}: {len(rejected)} of {len(ids)} vectors read cannot be clustered; the first, "
-            f"{columns.id}={rejected[0][0]!r}, is {rejected[0][1]}. Remove them, or leave them "
-            "out with --drop-bad-vectors"
+            f"{path}: {len(bad)} of {len(ids)} vectors read cannot be clustered; the first, "
+            f"{columns.id}={ids[int(bad[0])].as_py()!r}, is {reasons[bad[0]]}. Remove them, or "
+            "leave them out with --drop-bad-vectors"
         )
     texts = batch.column(columns.text) if columns.text else None
     labels = _to_labels(batch.column(columns.label)) if columns.label else None
-    if rejected:
+    if len(bad):
         keep = np.flatnonzero(reasons == "")
         vectors, squared, ids = vectors[keep], squared[keep], ids.take(pa.array(keep))
         texts = None if texts is None else texts.take(pa.array(keep))

@@ -1,8 +1,8 @@
-"""A base model with its adapter merged, loaded once, and the states of its layers."""
+"""A base model with its adapter merged into the weights, ready to run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import peft
 import safetensors
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.errors import InputError
 
@@ -92,82 +92,3 @@ def merge_adapter(model: nn.Module, adapter: Path) -> Any:
             "it must have been trained on this base model"
         )
     return tuned.merge_and_unload()
-
-
-def find_layers(model: Any) -> nn.ModuleList:
-    """The stack of decoder layers inside a model, however deep it is wrapped."""
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise InputError(f"{type(model).__name__} has no stack of {count} layers to read states from")
-
-
-def cut_layers(model: nn.Module, layers: Sequence[int]) -> nn.ModuleList:
-    """Drop the layers above the highest that is read, so that they are not run.
-
-    Returns the stack that is left.
-    """
-    stack = find_layers(model)
-    del stack[max(1, *layers) :]
-    return stack
-
-
-def read_states(
-    model: nn.Module,
-    stack: nn.ModuleList,
-    layers: Sequence[int],
-    count: int,
-    input_ids: Tensor,
-    mask: Tensor,
-) -> Tensor:
-    """States (n, t, d) after a layer, or the average of several, with gradients if enabled.
-
-    Args:
-        model: base model, wrapped by an adapter or not.
-        stack: its layers, as :func:`find_layers` or :func:`cut_layers` gives them.
-        layers: 0 for the token embeddings, i for the output of layer i, ``count`` for the last
-            layer's with the final norm.
-        count: layers of the model before any cut.
-        input_ids: int64 (n, t).
-        mask: bool (n, t), true for tokens, false for padding on either side.
-    """
-    inner = [layer for layer in layers if layer < count]
-    inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
-    if not mask[:, 0].all():  # padded on the left: a text's first token must still be its first
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-    with record_outputs(stack, inner) as recorded:
-        output = model(**inputs, use_cache=False)
-    states = [recorded[layer] for layer in inner]
-    if count in layers:
-        states.append(output.last_hidden_state)
-    if len(states) == 1:
-        return states[0]
-    return torch.stack([state.float() for state in states]).mean(dim=0)
-
-
-@contextmanager
-def record_outputs(stack: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the states after some layers while a model runs; no others are kept."""
-    recorded: dict[int, Tensor] = {}
-
-    def record_input(_: nn.Module, arguments: tuple, keywords: dict) -> None:
-        recorded[0] = arguments[0] if arguments else keywords["hidden_states"]
-
-    def record_output(layer: int) -> Any:
-        def record(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            recorded[layer] = output if isinstance(output, Tensor) else output[0]
-
-        return record
-
-    handles = [
-        stack[0].register_forward_pre_hook(record_input, with_kwargs=True)
-        if layer == 0
-        else stack[layer - 1].register_forward_hook(record_output(layer))
-        for layer in layers
-    ]
-    try:
-        yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -134,10 +134,7 @@ def digest_folder(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if (
-            path.suffix not in (".safetensors", ".json", ".model", ".txt")
-            or path.name == "run.json"
-        ):
+        if path.suffix not in _DECIDING_SUFFIXES or path.name in _OWN_RECORDS:
             continue
         digest.update(path.name.encode() + b"\0")
         if path.name in ("config.json", "adapter_config.json", "generation_config.json"):

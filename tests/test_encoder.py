@@ -4,9 +4,9 @@ import torch
 import transformers
 from tiny_models import FAMILIES, SENTENCES, tiny_adapter, tiny_model
 
-from pipelines.base_model import find_layers, read_states
 from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
 from pipelines.errors import InputError
+from pipelines.padded_decoder import find_layers, read_states
 from pipelines.pooling import POOLINGS
 
 TEXTS = [*SENTENCES, "", " \n\t ", "a", " ".join(SENTENCES) * 4, "naïve 日本語 😀 שלום"]
@@ -134,6 +134,16 @@ def test_a_text_without_any_token_is_refused_by_name(tmp_path):
     assert encoder.tokenizer.check_text(" ") is None
     with pytest.raises(InputError, match="empty"):
         encoder.encode(["a", ""])
+
+
+def test_stats_tell_tokens_from_padding(folder, tmp_path):
+    texts = ["a b c d e f", "a"]
+    for encoder, waste in (load(folder), 0), (load(tiny_model(tmp_path, "phi")), 1):
+        encoder.encode(texts)
+        lengths = [len(ids) for ids in encoder.tokenizer.tokenize(texts)]
+        assert (encoder.stats.texts, encoder.stats.tokens) == (2, sum(lengths))
+        padding = 2 * max(lengths) - sum(lengths)
+        assert encoder.stats.padded_tokens == sum(lengths) + waste * padding
 
 
 def test_out_of_memory_halves_the_budget_and_loses_nothing(folder, monkeypatch):

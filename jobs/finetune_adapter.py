@@ -1,0 +1,18 @@
+"""Tune an adapter: ``python jobs/finetune_adapter.py --corpus docs.parquet --output adapter``.
+
+On a Ray cluster: ``ray job submit --working-dir . -- python jobs/finetune_adapter.py …``. With no
+option at all it tunes the packaged model on crops of the packaged training corpus.
+"""
+
+from pipelines.command_line import run_job
+from pipelines.finetune import finetune_adapter
+from pipelines.finetune_config import MAY_CHANGE, FinetuneConfig
+
+if __name__ == "__main__":
+    run_job(
+        "finetune_adapter",
+        FinetuneConfig,
+        finetune_adapter,
+        may_change=MAY_CHANGE,
+        keep_complete=True,
+    )

@@ -1,0 +1,246 @@
+"""Pairs to a LoRA adapter that makes a decoder-only LLM a better encoder of such texts.
+
+In: pairs, or a corpus to crop them from. Out: a PEFT adapter with ``encoder.json``,
+``history.parquet``, ``history.svg``, a model card and ``run.json``. The steps:
+
+batches  which pairs are trained on in which step, and which are held out, settled in files
+train    workers of Ray Train, one checkpoint a measure; the best adapter by a held-out measure
+result   the best adapter with all that says how it was made
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.adapter_model import SETTINGS, adapter_files
+from pipelines.command_line import JobResult
+from pipelines.encoder_description import (
+    EncoderConfig,
+    EncoderDescription,
+    describe_encoder,
+    load_model_settings,
+)
+from pipelines.errors import InputError
+from pipelines.finetune_config import FinetuneConfig
+from pipelines.history_plot import plot_history
+from pipelines.model_card import write_model_card
+from pipelines.model_sources import fetch_adapter, fetch_model
+from pipelines.pair_files import read_pairs
+from pipelines.pairs import find_corpus, make_pairs
+from pipelines.ray_training import TrainingTask, plan_workers, train_in_process, train_on_workers
+from pipelines.run_record import RunRecord, require_complete
+from pipelines.storage import (
+    atomic_output,
+    exists,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    write_bytes,
+)
+from pipelines.training_batches import BatchPlan, write_batches
+from pipelines.training_loop import SCORE, LoopSettings
+from pipelines.training_state import TrainingState, read_state
+
+WORK_FOLDER = "_work"
+_COUNTS = "counts.json"
+
+log = logging.getLogger(__name__)
+
+
+def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
+    """Tune an adapter into ``config.output``, going on with what an earlier run has left there.
+
+    Raises :class:`InputError` for pairs, an encoder or a Ray cluster that does not do, for an
+    adapter to go on from that is of another base model or prompt, and for a loss that diverges.
+    """
+    if record.previous is not None and record.previous.get("status") == "complete":
+        counts, metrics = record.previous["counts"], record.previous["metrics"]
+        return JobResult(counts, metrics, summarize(config, counts, metrics))
+    started = time.monotonic()
+    work = join(config.output, WORK_FOLDER)
+    plan = None
+    if config.workers != (0, 0):
+        plan = plan_workers(
+            config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures
+        )
+    on_gpu = plan is not None and plan.gpus > 0
+    description = describe_encoder(
+        config.encoder, device="auto" if plan is None else "cuda" if on_gpu else "cpu"
+    )
+    check_settings(config, description)
+    counts = prepare_batches(config, work)
+    task = TrainingTask(
+        config.trainer,
+        LoopSettings(
+            work, config.max_steps, config.batch_pairs, config.measure_every, config.patience
+        ),
+        description.to_json(),
+        config.adapter,
+        work,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        state_folder = Path(folder) / "state"
+        if plan is None:
+            state_folder = Path(work).expanduser().absolute() / "state"
+            train_in_process(task, state_folder)
+        else:
+            train_on_workers(task, plan, state_folder)
+        state = read_state(state_folder)
+    metrics = measure_run(state, time.monotonic() - started)
+    write_result(config, description, state, counts, metrics)
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(work)
+    return JobResult(counts, metrics, summarize(config, counts, metrics))
+
+
+def check_settings(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse settings that do not go together with the encoder, and an adapter of another one."""
+    too_long = [d for d in config.dimensions if d >= description.dimension]
+    if too_long:
+        raise InputError(
+            f"dimensions has {too_long[0]}, but vectors have {description.dimension}: give "
+            "shorter lengths only; the full one is always trained"
+        )
+    if config.workers == (0, 0) and "://" in config.output:
+        raise InputError("--num-workers 0 trains in this process and writes to local folders only")
+    if config.adapter is not None:
+        check_start_adapter(config, description)
+
+
+def check_start_adapter(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse to go on from an adapter of another base model, prompt, pooling, layer or shape."""
+    assert config.adapter is not None
+    folder = str(fetch_adapter(config.adapter).folder)
+    lora = json.loads(read_bytes(join(folder, SETTINGS)))
+    for option, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
+        if lora.get(key) != getattr(config, option):
+            raise InputError(
+                f"adapter {config.adapter} has {key} {lora.get(key)}, {option} is "
+                f"{getattr(config, option)}: pass --{option.replace('_', '-')} {lora.get(key)}"
+            )
+    if not exists(join(folder, "encoder.json")):
+        return
+    theirs = EncoderDescription.load(folder)
+    for name in ("model_revision", "prompt", "pooling", "layers", "append_eos"):
+        mine, found = getattr(description, name), getattr(theirs, name)
+        if mine != found:
+            what = "base model" if name == "model_revision" else name
+            raise InputError(
+                f"adapter {config.adapter} was trained with another {what}: {found!r}, this run "
+                f"has {mine!r}; use the same, or start a new adapter"
+            )
+
+
+def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
+    """Settle all batches in files below ``work``, unless an earlier try has; the counts."""
+    settled = join(work, _COUNTS)
+    if exists(settled):
+        return json.loads(read_bytes(settled))
+    make_folder(work)
+    plan = BatchPlan(config.max_steps, config.batch_pairs, config.heldout_pairs, config.seed)
+    most = plan.steps * plan.batch_pairs + plan.heldout_pairs
+    if config.pairs:
+        if exists(join(config.pairs, "run.json")):
+            require_complete(config.pairs)
+        pairs = read_pairs(config.pairs, most, config.seed, config.label_column)
+    else:
+        crops = config.crops
+        corpus, _ = make_pairs(crops, find_corpus(crops), work, join(work, "crops"))
+        log.info("%d pairs cropped from %d documents", corpus["pairs"], corpus["documents"])
+        label = "label" if config.label_column else None
+        pairs = read_pairs(work, most, config.seed, label)
+    counts = write_batches(pairs, plan, work)
+    write_bytes(settled, json.dumps(counts).encode())
+    return counts
+
+
+def measure_run(state: TrainingState, seconds: float) -> dict[str, Any]:
+    """Figures of a finished run for ``run.json``."""
+    steps = [row for row in state.history if row["step"] > 0]
+    measured = {row["step"]: row for row in state.history if SCORE in row}
+    tokens = sum(row["tokens"] for row in steps)
+    best = measured[state.best_step]
+    return {
+        "steps": state.step,
+        "best_step": state.best_step,
+        "before": _measures(measured[0]),
+        "best": _measures(best),
+        "training_tokens": int(tokens),
+        "tokens_per_second": round(tokens / sum(row["seconds"] for row in steps), 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def write_result(
+    config: FinetuneConfig,
+    description: EncoderDescription,
+    state: TrainingState,
+    counts: dict[str, int],
+    metrics: dict[str, Any],
+) -> None:
+    """Write the best adapter, its encoder, the history and the model card."""
+    settings = load_model_settings(
+        fetch_model(config.model, config.revision).folder, config.trust_remote_code
+    )
+    files = adapter_files(
+        config.trainer,
+        description,
+        state.best_weights,
+        all_layers=max(description.layers) == settings.num_hidden_layers,
+    )
+    for name, content in files.items():
+        write_bytes(join(config.output, name), content)
+    names = dict.fromkeys(name for row in state.history for name in row)
+    history = pa.table({name: [row.get(name) for row in state.history] for name in names})
+    with atomic_output(join(config.output, "history.parquet")) as sink:
+        pq.write_table(history, sink)
+    write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
+    tuned = describe_tuned(config, description)
+    tuned.save(config.output)
+    card = write_model_card(config, tuned, counts, metrics, history)
+    write_bytes(join(config.output, "README.md"), card.encode())
+
+
+def describe_tuned(config: FinetuneConfig, base: EncoderDescription) -> EncoderDescription:
+    """The encoder that the adapter makes of its base model."""
+    settings = {
+        name: getattr(config, name)
+        for name in EncoderConfig.__dataclass_fields__
+        if name not in ("adapter", "dtype")
+    }
+    return describe_encoder(
+        EncoderConfig(**settings, adapter=config.output, dtype=base.dtype)  # type: ignore[arg-type]
+    )
+
+
+def summarize(
+    config: FinetuneConfig, counts: dict[str, int], metrics: dict[str, Any]
+) -> dict[str, str]:
+    """The table that a person sees at the end."""
+    before, best = metrics["before"], metrics["best"]
+    changes = {
+        f"held-out {name}": f"{before[name]:.3f} before, {best[name]:.3f} tuned" for name in best
+    }
+    return {
+        "pairs": f"{counts['training_pairs']:,} to train, {counts['heldout_pairs']:,} held out",
+        "steps": f"{metrics['steps']}, best at {metrics['best_step']}",
+        **changes,
+        "tokens a second": f"{metrics['tokens_per_second']:,.0f}",
+        "output": config.output,
+    }
+
+
+def _measures(row: dict[str, Any]) -> dict[str, float]:
+    names = ("recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
+    return {name: round(row[name], 4) for name in names if name in row}

@@ -67,6 +67,8 @@ def run_stage(
 def configure_ray_data() -> None:
     """Leave the display of progress to :mod:`pipelines.progress`."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # it would warn that its bars are off
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

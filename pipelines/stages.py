@@ -72,6 +72,8 @@ def configure_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # as it was raised, not wrapped: messages for users keep their exit code
+    context.raise_original_map_exception = True
 
 
 def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:

@@ -180,6 +180,7 @@
       },
     });
     mapView = result.view;
+    holder.__view = mapView;
     mapView.addEventListener("click", (event, item) => { if (item && item.datum && item.datum.c !== undefined) select(item.datum.c, true); });
   }
 
@@ -222,7 +223,7 @@
     const { labels, clusters, shares, counts } = data.confusion;
     const values = labels.flatMap((label, i) => clusters.map((cluster, j) => ({ label, cluster: String(cluster), share: shares[i][j], count: counts[i][j] })));
     return embed("confusion", {
-      width: "container", height: { step: 22 }, data: { values }, mark: { type: "rect", stroke: theme().ground, strokeWidth: 1 },
+      width: "container", height: { step: 22 }, autosize: { type: "fit-x", contains: "padding" }, data: { values }, mark: { type: "rect", stroke: theme().ground, strokeWidth: 1 },
       encoding: {
         x: { field: "cluster", type: "nominal", sort: clusters.map(String), title: "cluster", axis: { labelAngle: 0, labelOverlap: true } },
         y: { field: "label", type: "nominal", sort: labels, title: null, axis: { labelLimit: 220 } },

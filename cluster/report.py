@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -105,6 +106,7 @@ def render_report(report: Report) -> str:
     )
 
 
+@functools.cache
 def _chart_library() -> str:
     """Vega and Vega-Embed as one script, so that the page opens without a network."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -16,7 +16,7 @@ OUTLIER_DEVIATIONS = 3.0
 
 
 def centroids_table(centroids: np.ndarray, sizes: np.ndarray) -> pa.Table:
-    """``centroids.parquet``: cluster_id, size, centroid, from float32 (k, d) and int (k,)."""
+    """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d)."""
     k, dimension = centroids.shape
     flat = pa.array(centroids.ravel(), pa.float32())
     return pa.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -120,6 +121,10 @@ class RayVectors:
             sums.merge(ray.get(ready[0]))
         return sums.totals(centroids)
 
+    def peak_memory_bytes(self) -> list[int]:
+        """The most memory that each actor's process has held so far."""
+        return ray.get([actor.peak_memory_bytes.remote() for actor in self._actors])
+
     def close(self) -> None:
         """Let the actors and their temporary files go."""
         for actor in self._actors:
@@ -140,6 +145,9 @@ class _VectorHolder:
 
     def assign_to(self, centroids: np.ndarray, count: int, largest: float) -> FixedPointSums:
         return sum_by_cluster(self._blocks(), centroids, count, largest)
+
+    def peak_memory_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _blocks(self) -> Iterator[np.ndarray]:
         self._file.seek(0)

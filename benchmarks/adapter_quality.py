@@ -14,20 +14,26 @@ import hashlib
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import sklearn.cluster
 import sklearn.metrics
 import torch
 
+from pipelines.command_line import configure_logging
 from pipelines.encoder import Encoder, EncoderConfig
 from pipelines.finetune import finetune_adapter
 from pipelines.finetune_config import FinetuneConfig
 from pipelines.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
+from pipelines.pairs import plain_pairs
+from pipelines.pairs_config import Method, PairsConfig
 from pipelines.run_record import RunRecord
 from pipelines.storage import shoal_home
 from pipelines.tokenization import PromptedTokenizer
@@ -54,7 +60,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "half the steps": {"max_steps": 25},
     "temperature 0.1": {"temperature": 0.1, "max_steps": 25},
     "rank 4": {"lora_rank": 4, "lora_alpha": 8.0, "max_steps": 25},
-    "noise in place of crops": {"max_steps": 25},
+    "noise in place of crops": {"method": "noise", "max_steps": 25},
 }
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -96,10 +102,27 @@ def encode_with_minilm(texts: list[str]) -> np.ndarray:
     return model.encode(texts, normalize_embeddings=True)
 
 
-def tune(name: str, seed: int, settings: dict) -> dict:
+def write_pairs(method: Method, seed: int, path: Path) -> None:
+    """A pair of each training document of 20 Newsgroups that is long enough; no label is read."""
+    config = PairsConfig(method=method, seed=seed)
+    rows = load_labelled_corpus("20newsgroups", "train").select(["id", "text"]).to_pylist()
+    documents = [(str(row["id"]), row["text"]) for row in rows]
+    pairs = plain_pairs(config, documents, Counter())
+    columns = [pa.array(column) for column in zip(*pairs, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, names=["anchor", "positive", "id"]), path)
+
+
+def tune(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Tune one adapter; its folder and what it cost."""
-    output = shoal_home() / "outputs" / "adapter_quality" / f"{name.replace(' ', '-')}-{seed}"
-    config = FinetuneConfig(output=str(output), seed=seed, num_workers="0", **settings)
+    folder = shoal_home() / "outputs" / "adapter_quality"
+    method = settings.pop("method", "crop")
+    pairs = folder / f"{method}-{seed}.parquet"
+    write_pairs(method, seed, pairs)
+    output = folder / f"{name.replace(' ', '-')}-{seed}"
+    config = FinetuneConfig(
+        pairs=str(pairs), output=str(output), seed=seed, num_workers="0", **settings
+    )
     started, cpu = time.perf_counter(), time.process_time()
     with RunRecord(
         config.output, "finetune_adapter", asdict(config), seed=seed, keep_complete=True
@@ -113,7 +136,7 @@ def tune(name: str, seed: int, settings: dict) -> dict:
     }
 
 
-def summarize(results: dict) -> None:
+def summarize(results: dict[str, Any]) -> None:
     """Add mean, spread and the lead over the peer of the recipe's seeds."""
     runs = [run for key, run in results["runs"].items() if key.startswith("recipe ")]
     if not runs:
@@ -135,6 +158,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["recipe"], choices=list(ABLATIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
+    configure_logging()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results |= {
         "command": "python benchmarks/adapter_quality.py",
@@ -165,8 +189,7 @@ def main() -> None:
             runs[f"{name} {seed}"] = run
             keep()
     if "untuned" not in baselines:
-        encoder = Encoder.load(EncoderConfig())
-        baselines["untuned, one-word prompt, last token"] = score(encoder.encode, corpora)
+        baselines["untuned"] = score(Encoder.load(EncoderConfig()).encode, corpora)
         keep()
 
 

@@ -24,6 +24,7 @@ from cluster.storage import find_files, open_filesystem
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 BLOCK_BYTES = 32 << 20
 _ROWS_PER_SHARD = 200_000
+_HEAD_ROWS = 1_024
 _SUFFIXES = (".parquet", ".npy", ".lance")
 
 
@@ -203,9 +204,8 @@ def _describe_file(filesystem: pafs.FileSystem, path: str, columns: Columns) -> 
             dimension = _vector_length(schema, columns, path)
             filled = [i for i, rows in enumerate(groups) if rows]
             if dimension is None and filled:
-                head = next(file.iter_batches(1, [filled[0]], columns=[columns.embedding]))
-                value = head.column(0)[0]
-                dimension = len(value) if value.is_valid else 0
+                head = next(file.iter_batches(_HEAD_ROWS, [filled[0]], columns=[columns.embedding]))
+                dimension = _first_length(head.column(0), path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
     fingerprint = (schema.metadata or {}).get(FINGERPRINT_KEY)
@@ -271,6 +271,13 @@ def _vector_length(schema: pa.Schema, columns: Columns, path: str) -> int | None
             f"{path}: column {columns.embedding!r} is {kind}; required is a list of floats"
         )
     return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
+
+def _first_length(column: pa.Array, path: str) -> int:
+    lengths = column.drop_null().value_lengths().to_pylist()
+    if not any(lengths):
+        raise InputError(f"{path}: its first {len(column)} vectors are null or empty")
+    return next(length for length in lengths if length)
 
 
 def _group_into_shards(pieces: list[Piece], rows_per_shard: int) -> tuple[Shard, ...]:

@@ -113,10 +113,11 @@ def find_told_error(error: BaseException | None) -> BaseException | None:
     """The exception with an ``exit_code`` in a chain of causes (Ray wraps what workers raise)."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if hasattr(error, "exit_code"):
-            return error
         seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
+        cause = getattr(error, "cause", None)  # Ray's own, whose text is a whole traceback
+        if hasattr(error, "exit_code") and not hasattr(cause, "exit_code"):
+            return error
+        error = cause or error.__cause__
     return None
 
 

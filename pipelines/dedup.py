@@ -240,5 +240,7 @@ def _place_documents(
 
 
 def _fill_ids(documents: pa.Table) -> pa.Array:
+    if not documents["id"].null_count:
+        return documents["id"].combine_chunks()
     hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]
     return pc.coalesce(documents["id"].combine_chunks(), pa.array(hashes, pa.large_string()))

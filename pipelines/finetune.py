@@ -37,6 +37,7 @@ from pipelines.pair_files import read_pairs
 from pipelines.pairs import find_corpus, make_pairs
 from pipelines.ray_training import TrainingTask, plan_workers, train_in_process, train_on_workers
 from pipelines.run_record import RunRecord, require_complete
+from pipelines.sentence_transformers_folder import export_sentence_transformer
 from pipelines.storage import (
     atomic_output,
     exists,
@@ -112,10 +113,23 @@ def check_settings(config: FinetuneConfig, description: EncoderDescription) -> N
             f"dimensions has {too_long[0]}, but vectors have {description.dimension}: give "
             "shorter lengths only; the full one is always trained"
         )
+    if config.sentence_transformers:
+        check_export(config, description)
     if config.workers == (0, 0) and "://" in config.output:
         raise InputError("--num-workers 0 trains in this process and writes to local folders only")
     if config.adapter is not None:
         check_start_adapter(config, description)
+
+
+def check_export(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse now, not after hours of training, an encoder that cannot be exported."""
+    if "://" in config.output:
+        raise InputError("--sentence-transformers writes to local folders only; leave it out here")
+    if description.pooling == "body-mean" or len(description.layers) > 1:
+        raise InputError(
+            f"pooling {description.pooling} of layers {list(description.layers)} has no equal in "
+            "sentence-transformers: leave --sentence-transformers out, or name another"
+        )
 
 
 def check_start_adapter(config: FinetuneConfig, description: EncoderDescription) -> None:
@@ -160,6 +174,11 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
         log.info("%d pairs cropped from %d documents", corpus["pairs"], corpus["documents"])
         label = "label" if config.label_column else None
         pairs = read_pairs(work, most, config.seed, label)
+    if config.lora_dropout == 0 and pairs["anchor"].equals(pairs["positive"]):
+        raise InputError(
+            "every pair is a text and itself, which only dropout can tell apart: pass "
+            "--lora-dropout 0.1, or make pairs by another method"
+        )
     counts = write_batches(pairs, plan, work)
     write_bytes(settled, json.dumps(counts).encode())
     return counts
@@ -208,6 +227,9 @@ def write_result(
     write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
     tuned = describe_tuned(config, description)
     tuned.save(config.output)
+    if config.sentence_transformers:
+        folder = Path(config.output).expanduser() / "sentence_transformers"
+        export_sentence_transformer(tuned, folder)
     card = write_model_card(config, tuned, counts, metrics, history)
     write_bytes(join(config.output, "README.md"), card.encode())
 
@@ -219,8 +241,10 @@ def describe_tuned(config: FinetuneConfig, base: EncoderDescription) -> EncoderD
         for name in EncoderConfig.__dataclass_fields__
         if name not in ("adapter", "dtype")
     }
+    output = config.output
+    folder = output if "://" in output else str(Path(output).expanduser().absolute())
     return describe_encoder(
-        EncoderConfig(**settings, adapter=config.output, dtype=base.dtype)  # type: ignore[arg-type]
+        EncoderConfig(**settings, adapter=folder, dtype=base.dtype)  # type: ignore[arg-type]
     )
 
 

@@ -79,6 +79,8 @@ class FinetuneConfig(EncoderConfig):
     """Steps between measures; each also writes a checkpoint."""
     patience: int = 0
     """Stop after so many measures without a new best; 0 never stops early."""
+    sentence_transformers: bool = False
+    """Also write the merged model as a folder that sentence-transformers opens; local outputs."""
     num_workers: str = "1"
     """Training workers: N, or MIN:MAX to go on with fewer; 0 trains in the driver's process."""
     cpus_per_worker: float | None = None
@@ -111,6 +113,11 @@ class FinetuneConfig(EncoderConfig):
         smallest, largest = self.workers
         if smallest > largest or (smallest == 0 < largest):
             raise InputError(f"num_workers is {self.num_workers!r}; N or MIN:MAX is required")
+        if largest > self.batch_pairs:
+            raise InputError(
+                f"num_workers is {self.num_workers}, more than the {self.batch_pairs} pairs of a "
+                "batch: each worker needs one, so raise --batch-pairs"
+            )
         _ = self.trainer.loss, self.crops
 
     @property

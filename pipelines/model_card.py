@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import jinja2
@@ -21,11 +22,11 @@ tags: [lora, sentence-embeddings, clustering]
 ---
 # Adapter for clustering texts
 
-A LoRA adapter for `{{ encoder.model }}` (`{{ encoder.model_revision }}`), trained contrastively,
-without labels, to place texts of like content close together.
+A LoRA adapter trained contrastively, without labels, to place texts of like content close together.
 
 | what | value |
 | --- | --- |
+| base model | `{{ encoder.model }}`, {{ encoder.model_revision }} |
 | prompt | `{{ encoder.prompt }}` |
 | pooling, layers | {{ encoder.pooling }}, {{ encoder.layers | join(", ") }} |
 | dimension | {{ encoder.dimension }}{{ ", also good when cut to " ~ shorter if shorter }} |
@@ -62,7 +63,7 @@ holds:
 
 ```
 python jobs/embed_corpus.py --adapter THIS_FOLDER --model {{ encoder.model }} \\
-    --prompt {{ encoder.prompt | tojson }} --pooling {{ encoder.pooling }}
+    --prompt {{ encoder.prompt | quote }} --pooling {{ encoder.pooling }}
 ```
 
 ```python
@@ -99,7 +100,8 @@ def write_model_card(
         if row["mrr"] is not None
     ]
     source = config.pairs or f"crops of {config.corpus or 'the packaged training corpus'}"
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["quote"] = shlex.quote
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment.from_string(_TEMPLATE).render(
         config=config,

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 def read_pairs(path: str, most: int, seed: int, label_column: str | None = None) -> pa.Table:
     """At most ``most`` pairs of a file or folder, chosen by a hash so that order does not matter.
 
-    Rows without an anchor or a positive are left out, with a warning. Where there is no ``id``,
-    an anchor is its own document.
+    Rows in which a text is empty are left out, with a warning. Where there is no ``id``, an anchor
+    is its own document.
 
     Args:
         path: a Parquet or CSV file, a folder of them, or the output of ``generate_pairs``.
@@ -54,7 +54,7 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
             kept = [lowest(pa.concat_tables(kept), most, seed)]
             rows = len(kept[0])
     if dropped:
-        log.warning("%s: %d rows without anchor or positive are left out", path, dropped)
+        log.warning("%s: %d rows in which a text is empty are left out", path, dropped)
     if not rows:
         raise InputError(f"{path} holds no pair: rows with an anchor and a positive are required")
     return lowest(pa.concat_tables(kept), most, seed)
@@ -101,14 +101,15 @@ def pair_columns(
 
 
 def plain_pairs(table: pa.Table) -> pa.Table:
-    """Columns as strings; rows with an empty anchor or positive left out."""
+    """Columns as strings; rows with an empty text left out."""
     if "id" not in table.column_names:
         table = table.append_column("id", table["anchor"])
     columns = {name: table[name].cast(pa.large_string()) for name in table.column_names}
     table = pa.table(columns)
-    for name in REQUIRED:
-        table = table.filter(pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(
-            table[name])), 0), False))  # fmt: skip
+    for name in (*REQUIRED, "negative"):
+        if name in table.column_names:
+            length = pc.utf8_length(pc.utf8_trim_whitespace(table[name]))
+            table = table.filter(pc.fill_null(pc.greater(length, 0), False))
     return table
 
 

@@ -67,9 +67,13 @@ def run_stage(
 def configure_ray_data() -> None:
     """Leave the display of progress to :mod:`pipelines.progress`."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # it would warn that its bars are off
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # as it was raised, not wrapped: messages for users keep their exit code
+    context.raise_original_map_exception = True
 
 
 def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:

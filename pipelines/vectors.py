@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ import ray.data
 from pipelines.actor_plan import TOKENIZE_CPUS, ActorPlan
 from pipelines.dedup import Chunk
 from pipelines.errors import InputError
-from pipelines.progress import Progress, padding_waste
+from pipelines.progress import Progress
 from pipelines.segments import bytes_to_table, table_to_bytes
 from pipelines.stages import not_shared, unit_dataset
 from pipelines.storage import join, list_files, make_folder, read_bytes, write_bytes
@@ -64,9 +63,8 @@ def find_done_chunks(work: str) -> set[str]:
 
 def embed_chunks(
     settings: EncodeSettings, workers: Workers, chunks: Sequence[Chunk], *, rejected: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Encode every chunk that has no vectors yet; how fast that went."""
-    started = time.monotonic()
     make_folder(join(settings.work, "vectors"))
     done = find_done_chunks(settings.work)
     missing = {chunk.name: chunk for chunk in chunks if chunk.name not in done}
@@ -75,18 +73,13 @@ def embed_chunks(
         sum(chunk.texts for chunk in missing.values()),
         sum(chunk.tokens for chunk in missing.values()),
         rejected,
+        warm_chunks=settings.actors.smallest,
     )
     if missing:
         for found in encode_chunks(settings, workers, missing):
             progress.add(found, missing[found["name"]].tokens)
         log.info("%s", progress.line())
-    seconds = time.monotonic() - started
-    return {
-        "embed_seconds": round(seconds, 3),
-        "texts_per_second": round(progress.texts / seconds, 2),
-        "tokens_per_second": round(progress.tokens / seconds, 1),
-        "padding_waste": round(padding_waste(progress.tokens, progress.padded_tokens), 4),
-    }
+    return progress.figures()
 
 
 def encode_chunks(

@@ -26,6 +26,7 @@ WORK_FOLDER = "_work"
 PARTITION_BYTES = 64 << 20
 MOST_PARTITIONS = 1024
 MOST_CHUNKS = 20_000
+_ROW_OVERHEAD_BYTES = 128  # hash, id, position: what short texts weigh beside themselves
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def check_same_corpus(before: Sequence[Sequence[Any]], now: Sequence[Sequence[An
         )
 
 
-def count_partitions(text_bytes: int) -> int:
+def count_partitions(files: Sequence[CorpusFile]) -> int:
     """Partitions of about :data:`PARTITION_BYTES`, but no more than a shuffle can bear."""
-    return min(MOST_PARTITIONS, max(1, -(-text_bytes // PARTITION_BYTES)))
+    size = sum(file.text_bytes + _ROW_OVERHEAD_BYTES * (file.rows or 0) for file in files)
+    return min(MOST_PARTITIONS, max(1, -(-size // PARTITION_BYTES)))

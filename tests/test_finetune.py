@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import peft
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,6 +260,15 @@ def test_pairs_that_teach_nothing_are_refused(config, tmp_path, rows, message):
         run(config(pairs=str(path)))
 
 
+def test_texts_paired_with_themselves_need_dropout(config, tmp_path):
+    path = tmp_path / "same.parquet"
+    texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
+    pq.write_table(pa.table({"anchor": texts, "positive": texts}), path)
+    assert run(config("with", pairs=str(path))).metrics["steps"] == 6
+    with pytest.raises(InputError, match="pass --lora-dropout"):
+        run(config("without", pairs=str(path), lora_dropout=0.0))
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
     monkeypatch.setattr(
         "pipelines.contrastive.ContrastiveLoss.forward",
@@ -276,6 +286,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
         ({"temperature": 0.0}, "temperature is 0"),
         ({"num_workers": "2:1"}, "num_workers is '2:1'"),
         ({"num_workers": "many"}, "num_workers is 'many'"),
+        ({"num_workers": "9"}, "more than the 8 pairs"),
         ({"corpus": "docs.parquet"}, "both --pairs and --corpus"),
         ({"crop_words": (3, 4)}, "--crop-words has no effect"),
         ({"dtype": "float16"}, "float16"),
@@ -297,3 +308,15 @@ def test_impossible_options_are_refused(config, settings, message):
 def test_options_that_do_not_suit_model_or_pairs_are_refused(config, settings, message):
     with pytest.raises(InputError, match=message):
         run(config(**settings))
+
+
+@pytest.mark.parametrize("pooling", ["last", "last+mean"])
+def test_sentence_transformers_gives_the_same_cosines(config, pooling):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    made = config(max_steps=2, pooling=pooling, max_tokens=12, sentence_transformers=True)
+    run(made)
+    theirs = sentence_transformers.SentenceTransformer(
+        str(Path(made.output) / "sentence_transformers"), device="cpu"
+    ).encode(SENTENCES)
+    ours = Encoder.from_folder(made.output).encode(SENTENCES)
+    assert np.allclose(theirs @ theirs.T, ours @ ours.T, atol=1e-4)

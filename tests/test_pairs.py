@@ -209,7 +209,7 @@ def test_own_pairs_are_read_from_csv_with_hard_negatives(tmp_path):
     path = tmp_path / "own.csv"
     with path.open("w", newline="") as file:
         rows = [["anchor", "positive", "negative"], ["1", "one", "two"], ["a", "b", "c"]]
-        csv.writer(file).writerows([*rows, ["x", "", "y"]])
+        csv.writer(file).writerows([*rows, ["x", "", "y"], ["x", "y", ""]])
     found = read_pairs(str(path), most=10, seed=0).to_pylist()
     assert sorted(row["anchor"] for row in found) == ["1", "a"]
     assert {row["negative"] for row in found} == {"two", "c"}

@@ -1,0 +1,192 @@
+"""Speed, memory and scaling of fine-tuning: ``python benchmarks/finetune.py``.
+
+Three claims, measured on the packaged model and crops of the packaged training corpus:
+
+speed    tokens a second of a training step against the step of the paper's public code: causal-LM
+         class with the states of every layer, float32, gradient accumulation over unsorted
+         micro-batches of 12 pairs. Same pairs, same adapter.
+memory   peak memory of a step of 512 pairs against one of 64.
+workers  tokens a second of two workers of one CPU against one, at an equal global batch.
+
+``--part`` measures some of them and keeps the other figures of the result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import peft
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
+
+from pipelines.adapter_trainer import AdapterTrainer
+from pipelines.encoder_description import DType, describe_encoder
+from pipelines.finetune_config import FinetuneConfig
+from pipelines.model_sources import PACKAGED_MODEL, fetch_model
+from pipelines.packaged import load_labelled_corpus
+from pipelines.pair_methods import crop_pair, document_generator
+from pipelines.prompts import PromptTemplate
+
+RESULTS = Path(__file__).parent / "results" / "finetune.json"
+PAPER_MICRO_BATCH = 12
+PAPER_TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PAPER_ADAPTER: dict[str, Any] = {"lora_rank": 64, "lora_alpha": 16.0, "lora_dropout": 0.05}
+SPEED_PAIRS = 24
+SPEED_WORDS = (40, 75)  # about the paper's crops of 100 tokens at most
+MEMORY_WORDS = (6, 10)
+MEMORY_TOKENS = 512
+
+
+def make_pairs(count: int, words: tuple[int, int]) -> pa.Table:
+    """Crops of the training documents of 20 Newsgroups."""
+    rows = []
+    for row in load_labelled_corpus("20newsgroups", "train").to_pylist():
+        pair = crop_pair(row["text"], document_generator(0, str(row["id"])), words)
+        if pair is not None:
+            rows.append({"anchor": pair[0], "positive": pair[1], "id": str(row["id"])})
+        if len(rows) == count:
+            break
+    return pa.Table.from_pylist(rows)
+
+
+def measure_ours(pairs: pa.Table, dtype: DType) -> float:
+    """Tokens a second of one of our steps, the first left out."""
+    config = FinetuneConfig(
+        batch_pairs=len(pairs), lora_targets=PAPER_TARGETS, dtype=dtype, **PAPER_ADAPTER
+    )
+    trainer = AdapterTrainer(config.trainer, describe_encoder(config.encoder), torch.device("cpu"))
+    trainer.step(1, pairs.slice(0, 4), 0)
+    started = time.perf_counter()
+    tokens = trainer.step(2, pairs, 0)["tokens"]
+    return tokens / (time.perf_counter() - started)
+
+
+def measure_paper(pairs: pa.Table) -> float:
+    """Tokens a second of one step as the paper's code takes it."""
+    folder = fetch_model(PACKAGED_MODEL).folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    model = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        peft.LoraConfig(r=64, lora_alpha=16, lora_dropout=0.05, target_modules=[*PAPER_TARGETS]),
+    ).train()
+    template = PromptTemplate.parse("one-word")
+
+    def embed(texts: list[str]) -> tuple[torch.Tensor, int]:
+        inputs = tokenizer([template.wrap(t) for t in texts], padding=True, return_tensors="pt")
+        states = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        return states[:, -1], int(inputs["attention_mask"].sum())
+
+    def step(rows: pa.Table) -> int:
+        total = 0
+        for start in range(0, len(rows), PAPER_MICRO_BATCH):
+            part = rows.slice(start, PAPER_MICRO_BATCH)
+            (anchors, first), (positives, second) = (
+                embed(part[name].to_pylist()) for name in ("anchor", "positive")
+            )
+            cosines = torch.nn.functional.cosine_similarity(anchors[:, None], positives, dim=-1)
+            target = torch.arange(len(part))
+            torch.nn.functional.cross_entropy(cosines / 0.2, target).backward()
+            total += first + second
+        return total
+
+    step(pairs.slice(0, 4))
+    started = time.perf_counter()
+    return step(pairs) / (time.perf_counter() - started)
+
+
+def measure_memory(pairs: int) -> None:
+    """Print the peak memory in MiB of a process that takes one step of so many pairs."""
+    config = FinetuneConfig(batch_pairs=pairs, activation_tokens=MEMORY_TOKENS, prompt="none")
+    trainer = AdapterTrainer(config.trainer, describe_encoder(config.encoder), torch.device("cpu"))
+    trainer.step(1, make_pairs(pairs, MEMORY_WORDS), 0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def compare_speed() -> dict[str, Any]:
+    pairs = make_pairs(SPEED_PAIRS, SPEED_WORDS)
+    dtypes: tuple[DType, ...] = ("bfloat16", "float32")
+    ours = {dtype: round(measure_ours(pairs, dtype), 1) for dtype in dtypes}
+    paper = round(measure_paper(pairs), 1)
+    return {
+        "pairs": SPEED_PAIRS,
+        "tokens_per_second": {"paper's step, float32": paper, **ours},
+        "ratio": round(ours["bfloat16"] / paper, 2),
+        "ratio_float32": round(ours["float32"] / paper, 2),
+        "required": 2.0,
+    }
+
+
+def compare_memory() -> dict[str, Any]:
+    peaks = {}
+    for pairs in (64, 512):
+        command = [sys.executable, __file__, "--memory-of", str(pairs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[pairs] = int(done.stdout.split()[-1])
+    return {
+        "peak_mib": peaks,
+        "growth": round(peaks[512] / peaks[64] - 1, 3),
+        "required": 0.2,
+    }
+
+
+def compare_workers() -> dict[str, Any]:
+    """The job itself on Ray Train, with one and with two workers of one CPU."""
+    speeds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(make_pairs(200, (16, 32)), f"{folder}/pairs.parquet")
+        for workers in (1, 2):
+            output = f"{folder}/{workers}"
+            options = {
+                "pairs": f"{folder}/pairs.parquet", "output": output, "num-workers": workers,
+                "cpus-per-worker": 1, "batch-pairs": 16, "max-steps": 5, "measure-every": 5,
+                "heldout-pairs": 4,
+            }  # fmt: skip
+            flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+            job = Path(__file__).parent.parent / "jobs" / "finetune_adapter.py"
+            subprocess.run([sys.executable, str(job), *flags], check=True, capture_output=True)
+            rows = pq.read_table(f"{output}/history.parquet").to_pylist()[2:]
+            speeds[workers] = statistics.median(row["tokens"] / row["seconds"] for row in rows)
+    return {
+        "tokens_per_second": {str(k): round(v, 1) for k, v in speeds.items()},
+        "ratio": round(speeds[2] / speeds[1], 2),
+        "required": 1.7,
+    }
+
+
+PARTS = {"speed": compare_speed, "memory": compare_memory, "workers": compare_workers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        measure_memory(arguments.memory_of)
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results |= {"command": "python benchmarks/finetune.py", "cpus": os.cpu_count()}
+    results["threads"] = torch.get_num_threads()
+    for part in arguments.part:
+        load = os.getloadavg()[0]
+        results[part] = {**PARTS[part](), "load_before": round(load, 1)}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        print(part, json.dumps(results[part]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

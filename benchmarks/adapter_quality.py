@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 6e-4,
     "warmup_steps": 5,
     "heldout_pairs": 64,
-    "measure_every": 25,
+    "measure_every": 10,
     "activation_tokens": 4096,
 }
 ABLATIONS: dict[str, dict[str, Any]] = {

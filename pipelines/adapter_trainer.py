@@ -74,16 +74,7 @@ class AdapterTrainer:
         self.description = description
         self.device = device
         self.tokenizer = PromptedTokenizer.load(description)
-        base: Any = load_base_model(
-            description.fetch()[0].folder,
-            dtype=getattr(torch, description.dtype),
-            device=device,
-            trust_remote_code=description.trust_remote_code,
-        )
-        if device.type == "cpu":
-            # Backward through torch's fused CPU attention took 54 ms a layer for 20 texts of 45
-            # tokens, a quarter of a step; written out as products it takes a tenth of that.
-            base.set_attn_implementation("eager")
+        base = load_trainable_base(description, device)
         self._count = len(find_layers(base))
         self._stack = cut_layers(base, description.layers)
         self.model = add_adapter(base, settings, start)
@@ -135,17 +126,15 @@ class AdapterTrainer:
         parameters = list(self.parameters.values())
         sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_gradient_norm)
-        rate = self.learning_rate(step)
         measures = {
             "loss": sum_over_ranks(loss),
             "gradient_norm": float(norm),
-            "learning_rate": rate,
+            "learning_rate": self.learning_rate(step),
             "temperature": float(self.loss.temperature.detach()),
             "tokens": float(sum(map(len, token_ids))),
         }
         if np.isfinite([measures["loss"], measures["gradient_norm"]]).all():
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            self.optimizer.param_groups[0]["lr"] = measures["learning_rate"]
             self.optimizer.step()
         return measures
 
@@ -210,6 +199,21 @@ class AdapterTrainer:
             prefix_tokens=self.tokenizer.prefix_tokens,
             suffix_tokens=self.tokenizer.suffix_tokens,
         )
+
+
+def load_trainable_base(description: EncoderDescription, device: torch.device) -> Any:
+    """The base model of a description, frozen, with attention that trains well on ``device``."""
+    base: Any = load_base_model(
+        description.fetch()[0].folder,
+        dtype=getattr(torch, description.dtype),
+        device=device,
+        trust_remote_code=description.trust_remote_code,
+    )
+    if device.type == "cpu":
+        # Backward through torch's fused CPU attention took 54 ms a layer for 20 texts of 45
+        # tokens, a quarter of a step; written out as products it takes a tenth of that.
+        base.set_attn_implementation("eager")
+    return base
 
 
 def count_held(batches: Sequence[list[int]], lengths: Sequence[int], held_tokens: int) -> int:

@@ -15,31 +15,28 @@ import logging
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines.adapter_model import SETTINGS, adapter_files
+from pipelines.adapter_model import SETTINGS
 from pipelines.command_line import JobResult
 from pipelines.encoder_description import (
-    EncoderConfig,
     EncoderDescription,
     describe_encoder,
-    load_model_settings,
 )
 from pipelines.errors import InputError
 from pipelines.finetune_config import FinetuneConfig
-from pipelines.history_plot import plot_history
-from pipelines.model_card import write_model_card
-from pipelines.model_sources import fetch_adapter, fetch_model
+from pipelines.finetune_output import measure_run, summarize, write_result
+from pipelines.model_sources import fetch_adapter
 from pipelines.pair_files import read_pairs
 from pipelines.pairs import find_corpus, make_pairs
-from pipelines.ray_training import TrainingTask, plan_workers, train_in_process, train_on_workers
+from pipelines.ray_training import (
+    TrainingTask,
+    WorkerPlan,
+    plan_workers,
+    train_in_process,
+    train_on_workers,
+)
 from pipelines.run_record import RunRecord, require_complete
-from pipelines.sentence_transformers_folder import export_sentence_transformer
 from pipelines.storage import (
-    atomic_output,
     exists,
     join,
     make_folder,
@@ -48,7 +45,7 @@ from pipelines.storage import (
     write_bytes,
 )
 from pipelines.training_batches import BatchPlan, write_batches
-from pipelines.training_loop import SCORE, LoopSettings
+from pipelines.training_loop import LoopSettings
 from pipelines.training_state import TrainingState, read_state
 
 WORK_FOLDER = "_work"
@@ -79,6 +76,20 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     )
     check_settings(config, description)
     counts = prepare_batches(config, work)
+    state = train_adapter(config, description, plan, work)
+    metrics = measure_run(state, time.monotonic() - started)
+    write_result(config, description, state, counts, metrics)
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(work)
+    return JobResult(counts, metrics, summarize(config, counts, metrics))
+
+
+def train_adapter(
+    config: FinetuneConfig, description: EncoderDescription, plan: WorkerPlan | None, work: str
+) -> TrainingState:
+    """Train on the batches in ``work``, in this process where there is no plan of workers."""
     task = TrainingTask(
         config.trainer,
         LoopSettings(
@@ -88,21 +99,13 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
         config.adapter,
         work,
     )
+    if plan is None:
+        state_folder = Path(work).expanduser().absolute() / "state"
+        train_in_process(task, state_folder)
+        return read_state(state_folder)
     with tempfile.TemporaryDirectory() as folder:
-        state_folder = Path(folder) / "state"
-        if plan is None:
-            state_folder = Path(work).expanduser().absolute() / "state"
-            train_in_process(task, state_folder)
-        else:
-            train_on_workers(task, plan, state_folder)
-        state = read_state(state_folder)
-    metrics = measure_run(state, time.monotonic() - started)
-    write_result(config, description, state, counts, metrics)
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
-    remove_folder(work)
-    return JobResult(counts, metrics, summarize(config, counts, metrics))
+        train_on_workers(task, plan, Path(folder))
+        return read_state(Path(folder))
 
 
 def check_settings(config: FinetuneConfig, description: EncoderDescription) -> None:
@@ -182,89 +185,3 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
     counts = write_batches(pairs, plan, work)
     write_bytes(settled, json.dumps(counts).encode())
     return counts
-
-
-def measure_run(state: TrainingState, seconds: float) -> dict[str, Any]:
-    """Figures of a finished run for ``run.json``."""
-    steps = [row for row in state.history if row["step"] > 0]
-    measured = {row["step"]: row for row in state.history if SCORE in row}
-    tokens = sum(row["tokens"] for row in steps)
-    best = measured[state.best_step]
-    return {
-        "steps": state.step,
-        "best_step": state.best_step,
-        "before": _measures(measured[0]),
-        "best": _measures(best),
-        "training_tokens": int(tokens),
-        "tokens_per_second": round(tokens / sum(row["seconds"] for row in steps), 1),
-        "seconds": round(seconds, 1),
-    }
-
-
-def write_result(
-    config: FinetuneConfig,
-    description: EncoderDescription,
-    state: TrainingState,
-    counts: dict[str, int],
-    metrics: dict[str, Any],
-) -> None:
-    """Write the best adapter, its encoder, the history and the model card."""
-    settings = load_model_settings(
-        fetch_model(config.model, config.revision).folder, config.trust_remote_code
-    )
-    files = adapter_files(
-        config.trainer,
-        description,
-        state.best_weights,
-        all_layers=max(description.layers) == settings.num_hidden_layers,
-    )
-    for name, content in files.items():
-        write_bytes(join(config.output, name), content)
-    names = dict.fromkeys(name for row in state.history for name in row)
-    history = pa.table({name: [row.get(name) for row in state.history] for name in names})
-    with atomic_output(join(config.output, "history.parquet")) as sink:
-        pq.write_table(history, sink)
-    write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
-    tuned = describe_tuned(config, description)
-    tuned.save(config.output)
-    if config.sentence_transformers:
-        folder = Path(config.output).expanduser() / "sentence_transformers"
-        export_sentence_transformer(tuned, folder)
-    card = write_model_card(config, tuned, counts, metrics, history)
-    write_bytes(join(config.output, "README.md"), card.encode())
-
-
-def describe_tuned(config: FinetuneConfig, base: EncoderDescription) -> EncoderDescription:
-    """The encoder that the adapter makes of its base model."""
-    settings = {
-        name: getattr(config, name)
-        for name in EncoderConfig.__dataclass_fields__
-        if name not in ("adapter", "dtype")
-    }
-    output = config.output
-    folder = output if "://" in output else str(Path(output).expanduser().absolute())
-    return describe_encoder(
-        EncoderConfig(**settings, adapter=folder, dtype=base.dtype)  # type: ignore[arg-type]
-    )
-
-
-def summarize(
-    config: FinetuneConfig, counts: dict[str, int], metrics: dict[str, Any]
-) -> dict[str, str]:
-    """The table that a person sees at the end."""
-    before, best = metrics["before"], metrics["best"]
-    changes = {
-        f"held-out {name}": f"{before[name]:.3f} before, {best[name]:.3f} tuned" for name in best
-    }
-    return {
-        "pairs": f"{counts['training_pairs']:,} to train, {counts['heldout_pairs']:,} held out",
-        "steps": f"{metrics['steps']}, best at {metrics['best_step']}",
-        **changes,
-        "tokens a second": f"{metrics['tokens_per_second']:,.0f}",
-        "output": config.output,
-    }
-
-
-def _measures(row: dict[str, Any]) -> dict[str, float]:
-    names = ("recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
-    return {name: round(row[name], 4) for name in names if name in row}

@@ -67,16 +67,8 @@ def train(
     if checkpoint is None:
         _measure(trainer, state, heldout, rank, world_size, {"step": 0})
     while state.step < settings.max_steps and not _is_stale(state, settings):
-        step = state.step + 1
-        started = time.perf_counter()
-        pairs = read_batch(settings.batches, step, rank, world_size)
-        row: dict[str, Any] = {"step": step}
-        row |= trainer.step(step, pairs, settings.batch_pairs * rank // world_size)
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
-            raise InputError(describe_divergence(row, settings))
-        row["tokens"] = sum_over_ranks(torch.tensor(row["tokens"], device=trainer.device))
-        row["seconds"] = time.perf_counter() - started
-        state.step = step
+        row = _take_step(trainer, settings, state.step + 1, rank, world_size)
+        step = state.step = row["step"]
         if step % settings.measure_every == 0 or step == settings.max_steps:
             _measure(trainer, state, heldout, rank, world_size, row)
             _report(trainer, state, rank, report)
@@ -84,6 +76,21 @@ def train(
             state.history.append(row)
         if rank == 0:
             log.info("%s", describe_row(state.history[-1], settings.max_steps))
+
+
+def _take_step(
+    trainer: AdapterTrainer, settings: LoopSettings, step: int, rank: int, world_size: int
+) -> dict[str, Any]:
+    """Train on one batch; its row of the history."""
+    started = time.perf_counter()
+    pairs = read_batch(settings.batches, step, rank, world_size)
+    row: dict[str, Any] = {"step": step}
+    row |= trainer.step(step, pairs, settings.batch_pairs * rank // world_size)
+    if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
+        raise InputError(describe_divergence(row, settings))
+    row["tokens"] = sum_over_ranks(torch.tensor(row["tokens"], device=trainer.device))
+    row["seconds"] = time.perf_counter() - started
+    return row
 
 
 def describe_row(row: dict[str, Any], max_steps: int) -> str:

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.base_model import load_base_model
-from pipelines.batching import token_budget_batches
-from pipelines.encoder_description import (
+from pipelines.encoding.base_model import load_base_model
+from pipelines.encoding.batching import token_budget_batches
+from pipelines.encoding.encoder_description import (
     EncoderConfig,
     EncoderDescription,
     describe_encoder,
     difference,
     resolve_device,
 )
+from pipelines.encoding.packed_decoder import PackedDecoder, can_pack
+from pipelines.encoding.padded_decoder import PaddedDecoder
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
-from pipelines.packed_decoder import PackedDecoder, can_pack
-from pipelines.padded_decoder import PaddedDecoder
 from pipelines.pooling import normalize, pool
-from pipelines.tokenization import PromptedTokenizer
 
 __all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder", "difference"]
 

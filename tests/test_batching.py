@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.batching import token_budget_batches
+from pipelines.encoding.batching import token_budget_batches
 
 
 @given(st.lists(st.integers(1, 400), max_size=200), st.integers(1, 2000))

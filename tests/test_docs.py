@@ -47,9 +47,9 @@ def test_every_job_is_in_the_readme(job):
 
 @pytest.mark.parametrize("package", ["pipelines", "cluster"])
 def test_every_module_is_in_the_file_map(package):
-    for path in (ROOT / package).glob("*.py"):
+    for path in (ROOT / package).rglob("*.py"):
         if path.name != "__init__.py":
-            assert re.search(rf"^\s+{path.name}\s", README, re.M), f"{package}/{path.name}"
+            assert re.search(rf"^\s+{path.name}\s", README, re.M), path.relative_to(ROOT)
 
 
 def test_commands_in_pages_name_jobs_and_flags_that_exist():

@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoding.packed_decoder import PackedDecoder
 from pipelines.errors import InputError
 from pipelines.packaged import load_labelled_corpus
-from pipelines.packed_decoder import PackedDecoder
 
 pytestmark = pytest.mark.slow
 

@@ -53,8 +53,8 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, l
     info = filesystem.get_file_info(inner)
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"no such file or folder: {path}")
-    if info.type == pafs.FileType.File:
-        return filesystem, [info.path]
+    if info.type == pafs.FileType.File or inner.endswith(suffixes):
+        return filesystem, [inner]
     found = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
     names = [f.path for f in found if f.path.endswith(suffixes) and not _is_hidden(f.path, inner)]
     if is_glob:

@@ -100,7 +100,9 @@ def encode_chunks(
         fn_constructor_args=(settings,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=plan.smallest, max_size=plan.largest),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(plan.smallest, len(chunks)), max_size=min(plan.largest, len(chunks))
+        ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus or None,
     )

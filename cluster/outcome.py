@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,8 @@ def describe_outcome(
         described.vectors[:SCORED_DOCUMENTS],
         ids[: len(described)][:SCORED_DOCUMENTS],
     )
+    if len(fits) > 1:
+        scores["levels"] = level_scores(census)
     notices = find_notices(scan, census, described)
     duplicates = None
     if similarity is not None:
@@ -156,6 +159,19 @@ def describe_outcome(
     )
 
 
+def level_scores(census: Census) -> list[dict[str, Any]]:
+    """For each level but the coarsest, the share of documents that lie in their cluster's parent.
+
+    1 means that every cluster lies in one cluster of the next coarser level.
+    """
+    found = []
+    for coarse, fine in pairwise(census.plan.levels):
+        shared = census.shared[coarse]
+        nested = float(shared.max(axis=0).sum() / shared.sum())
+        found.append({"num_clusters": fine, "in_level_of": coarse, "nested_share": nested})
+    return found
+
+
 def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
     """Collapse, empty clusters, zero vectors, rows left out."""
     notices = []
@@ -175,10 +191,14 @@ def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
 def write_tables(outcome: Outcome, folder: str) -> None:
     """Write tables and ``scores.json`` into ``folder``, each whole or not at all."""
     found = {
-        "centroids": centroids_table(outcome.fit, outcome.census),
+        "centroids": centroids_table(outcome.fit.centroids, outcome.census.sizes),
         "clusters": clusters_table(outcome.clusters, outcome.documents.ids.type),
         "outliers": outcome.outliers,
     }
+    for k in outcome.census.plan.levels[:-1]:
+        found[f"centroids_{k}"] = centroids_table(
+            outcome.fits[k].centroids, outcome.census.shared[k].sum(axis=1)
+        )
     if outcome.duplicates is not None:
         found["near_duplicates"] = outcome.duplicates
     if outcome.census.labels:

@@ -151,12 +151,12 @@
       legend: { labelColor: read("--soft"), titleColor: read("--soft"), titleFontWeight: "normal" },
       header: { labelColor: read("--ink"), titleColor: read("--soft"), labelFontSize: 12 },
       text: { color: read("--ink") },
-      accent: read("--accent"), ink: read("--ink"), ground: read("--card"),
+      accent: read("--accent"), quiet: read("--quiet"), ground: read("--card"),
     };
   }
 
   function embed(id, spec) {
-    const { accent, ink, ground, ...config } = theme();
+    const { accent, quiet, ground, ...config } = theme();
     return vegaEmbed(`#${id}`, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", ...spec, config }, { actions: false, renderer: "canvas" });
   }
 
@@ -180,6 +180,7 @@
       },
     });
     mapView = result.view;
+    holder.__view = mapView;
     mapView.addEventListener("click", (event, item) => { if (item && item.datum && item.datum.c !== undefined) select(item.datum.c, true); });
   }
 
@@ -202,7 +203,7 @@
     const colors = theme();
     const names = { silhouette: "Silhouette", stability: "Stability", elbow: "Elbow" };
     const values = data.curve.flatMap((row) => Object.keys(names).map((key) => ({ k: row.k, measure: names[key], value: row[key] })));
-    const x = { field: "k", type: "quantitative", scale: { type: "log" }, title: "number of clusters", axis: { grid: false, format: "d", values: data.curveTicks } };
+    const x = { field: "k", type: "quantitative", scale: { type: "log", nice: false }, title: "number of clusters", axis: { grid: false, format: "d", values: data.curveTicks } };
     return embed("curve", {
       data: { values },
       facet: { row: { field: "measure", type: "nominal", title: null, sort: Object.values(names), header: { labelAngle: 0, labelAlign: "left", labelOrient: "top", labelAnchor: "start" } } },
@@ -219,14 +220,15 @@
 
   function drawConfusion() {
     if (!data.confusion) return null;
+    const colors = theme();
     const { labels, clusters, shares, counts } = data.confusion;
     const values = labels.flatMap((label, i) => clusters.map((cluster, j) => ({ label, cluster: String(cluster), share: shares[i][j], count: counts[i][j] })));
     return embed("confusion", {
-      width: "container", height: { step: 22 }, data: { values }, mark: { type: "rect", stroke: theme().ground, strokeWidth: 1 },
+      width: "container", height: 60 + 22 * labels.length, data: { values }, mark: { type: "rect", stroke: colors.ground, strokeWidth: 1 },
       encoding: {
         x: { field: "cluster", type: "nominal", sort: clusters.map(String), title: "cluster", axis: { labelAngle: 0, labelOverlap: true } },
         y: { field: "label", type: "nominal", sort: labels, title: null, axis: { labelLimit: 220 } },
-        color: { field: "share", type: "quantitative", scale: { scheme: dark.matches ? "viridis" : "blues", domain: [0, 1] }, legend: { title: "share of label", format: ".0%" } },
+        color: { field: "share", type: "quantitative", scale: { range: [colors.quiet, colors.accent], domain: [0, 1] }, legend: { title: "share of label", format: ".0%" } },
         tooltip: [{ field: "label", title: "Label" }, { field: "cluster", title: "Cluster" }, { field: "count", title: "Documents", format: "," }, { field: "share", title: "Of the label", format: ".1%" }],
       },
     });

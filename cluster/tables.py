@@ -10,20 +10,19 @@ import pyarrow as pa
 from cluster.census import Census
 from cluster.describe import Description
 from cluster.duplicates import Duplicates
-from cluster.kmeans import Fit
 from cluster.num_clusters import Choice
 
 OUTLIER_DEVIATIONS = 3.0
 
 
-def centroids_table(fit: Fit, census: Census) -> pa.Table:
-    """``centroids.parquet``: cluster_id, size, centroid (d floats)."""
-    k, dimension = fit.centroids.shape
-    flat = pa.array(fit.centroids.ravel(), pa.float32())
+def centroids_table(centroids: np.ndarray, sizes: np.ndarray) -> pa.Table:
+    """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d)."""
+    k, dimension = centroids.shape
+    flat = pa.array(centroids.ravel(), pa.float32())
     return pa.table(
         {
             "cluster_id": pa.array(range(k), pa.int32()),
-            "size": pa.array(census.sizes, pa.int64()),
+            "size": pa.array(sizes, pa.int64()),
             "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
         }
     )

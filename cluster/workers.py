@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -11,8 +12,11 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from cluster.errors import InputError
 from cluster.lloyd import FixedPointSums, Totals, sum_by_cluster
 from cluster.vectors import BLOCK_BYTES, Shard, VectorSource, read_blocks
+
+_ERROR = "input_error"
 
 
 class Travelling(Protocol):
@@ -32,7 +36,7 @@ def run_on_shards(
     """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
 
     Yields the tables of each result as it comes, in no particular order. An exception of the
-    function ends the run.
+    function ends the run; an :class:`InputError` arrives as such.
     """
     items = [{"shard": index} for index in range(len(shards))]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -44,11 +48,14 @@ def run_on_shards(
         num_cpus=num_cpus,
     )
     for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        yield {
+        tables = {
             name: pa.ipc.open_stream(batch.column(name)[0].as_buffer()).read_all()
             for name in batch.column_names
             if batch.column(name)[0].is_valid
         }
+        if _ERROR in tables:
+            raise InputError(tables[_ERROR].column(0)[0].as_py())
+        yield tables
 
 
 class _ShardWorker:
@@ -57,7 +64,12 @@ class _ShardWorker:
         self._shards = shards
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        tables = self._function(self._shards[batch.column("shard")[0].as_py()]).to_tables()
+        shard = self._shards[batch.column("shard")[0].as_py()]
+        try:
+            tables = self._function(shard).to_tables()
+        except InputError as error:
+            # Ray Data passes on what a function raised as text only; its type would be lost.
+            tables = {_ERROR: pa.table({"message": [str(error)]})}
         return pa.table([_packed(table) for table in tables.values()], names=list(tables))
 
 
@@ -109,6 +121,10 @@ class RayVectors:
             sums.merge(ray.get(ready[0]))
         return sums.totals(centroids)
 
+    def peak_memory_bytes(self) -> list[int]:
+        """The most memory that each actor's process has held so far."""
+        return ray.get([actor.peak_memory_bytes.remote() for actor in self._actors])
+
     def close(self) -> None:
         """Let the actors and their temporary files go."""
         for actor in self._actors:
@@ -129,6 +145,9 @@ class _VectorHolder:
 
     def assign_to(self, centroids: np.ndarray, count: int, largest: float) -> FixedPointSums:
         return sum_by_cluster(self._blocks(), centroids, count, largest)
+
+    def peak_memory_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _blocks(self) -> Iterator[np.ndarray]:
         self._file.seek(0)

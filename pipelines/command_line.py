@@ -113,10 +113,11 @@ def find_told_error(error: BaseException | None) -> BaseException | None:
     """The exception with an ``exit_code`` in a chain of causes (Ray wraps what workers raise)."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if hasattr(error, "exit_code"):
-            return error
         seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
+        cause = getattr(error, "cause", None)  # Ray's own, whose text is a whole traceback
+        if hasattr(error, "exit_code") and not hasattr(cause, "exit_code"):
+            return error
+        error = cause or error.__cause__
     return None
 
 
@@ -193,7 +194,10 @@ def connect_ray() -> None:
     """
     import ray
 
+    from pipelines.embedding.stages import configure_ray_data
+
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    configure_ray_data()
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
@@ -204,7 +208,7 @@ def connect_ray() -> None:
         num_cpus=max(4, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=True,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,  # its one warning is about who may connect to a local Ray
     )
 
 

@@ -1,8 +1,8 @@
 """A corpus as files: find them, look into each, check their columns, cut them into scan shards.
 
 In: a path (file, folder or glob, local or remote) and the columns wanted. Out: a list of
-:class:`CorpusFile`, each with the shards in which :mod:`pipelines.readers` reads it. A file that
-cannot be looked into is kept with its ``problem``, so that one bad file hides no other.
+:class:`CorpusFile`, each with the shards in which :mod:`pipelines.embedding.readers` reads it. A
+file that cannot be looked into is kept with its ``problem``, so that one bad file hides no other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.storage import in_threads, open_filesystem, with_retries
+from pipelines.storage import in_threads, open_filesystem, with_inner_path, with_retries
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
 
@@ -108,16 +108,18 @@ def find_files(corpus: str) -> list[CorpusFile]:
     Raises :class:`InputError` where there is no such path or no file of a known format.
     """
     filesystem, inner = open_filesystem(corpus)
-    prefix = corpus.split("://", 1)[0] + "://" if "://" in corpus else ""
-    wild = _WILDCARDS.search(inner)
-    root = inner[: wild.start()].rpartition("/")[0] if wild else inner
+    root, wild = inner, False
     info = with_retries(lambda: filesystem.get_file_info(root), corpus)
+    found_wildcard = _WILDCARDS.search(inner)
+    if info.type == pafs.FileType.NotFound and found_wildcard:
+        root, wild = inner[: found_wildcard.start()].rpartition("/")[0], True
+        info = with_retries(lambda: filesystem.get_file_info(root), corpus)
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"no such corpus: {corpus}")
     if info.type == pafs.FileType.File:
         if known_format(info.path) is None:
             raise InputError(f"{corpus}: unknown format. {_formats_known()}")
-        return [_corpus_file(prefix, info)]
+        return [_corpus_file(corpus, info)]
     selector = pafs.FileSelector(root, recursive=True)
     found = with_retries(lambda: filesystem.get_file_info(selector), corpus)
     files = [i for i in found if i.type == pafs.FileType.File]
@@ -132,7 +134,7 @@ def find_files(corpus: str) -> list[CorpusFile]:
         log.warning("not read: %d files of unknown format, %s", len(files) - len(known), other)
     if not known:
         raise InputError(f"no file of a known format at {corpus}. {_formats_known()}")
-    return [_corpus_file(prefix, i) for i in known]
+    return [_corpus_file(corpus, i) for i in known]
 
 
 def known_format(path: str) -> tuple[Format, str | None] | None:
@@ -264,10 +266,11 @@ def _object_keys(line: bytes) -> Iterator[str]:
     return iter(value if isinstance(value, dict) else ())
 
 
-def _corpus_file(prefix: str, info: pafs.FileInfo) -> CorpusFile:
+def _corpus_file(corpus: str, info: pafs.FileInfo) -> CorpusFile:
     known = known_format(info.path)
     assert known is not None
-    return CorpusFile(prefix + info.path, info.size or 0, info.mtime_ns or 0, *known)
+    path = with_inner_path(corpus, info.path)
+    return CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known)
 
 
 def _hidden(relative: str) -> bool:

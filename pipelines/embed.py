@@ -18,38 +18,26 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from pipelines.actor_plan import ActorPlan, plan_actors
-from pipelines.chunk_encoder import ChunkEncoder, tokenize_chunk
 from pipelines.command_line import JobResult
-from pipelines.corpus import Columns, CorpusFile, find_files, inspect_files
-from pipelines.dedup import Assembled, AssembleSettings, assemble_corpus
-from pipelines.encoder_description import (
-    DType,
-    EncoderConfig,
-    EncoderDescription,
-    describe_encoder,
-)
-from pipelines.errors import InputError
-from pipelines.estimate import estimate_run, estimate_table
-from pipelines.kept_columns import parquet_schema
-from pipelines.model_sources import PACKAGED_MODEL
-from pipelines.packaged import demo_corpus
-from pipelines.pooling import Pooling
-from pipelines.progress import duration
-from pipelines.results import ResultSettings, write_result
-from pipelines.run_record import RunRecord
-from pipelines.scan import ScanSettings, scan_corpus
-from pipelines.stages import configure_ray_data
-from pipelines.storage import default_output, join, remove_folder
-from pipelines.tokenization import PromptedTokenizer
-from pipelines.vectors import EncodeSettings, Workers, embed_chunks
-from pipelines.work_plan import (
+from pipelines.corpus import CorpusFile, find_files, inspect_files
+from pipelines.embedding.actor_plan import ActorPlan, plan_actors
+from pipelines.embedding.chunk_encoder import ChunkEncoder, tokenize_chunk
+from pipelines.embedding.dedup import Assembled, AssembleSettings, assemble_corpus
+from pipelines.embedding.embed_config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.estimate import estimate_run, estimate_table
+from pipelines.embedding.kept_columns import parquet_schema
+from pipelines.embedding.progress import duration
+from pipelines.embedding.results import ResultSettings, write_result
+from pipelines.embedding.scan import ScanSettings, scan_corpus
+from pipelines.embedding.stages import configure_ray_data
+from pipelines.embedding.vectors import EncodeSettings, Workers, embed_chunks
+from pipelines.embedding.work_plan import (
     WORK_FOLDER,
     ScanResult,
     WorkPlan,
@@ -57,6 +45,14 @@ from pipelines.work_plan import (
     listing_digest,
     listing_of,
 )
+from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
+from pipelines.encoding.tokenization import PromptedTokenizer
+from pipelines.errors import InputError
+from pipelines.packaged import demo_corpus
+from pipelines.run_record import RunRecord
+from pipelines.storage import join, open_filesystem, remove_folder
+
+__all__ = ["MAY_CHANGE", "EmbedConfig", "embed_corpus"]
 
 # About half a minute of a 135 M model on two CPU cores, or of a 1 B model on one GPU: what a kill
 # can cost an actor.
@@ -65,99 +61,6 @@ GPU_CHUNK_TOKENS = 1 << 20
 SHARD_BYTES = 32 << 20
 MOST_SHARDS = 10_000
 WORKERS = Workers(tokenize_chunk, ChunkEncoder)
-RESERVED_COLUMNS = ("text_sha256", "embedding")
-DEMO_KEPT_COLUMNS = ("text", "label")
-MAY_CHANGE = (
-    "num_actors",
-    "cpus_per_actor",
-    "gpus_per_actor",
-    "max_rejected_fraction",
-    "skip_unreadable_files",
-)
-
-
-@dataclass(frozen=True)
-class EmbedConfig:
-    """Embed a corpus."""
-
-    corpus: str = ""
-    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
-    output: str = field(default_factory=lambda: default_output("embed_corpus"))
-    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
-    text_column: str = "text"
-    """Column of the text."""
-    id_column: str | None = None
-    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
-    keep_columns: tuple[str, ...] = ()
-    """Columns to carry along, such as text or a label."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    adapter: str | None = None
-    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    prompt: str = "one-word"
-    """Name of a prompt, or a template with {text}."""
-    pooling: Pooling = "last"
-    """How token states become one vector."""
-    layer: int | tuple[int, ...] = -1
-    """States after which layer: 0 the token embeddings, -1 the last layer; several are averaged."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
-    normalize: bool = True
-    """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where the hardware has it, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
-    num_actors: str = ""
-    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
-    cpus_per_actor: float | None = None
-    """CPUs, and so threads, of one encoder actor."""
-    gpus_per_actor: float | None = None
-    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
-    max_rejected_fraction: float = 0.5
-    """Fail where a larger share of the documents is rejected."""
-    skip_unreadable_files: bool = False
-    """Go on without files that cannot be read, and list them in rejected/."""
-    target_file_mib: int = 128
-    """About how large a file of the result should be, in MiB."""
-    float16: bool = False
-    """Store vectors in half precision."""
-    chunk_tokens: int = 0
-    """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
-    dry_run: bool = False
-    """Print what would be done, and how long it would take; write nothing."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_rejected_fraction <= 1:
-            raise InputError(
-                f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"
-            )
-        if self.target_file_mib < 1 or self.chunk_tokens < 0:
-            raise InputError("target_file_mib must be at least 1, and chunk_tokens not negative")
-        taken = {*RESERVED_COLUMNS, "id"} & set(self.keep_columns)
-        if taken or len(set(self.keep_columns)) < len(self.keep_columns):
-            raise InputError(
-                f"keep_columns {list(self.keep_columns)}: each column once, and not id, "
-                f"{' or '.join(RESERVED_COLUMNS)}, which the result has by itself"
-            )
-
-    @property
-    def columns(self) -> Columns:
-        """The columns to read."""
-        keep = self.keep_columns
-        if not self.corpus and not keep:
-            keep = DEMO_KEPT_COLUMNS
-        return Columns(self.text_column, self.id_column, keep)
-
-    @property
-    def encoder(self) -> EncoderConfig:
-        """The encoder as asked for."""
-        names = EncoderConfig.__dataclass_fields__
-        return EncoderConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -180,6 +83,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     files that cannot be read, and where too much was rejected.
     """
     started = time.monotonic()
+    check_apart(config)
     files = find_files(config.corpus or str(demo_corpus()))
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
@@ -210,6 +114,13 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     record.complete()
     remove_folder(run.work)
     return JobResult(summary=summarize(config, record, time.monotonic() - started))
+
+
+def check_apart(config: EmbedConfig) -> None:
+    """Raise :class:`InputError` where the output would become part of the corpus."""
+    (_, corpus), (_, output) = open_filesystem(config.corpus), open_filesystem(config.output)
+    if config.corpus and f"{output}/".startswith(f"{corpus.rstrip('/')}/"):
+        raise InputError(f"--output {config.output} lies within --corpus {config.corpus}")
 
 
 def confirm_complete(
@@ -248,7 +159,7 @@ def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
         )
     plan = earlier or WorkPlan(
         description.fingerprint,
-        count_partitions(sum(file.text_bytes for file in seen)),
+        count_partitions(seen),
         config.chunk_tokens or (GPU_CHUNK_TOKENS if actors.gpus else CPU_CHUNK_TOKENS),
         shard_bytes,
     )

@@ -9,6 +9,10 @@ class InputError(ValueError):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message; Ray appends lines of advice of its own to what a worker raises."""
+        return super().__str__().partition("\nFailed to ")[0]
+
 
 class StorageError(OSError):
     """A disk that is full or a store that does not answer: one clear line, exit code 1.
@@ -17,3 +21,7 @@ class StorageError(OSError):
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message; Ray appends lines of advice of its own to what a worker raises."""
+        return super().__str__().partition("\nFailed to ")[0]

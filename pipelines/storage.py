@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
@@ -36,6 +38,8 @@ _TRANSIENT = re.compile(
 _PERMANENT = re.compile(
     r"ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|HTTP status (301|400|401|403|404)"
 )
+
+_OPTIONS = re.compile(r"\?\w+=[^&]*(&\w+=[^&]*)*$")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,14 +62,23 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
     Local paths may be relative and may start with ``~``. ``s3://`` and ``gs://`` are pyarrow's
     own, ``hf://`` and whatever else fsspec knows come through fsspec. Credentials come from each
-    service's usual chain (environment, configuration files, instance role).
+    service's usual chain (environment, configuration files, instance role). An address may end
+    in options, such as ``?endpoint_override=host:port&scheme=http``.
     """
-    if "://" not in path:
+    scheme, separator, rest = path.partition("://")
+    if not separator:
         return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     try:
-        return pafs.FileSystem.from_uri(path)
+        if scheme in ("s3", "gs", "gcs"):
+            inner, options = _split_options(rest)
+            return _open_bucket(f"{scheme}://{inner.split('/')[0]}{options}"), inner
+        if scheme in ("file", "hf", "abfs", "hdfs"):
+            return pafs.FileSystem.from_uri(path)
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+    except StorageError:
+        raise
     except (OSError, ValueError, ImportError) as error:
-        scheme = path.split("://", 1)[0]
         raise InputError(
             f"cannot open {path!r}: {_first_line(error)}. Check the {scheme}:// address, "
             "the network and the credentials"
@@ -74,7 +87,27 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 def join(folder: str, *parts: str) -> str:
     """``folder/part/part``, for local paths and URIs alike."""
-    return "/".join([folder.rstrip("/"), *parts])
+    base, options = _split_options(folder) if "://" in folder else (folder, "")
+    return "/".join([base.rstrip("/"), *parts]) + options
+
+
+def with_inner_path(address: str, inner: str) -> str:
+    """The address of ``inner`` on the filesystem that holds ``address``."""
+    scheme, separator, rest = address.partition("://")
+    return f"{scheme}://{inner}{_split_options(rest)[1]}" if separator else inner
+
+
+@functools.lru_cache(maxsize=64)
+def _open_bucket(uri: str) -> pafs.FileSystem:
+    """A client for one bucket; it costs a request to find the bucket's region."""
+    opened = with_retries(lambda: pafs.FileSystem.from_uri(uri), uri, seconds=60.0)
+    return opened[0]
+
+
+def _split_options(address: str) -> tuple[str, str]:
+    """An address without its options, and the options with their ``?``."""
+    found = _OPTIONS.search(address)
+    return (address[: found.start()], found.group()) if found else (address, "")
 
 
 def exists(path: str) -> bool:
@@ -169,13 +202,12 @@ def atomic_output(path: str) -> Iterator[pa.NativeFile]:
     write_bytes(path, sink.getvalue())
 
 
-def with_retries(action: Callable[[], Result], what: str) -> Result:
+def with_retries(action: Callable[[], Result], what: str, seconds: float = RETRY_SECONDS) -> Result:
     """The result of ``action``, repeated while a remote store has a passing trouble.
 
-    Raises :class:`StorageError` where the trouble outlasts :data:`RETRY_SECONDS`; any other
-    error as it is.
+    Raises :class:`StorageError` where the trouble outlasts ``seconds``; any other error as it is.
     """
-    deadline = time.monotonic() + RETRY_SECONDS
+    deadline = time.monotonic() + seconds
     pause = 0.5
     while True:
         try:
@@ -185,7 +217,7 @@ def with_retries(action: Callable[[], Result], what: str) -> Result:
                 raise
             if time.monotonic() + pause > deadline:
                 raise StorageError(
-                    f"{what}: {_first_line(error)} (asked again for {RETRY_SECONDS:.0f} s). Run "
+                    f"{what}: {_first_line(error)} (asked again for {seconds:.0f} s). Run "
                     "the same command again: it goes on from here"
                 ) from error
             log.warning("%s: %s; asking again in %.1f s", what, _first_line(error), pause)

@@ -18,7 +18,7 @@ from pipelines.contrastive import (
     sum_over_ranks,
 )
 from pipelines.errors import InputError
-from pipelines.row_dropout import RowDropout, RowSeeds, row_mask
+from pipelines.training.row_dropout import RowDropout, RowSeeds, row_mask
 
 PAIRS = 6
 LENGTHS = (5, 7, 4, 7, 6, 3, 5, 5, 7, 2, 6, 4)

@@ -1,9 +1,13 @@
 """The whole job on a tiny model: formats, counts, bad input, going on, S3."""
 
+import contextlib
+import gzip
 import hashlib
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import duckdb
 import numpy as np
@@ -13,17 +17,19 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines import embed as embed_module
-from pipelines.actor_plan import plan_actors
-from pipelines.chunk_encoder import ChunkEncoder, tokenize_chunk
-from pipelines.dedup import Chunk
 from pipelines.embed import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding.actor_plan import plan_actors
+from pipelines.embedding.chunk_encoder import ChunkEncoder, tokenize_chunk
+from pipelines.embedding.dedup import Chunk
+from pipelines.embedding.progress import Progress
+from pipelines.embedding.results import plan_parts
+from pipelines.embedding.vectors import Workers
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError
-from pipelines.results import plan_parts
 from pipelines.run_record import RunRecord, read_run
-from pipelines.vectors import Workers
 
 WORDS = ["sea", "guitar", "market", "orbit", "planet", "eggs", "flour", "law", "court", "goal", "a"]
 
@@ -266,6 +272,74 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config):
     assert 400 < documents < 600
     assert summary["actors"] == "1, each 1 CPUs and 0 GPUs"
     assert not Path(config.output).exists()
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_documents_of_mixed_formats_with_poison_add_up(config):
+    folder = Path(config.corpus)
+    good = {n: f"{WORDS[n % 11]} {WORDS[n // 11 % 11]} {n}" for n in range(198_000)}
+    good |= {n: good[n - 1000] for n in range(1000, 2000)}
+    parquet = dict(list(good.items())[:80_000])
+    pq.write_table(
+        pa.table(
+            {
+                "id": [*parquet, *range(900_000, 900_400)],
+                "text": [*parquet.values(), *([None, " "] * 200)],
+            }
+        ),
+        folder / "a.parquet",
+        row_group_size=5000,
+    )
+    cuts = {"b.jsonl": (80_000, 130_000), "c.jsonl.gz": (130_000, 160_000)}
+    for name, (start, stop) in cuts.items():
+        lines = [json.dumps({"id": n, "text": good[n]}).encode() for n in range(start, stop)]
+        lines[::100] = [b"{poison", b'{"id": 7, "text": "\xff"}'] * (len(lines) // 200)
+        data = b"\n".join(lines) + b"\n"
+        (folder / name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
+    for name, (start, stop), mark in (
+        ("d.csv", (160_000, 180_000), ","),
+        ("e.tsv", (180_000, 198_000), "\t"),
+    ):
+        lines = [f"{n}{mark}{good[n]}" for n in range(start, stop)]
+        lines[::100] = ["no second field", f"7{mark}its id is taken"] * (len(lines) // 200)
+        (folder / name).write_text("\n".join([f"id{mark}text", *lines]) + "\n")
+    lost = 50_000 // 100 + 30_000 // 100 + 20_000 // 100 + 18_000 // 100
+    (folder / "f.txt").write_text("".join(f"line {n}\n" for n in range(1520)) + "\n" * 80)
+
+    counts = run(replace(config, prompt="{text}", max_tokens=8, num_actors="2"))
+    # ids of Parquet are integers and those of CSV strings: both are one id, kept as a string
+    rejected_rows = 400 + lost + 80
+    assert counts["documents"] == 198_000 + 400 + 1600
+    assert counts["documents"] == 200_000
+    assert counts["rejected"] == rejected_rows
+    assert counts["duplicates"] == 1000
+    assert counts["embedded"] == 200_000 - rejected_rows - 1000
+    ids = pads.dataset(f"{config.output}/embeddings").to_table(columns=["id"])["id"]
+    assert len(ids) == 200_000 - rejected_rows
+    assert ids.type == pa.string()
+    assert len(ids.unique()) == len(ids)
+    assert pads.dataset(f"{config.output}/rejected").count_rows() == rejected_rows
+
+
+def test_metrics_are_served_to_prometheus(local_ray):
+    Progress(10, 100).add({"texts": 5, "tokens": 50, "padded_tokens": 55, "failed": 0}, 50)
+    port = ray.nodes()[0]["MetricsExportPort"]
+    deadline = time.monotonic() + 40
+    text = ""
+    while "ray_shoal_padded_tokens_total" not in text and time.monotonic() < deadline:
+        time.sleep(1)
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+    for name in ("embedded_texts_total", "embedded_tokens_total", "texts_left"):
+        assert f"ray_shoal_{name}" in text
+
+
+def test_a_progress_line_is_for_people(local_ray):
+    progress = Progress(100, 1000, rejected=3)
+    progress.add({"texts": 50, "tokens": 450, "padded_tokens": 500, "failed": 0}, 500)
+    line = progress.line()
+    for part in ("50 of 100 texts", "texts/s", "tokens/s", "padding 10.0%", "3 rejected", "left"):
+        assert part in line
 
 
 # ---- without Ray

@@ -99,13 +99,18 @@ class Machines:
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": 2,
+                "num_cpus": 0,
                 "include_dashboard": False,
                 "object_store_memory": 200 << 20,
                 "_system_config": quick,
             },
         )
         self.nodes = [self.add_node(), self.add_node()]
+        self.idle: list[Driver] = []
+
+    def take_driver(self) -> Driver:
+        """A driver that is connected already, or a new one."""
+        return self.idle.pop() if self.idle else Driver(self.cluster.address)
 
     def add_node(self):
         return self.cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=150 << 20)
@@ -148,15 +153,17 @@ def command(pid: int) -> bytes:
 def machines():
     found = Machines()
     yield found
+    for driver in found.idle:
+        driver.kill()
     found.cluster.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def driver(machines):
-    """A driver that outlives the tests that do not kill it."""
-    found = Driver(machines.cluster.address)
+    """A driver that outlives the test, which does not kill it."""
+    found = machines.take_driver()
     yield found
-    found.kill()
+    machines.idle.append(found)
 
 
 @pytest.fixture
@@ -193,14 +200,14 @@ def note_kill(config: EmbedConfig, finished: bool) -> None:
 def test_a_killed_driver_is_followed_by_one_that_finishes(seed, config, corpus, machines):
     rng = random.Random(seed)
     for _ in range(1 + seed % 2):
-        killed = Driver(machines.cluster.address)
+        killed = machines.take_driver()
         killed.start(config)
-        note_kill(config, killed.finished(rng.uniform(1.0, 8.0)))
+        note_kill(config, killed.finished(rng.uniform(0.5, 7.0)))
         killed.kill()
-    last = Driver(machines.cluster.address)
+    last = machines.take_driver()
     last.start(config)
     counts = last.result()
-    last.kill()
+    machines.idle.append(last)
     check(config, corpus, counts)
 
 

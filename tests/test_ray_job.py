@@ -140,9 +140,9 @@ def check_results(folder):
 
 
 def test_both_jobs_run_from_a_checkout(head, environment, checkout, corpus, model, tmp_path):
-    # -P and -S would hide an installed package as well as site-packages, so ask where it came from.
+    # The package may be installed here too, so ask which one a job imports.
     where = {"cwd": checkout, "options": ["--working-dir", "."]}
-    ask = ["python", "-c", "'import pipelines; print(pipelines.__file__)'"]
+    ask = ["python", "-c", "import pipelines; print(pipelines.__file__)"]
     origin = submit(head, environment, ask, **where)
     assert re.search(r"working_dir_files/\S+/pipelines/__init__\.py", origin.stdout), origin.stdout
     embed_and_cluster(head, environment, corpus, model, tmp_path, jobs="jobs", **where)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import SENTENCES, tiny_tokenizer
 
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
 from pipelines.prompts import PromptTemplate
-from pipelines.tokenization import PromptedTokenizer
 
 MAX_TOKENS = 24
 
@@ -106,9 +106,9 @@ def test_lone_surrogates_count_as_the_replacement_character(tokenizer):
 
 @pytest.mark.parametrize("text", ["x" * 10_000_000, " " * 10_000_000, "日本" * 3_000_000])
 def test_a_huge_text_costs_no_more_than_its_beginning(tokenizer, text):
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(body(tokenizer, text)) == MAX_TOKENS
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_it_travels_between_processes(tokenizer):

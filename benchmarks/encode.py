@@ -1,0 +1,212 @@
+"""How fast texts become vectors, beside the usual ways and the machine's own bound.
+
+    python benchmarks/encode.py
+
+Takes the packaged model and 20 Newsgroups, the same texts, prompt and threads for every way. The
+ways take turns on slices of the texts, so that a machine whose load changes slows all of them
+alike. Prints a table and writes ``benchmarks/results/encode.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts its threads
+
+import numpy as np
+import sentence_transformers
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoding.sentence_transformers_folder import export_sentence_transformer
+from pipelines.model_sources import PACKAGED_MODEL, fetch_model
+from pipelines.packaged import load_labelled_corpus
+from pipelines.prompts import PromptTemplate
+
+RESULTS = Path(__file__).parent / "results" / "encode.json"
+PROMPT = "one-word"
+MATRIX_SIZE, MATRIX_PRODUCTS = 2048, 20
+SHORT_TOKENS = 20
+REFERENCE = "Shoal, float32"
+
+
+@dataclass
+class Way:
+    """One way to encode, and what it did."""
+
+    name: str
+    encode: Callable[[list[str]], np.ndarray]
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    vectors: list[np.ndarray] = field(default_factory=list)
+
+    def run(self, texts: list[str]) -> None:
+        """Encode some more texts, on the clock."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        self.vectors.append(self.encode(texts))
+        self.seconds += time.perf_counter() - started
+        self.cpu_seconds += time.process_time() - cpu_started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--slice", type=int, default=32, help="texts a way encodes in its turn")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    corpus = load_labelled_corpus("20newsgroups", "test")["text"].to_pylist()
+    texts = corpus[:: len(corpus) // arguments.texts][: arguments.texts]
+    with tempfile.TemporaryDirectory() as folder:
+        results = {
+            "machine": platform.processor() or platform.machine(),
+            "threads": arguments.threads,
+            "texts": len(texts),
+            "natural lengths, cut at 256 tokens": compare(texts, 256, arguments.slice, folder),
+            f"short, cut at {SHORT_TOKENS} tokens": compare(
+                texts, SHORT_TOKENS, arguments.slice, folder, paper=False
+            ),
+        }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    for name, content in results.items():
+        if isinstance(content, dict):
+            show(name, content)
+
+
+def compare(
+    texts: list[str], max_tokens: int, size: int, folder: str, *, paper: bool = True
+) -> dict[str, Any]:
+    """Encode the same texts every way, in turns; rates in tokens a second."""
+    ours = {
+        dtype: Encoder.load(
+            EncoderConfig(prompt=PROMPT, max_tokens=max_tokens, dtype=dtype),
+            device="cpu",
+        )
+        for dtype in ("float32", "bfloat16")
+    }
+    ways = [Way("paper's loop, float32", paper_loop(max_tokens))] if paper else []
+    for dtype in ("float32", "bfloat16"):
+        for batch in (16, 64):
+            name = f"sentence-transformers, {dtype}, batch {batch}"
+            ways.append(Way(name, peer(max_tokens, dtype, batch, f"{folder}/{max_tokens}-{dtype}")))
+    ways += [Way(f"Shoal, {dtype}", encoder.encode) for dtype, encoder in ours.items()]
+    bound = Way("matrix products alone, bfloat16", multiply)
+    for way in [*ways, bound]:
+        way.encode(texts[:4])
+    slices = [texts[start : start + size] for start in range(0, len(texts), size)]
+    for texts_of_turn in slices:
+        for way in [*ways, bound]:
+            way.run(texts_of_turn)
+    tokens = sum(map(len, ours["float32"].tokenizer.tokenize(texts)))
+    rows = {way.name: measure(way, tokens) for way in ways}
+    reference = np.vstack(next(w for w in ways if w.name == REFERENCE).vectors)
+    for way in ways:
+        rows[way.name]["least_cosine"] = least_cosine(np.vstack(way.vectors), reference)
+    operations = 2 * MATRIX_SIZE**3 * MATRIX_PRODUCTS * len(slices)
+    rate = operations / bound.seconds
+    return {
+        "tokens": tokens,
+        "tokens_per_text": round(tokens / len(texts), 1),
+        "matrix_gflops": round(rate / 1e9),
+        "bound_tokens_per_second": round(rate / flops_per_token()),
+        "ways": rows,
+    }
+
+
+def measure(way: Way, tokens: int) -> dict[str, float]:
+    return {
+        "tokens_per_second": round(tokens / way.seconds, 1),
+        "tokens_per_cpu_second": round(tokens / way.cpu_seconds, 1),
+    }
+
+
+def paper_loop(max_tokens: int) -> Callable[[list[str]], np.ndarray]:
+    """The method's published evaluation loop: LM head, all hidden states, batches as they come."""
+    folder = fetch_model(PACKAGED_MODEL).folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    template = PromptTemplate.parse(PROMPT)
+
+    @torch.no_grad()
+    def encode(texts: list[str]) -> np.ndarray:
+        vectors = []
+        for start in range(0, len(texts), 32):
+            wrapped = []
+            for text in texts[start : start + 32]:
+                cut = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+                wrapped.append(template.wrap(tokenizer.decode(cut, skip_special_tokens=True)))
+            batch = tokenizer(wrapped, return_tensors="pt", padding=True)
+            states = model(**batch, output_hidden_states=True).hidden_states[-1]
+            last = batch["attention_mask"].sum(dim=1) - 1
+            vectors.append(states[torch.arange(len(last)), last].numpy())
+        return np.vstack(vectors)
+
+    return encode
+
+
+def peer(max_tokens: int, dtype: str, batch: int, folder: str) -> Callable[[list[str]], np.ndarray]:
+    """sentence-transformers on our own export: same model, prompt, cut and pooling."""
+    if not Path(folder).exists():
+        config = EncoderConfig(prompt=PROMPT, max_tokens=max_tokens, dtype=dtype)  # type: ignore[arg-type]
+        export_sentence_transformer(describe_encoder(config), Path(folder))
+    model = sentence_transformers.SentenceTransformer(
+        folder, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)}
+    )
+    return lambda texts: (
+        model.encode(texts, batch_size=batch, convert_to_tensor=True).float().numpy()
+    )
+
+
+def multiply(_: list[str]) -> np.ndarray:
+    left = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=torch.bfloat16)
+    for _turn in range(MATRIX_PRODUCTS):
+        product = left @ left
+    return product[:1, :1].float().numpy()
+
+
+def flops_per_token() -> float:
+    """Two for each weight that a token is multiplied with."""
+    folder = fetch_model(PACKAGED_MODEL).folder
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    return 2.0 * sum(p.numel() for p in model.layers.parameters() if p.dim() == 2)
+
+
+def least_cosine(found: np.ndarray, reference: np.ndarray) -> float:
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(reference, axis=1)
+    return round(float(((found * reference).sum(axis=1) / norms).min()), 5)
+
+
+def show(title: str, content: dict[str, Any]) -> None:
+    table = Table(title=f"{title}: {content['tokens_per_text']} tokens a text, prompt included")
+    for column in ("way", "tokens/s", "tokens/s a CPU", "of the bound", "least cosine"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    bound = content["bound_tokens_per_second"]
+    for name, row in content["ways"].items():
+        rate = row["tokens_per_second"]
+        table.add_row(
+            name,
+            f"{rate:,.0f}",
+            f"{row['tokens_per_cpu_second']:,.0f}",
+            f"{rate / bound:.0%}",
+            f"{row['least_cosine']:.5f}",
+        )
+    table.add_row(f"bound at {content['matrix_gflops']} GFLOP/s", f"{bound:,}", "", "100%", "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What the embedding job costs beside the encoder, how it scales, and what memory it takes.
+
+``python benchmarks/pipeline.py speed``   job against bare encoder, two 1-core actors against one
+``python benchmarks/pipeline.py memory``  peak memory at 20,000 and 200,000 short documents
+``python benchmarks/pipeline.py state``   scan, ids and chunks of 20 million documents; resuming
+
+Each writes its figures into ``benchmarks/results/pipeline.json``. ``--model`` takes any model;
+memory wants a tiny one, such as ``tests/tiny_models.py`` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.model_sources import PACKAGED_MODEL
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "pipeline.json"
+WORDS = np.array(
+    [
+        "river",
+        "stone",
+        "market",
+        "engine",
+        "garden",
+        "window",
+        "letter",
+        "winter",
+        "orbit",
+        "signal",
+    ]
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmark", choices=("speed", "memory", "state"))
+    parser.add_argument("--model", default=PACKAGED_MODEL)
+    parser.add_argument("--documents", type=int, default=0, help="0 is the benchmark's own number")
+    parser.add_argument("--rounds", type=int, default=2, help="speed: repeats; the best counts")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
+        if options.benchmark == "speed":
+            found = speed(Path(folder), options.model, options.documents or 300, options.rounds)
+        elif options.benchmark == "memory":
+            sizes = (options.documents or 20_000, 10 * (options.documents or 20_000))
+            found = memory(Path(folder), options.model, sizes)
+        else:
+            found = state(Path(folder), options.documents or 20_000_000)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[options.benchmark] = found
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, Any]:
+    """Tokens a second of the bare encoder and of the job, each after start-up, taken in turns."""
+    from pipelines.packaged import load_labelled_corpus
+
+    table = load_labelled_corpus("20newsgroups", "test").slice(0, documents)
+    pq.write_table(table, folder / "corpus.parquet")
+    found: dict[str, list[float]] = {}
+    startup = []
+    for number in range(rounds):
+        bare = subprocess.run(
+            [sys.executable, "-c", BARE, str(folder / "corpus.parquet"), model],
+            check=True, capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+        found.setdefault("bare_2_threads", []).append(float(bare.stdout.split()[-1]))
+        for name, actors, cpus in (("1x2", 1, 2), ("2x1", 2, 1), ("1x1", 1, 1)):
+            run = embed(
+                folder / "corpus.parquet", folder / f"out-{name}-{number}", model,
+                "--num-actors", str(actors), "--cpus-per-actor", str(cpus),
+                "--chunk-tokens", "2048", "--max-tokens", "64",
+            )["run"]  # fmt: skip
+            found.setdefault(f"job_{name}", []).append(run["metrics"]["tokens_per_second"])
+            startup.append(run["seconds"] - run["metrics"]["embed_seconds"])
+            startup[-1] += run["metrics"]["startup_seconds"]
+    best = {name: max(values) for name, values in found.items()}
+    return {
+        "documents": documents,
+        "tokens_per_second": found,
+        "job_against_bare": round(
+            max(best["job_1x2"], best["job_2x1"]) / best["bare_2_threads"], 3
+        ),
+        "two_actors_against_one": round(best["job_2x1"] / best["job_1x1"], 3),
+        "seconds_to_first_vectors": round(min(startup), 1),
+    }
+
+
+BARE = """
+import sys, time, pyarrow.parquet as pq
+from pipelines.encoder import Encoder, EncoderConfig
+texts = pq.read_table(sys.argv[1])["text"].to_pylist()
+encoder = Encoder.load(EncoderConfig(model=sys.argv[2], max_tokens=64), device="cpu", threads=2)
+encoder.encode(texts[:8])
+encoder.stats.tokens = 0
+started = time.perf_counter()
+encoder.encode(texts)
+print(encoder.stats.tokens / (time.perf_counter() - started))
+"""
+
+
+def memory(folder: Path, model: str, sizes: tuple[int, int]) -> dict[str, Any]:
+    """Peak memory of all the job's processes together (shared pages once), for two sizes."""
+    peaks = []
+    for size in sizes:
+        path = folder / f"{size}.parquet"
+        write_short_texts(path, size)
+        found = embed(path, folder / f"out-{size}", model, "--num-actors", "2")
+        peaks.append(found["peak_mib"])
+    return {
+        "documents": list(sizes),
+        "peak_mib": peaks,
+        "growth": round(peaks[1] / peaks[0] - 1, 3),
+    }
+
+
+def embed(corpus: Path, output: Path, model: str, *flags: str) -> dict[str, Any]:
+    """Run the job as a process; its run record and the peak of its process tree's memory."""
+    command = [sys.executable, str(ROOT / "jobs" / "embed_corpus.py"), "--corpus", str(corpus)]
+    command += ["--output", str(output), "--model", model, *flags]
+    log = output.with_suffix(".log")
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, sum(map(proportional_mib, process_tree(process.pid))))
+            time.sleep(1.0)
+    if process.returncode:
+        raise RuntimeError(log.read_text())
+    return {"run": json.loads((output / "run.json").read_text()), "peak_mib": round(peak)}
+
+
+def process_tree(root: int) -> list[int]:
+    """Process ids of a process and all below it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def proportional_mib(pid: int) -> float:
+    """Resident memory of a process, shared pages divided among those who share them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def write_short_texts(path: Path, count: int, repeats: float = 0.0, seed: int = 0) -> None:
+    """Documents of a few words with integer ids, some of them repeated ids."""
+    rng = np.random.default_rng(seed)
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, count, 100_000):
+            ids = np.arange(start, min(count, start + 100_000))
+            again = rng.random(len(ids)) < repeats
+            ids = np.where(again, rng.integers(0, count, len(ids)), ids)
+            words = WORDS[rng.integers(0, len(WORDS), (len(ids), 3))]
+            texts = [f"{a} {b} {c} {n}" for (a, b, c), n in zip(words, ids, strict=True)]
+            writer.write_table(pa.table({"id": ids, "text": texts}, schema=schema))
+
+
+def state(folder: Path, documents: int) -> dict[str, Any]:
+    """Everything but the encoder at a large number of ids, and what going on then costs."""
+    from pipelines.command_line import connect_ray
+    from pipelines.corpus import Columns, find_files, inspect_files
+    from pipelines.embedding.dedup import AssembleSettings, assemble_corpus
+    from pipelines.embedding.scan import ScanSettings, scan_corpus
+    from pipelines.embedding.stages import configure_ray_data
+    from pipelines.embedding.work_plan import count_partitions
+
+    write_short_texts(folder / "corpus.parquet", documents, repeats=0.001)
+    files = inspect_files(
+        find_files(str(folder / "corpus.parquet")), Columns(), shard_bytes=32 << 20
+    )
+    work = str(folder / "_work")
+    settings = ScanSettings(
+        work, Columns(), pa.schema([]), count_partitions(files),
+        clip_characters=4096, max_tokens=256, prompt_tokens=12,
+    )  # fmt: skip
+    connect_ray()
+    configure_ray_data()
+    seconds = {}
+    with PeakOfTree() as peak:
+        for attempt in ("first", "again"):
+            started = time.monotonic()
+            scanned = scan_corpus(settings, files, skip_unreadable=False)
+            scan = time.monotonic() - started
+            assembled = assemble_corpus(
+                AssembleSettings(settings, tuple(scanned.flushes), {}, chunk_tokens=1 << 15)
+            )
+            total = time.monotonic() - started
+            seconds[attempt] = {"scan": round(scan, 1), "all": round(total, 1)}
+    size = sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file())
+    return {
+        "documents": documents,
+        "repeated_ids": assembled.repeated_ids,
+        "distinct": assembled.distinct,
+        "partitions": settings.partitions,
+        "chunks": len(assembled.chunks),
+        "seconds": seconds,
+        "work_mib": size >> 20,
+        "peak_mib_largest_process": round(peak.largest),
+        "peak_mib_driver": round(peak.driver),
+    }
+
+
+class PeakOfTree:
+    """Peak resident memory of this process and of the largest below it, sampled each second."""
+
+    def __enter__(self) -> PeakOfTree:
+        import threading
+
+        self.largest = self.driver = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(1.0):
+            mine, *others = process_tree(os.getpid())
+            self.driver = max(self.driver, proportional_mib(mine))
+            self.largest = max([self.largest, *map(proportional_mib, others)])
+
+
+if __name__ == "__main__":
+    main()

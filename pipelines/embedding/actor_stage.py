@@ -1,0 +1,74 @@
+"""A stage whose units are done by actors, each with a loaded model.
+
+Like :func:`pipelines.embedding.stages.run_stage`: a unit leaves a receipt when everything it
+writes is written, and what has a receipt is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from pipelines.embedding.stages import Receipt, blame, read_receipts, take_unit, unit_dataset
+from pipelines.storage import join, make_folder, write_bytes
+
+
+def run_actor_stage(
+    work: str,
+    stage: str,
+    units: Mapping[str, Any],
+    function: Callable[..., Receipt],
+    load: Callable[[], Any],
+    *,
+    num_actors: int,
+) -> dict[str, Receipt]:
+    """Do every unit that has no receipt yet; the receipts of all, in the units' order.
+
+    Args:
+        work: the folder of unfinished work.
+        stage: the stage's name, and its folder's.
+        units: what each named unit is given, of plain JSON values.
+        function: ``function(name, unit, loaded)`` does one unit.
+        load: what an actor loads once; a whole GPU is its own where the Ray cluster has any.
+        num_actors: how many load it.
+    """
+    folder = join(work, stage)
+    make_folder(folder)
+    receipts = read_receipts(folder, units)
+    missing = {name: unit for name, unit in units.items() if name not in receipts}
+    if missing:
+        resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        dataset = unit_dataset(missing).map_batches(
+            _UnitActor,
+            fn_constructor_args=(folder, function, load),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            **resources,
+        )
+        for row in dataset.iter_rows():
+            receipts[row["name"]] = json.loads(row["receipt"])
+    return {name: receipts[name] for name in units}
+
+
+class _UnitActor:
+    """Does units with what it has loaded."""
+
+    def __init__(
+        self, folder: str, function: Callable[..., Receipt], load: Callable[[], Any]
+    ) -> None:
+        self.folder = folder
+        self.function = function
+        self.loaded = load()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A unit to its receipt."""
+        name, unit = take_unit(batch)
+        with blame(self.folder.rpartition("/")[2], name):
+            receipt = json.dumps(self.function(name, unit, self.loaded))
+            write_bytes(join(self.folder, f"{name}.json"), receipt.encode())
+        return pa.table({"name": [name], "receipt": [receipt]})

@@ -1,0 +1,246 @@
+"""Repeated ids and repeated texts, found without any process seeing all of them.
+
+:func:`find_repeated_ids` works on one partition of ids: of several documents with one id the
+first in corpus order stays. :func:`assemble_partition` works on one partition of texts: it leaves
+out those documents, keeps every distinct text once, orders them by length and cuts them into
+chunks of about equal work. Out: ``texts/`` and ``documents/`` with a segment a chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.embedding.documents import EXCERPT_CHARACTERS, rejected_table
+from pipelines.embedding.kept_columns import json_to_values
+from pipelines.embedding.scan import ScanSettings, digest_matrix, estimate_tokens, split_by
+from pipelines.embedding.segments import read_segment, table_to_bytes, write_segments
+from pipelines.embedding.stages import Receipt, run_stage
+from pipelines.storage import in_threads, join, make_folder, write_bytes
+
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class AssembleSettings:
+    """What the tasks of both stages have to know beside their partition.
+
+    ``flushes`` names the files that the scan wrote, in corpus order. ``kept_types`` are the
+    settled types of kept columns that came as JSON text.
+    """
+
+    scan: ScanSettings
+    flushes: tuple[str, ...]
+    kept_types: dict[str, pa.DataType]
+    chunk_tokens: int
+
+    def path(self, *parts: str) -> str:
+        """A path below the work folder."""
+        return join(self.scan.work, *parts)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of distinct texts that is encoded as one unit of work, and their documents."""
+
+    name: str
+    partition: str
+    number: int
+    texts: int
+    documents: int
+    tokens: int
+    """Estimated, prompts included."""
+    documents_bytes: int
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All chunks, and how the documents of the scan divide."""
+
+    chunks: tuple[Chunk, ...]
+    distinct: int
+    duplicates: int
+    repeated_ids: int
+
+
+def assemble_corpus(settings: AssembleSettings) -> Assembled:
+    """Find repeated ids and texts in all partitions and cut the distinct texts into chunks."""
+    for folder in ("texts", "documents"):
+        make_folder(settings.path(folder))
+    work = settings.scan.work
+    units = {f"{number:05d}": number for number in range(settings.scan.partitions)}
+    run_stage(work, "ids", units, functools.partial(find_repeated_ids, settings))
+    function = functools.partial(assemble_partition, settings)
+    receipts = run_stage(work, "assemble", units, function)
+    chunks = (
+        Chunk(f"{partition}-{number:05d}", partition, number, *sizes)
+        for partition, receipt in receipts.items()
+        for number, sizes in enumerate(receipt["chunks"])
+    )
+    distinct, duplicates, repeated_ids = (
+        sum(receipt[name] for receipt in receipts.values())
+        for name in ("distinct", "duplicates", "repeated_ids")
+    )
+    return Assembled(tuple(chunks), distinct, duplicates, repeated_ids)
+
+
+def find_repeated_ids(settings: AssembleSettings, name: str, unit: int) -> Receipt:
+    """Write which documents of one partition of ids come second, by partition of texts."""
+    partitions = settings.scan.partitions
+    keys = _read_all(settings, "ids", unit)
+    losers = [pa.table({"flush": pa.array([], pa.int32()), "row": pa.array([], pa.int64())})]
+    partition = np.empty(0, dtype=np.int64)
+    if keys is not None:
+        halves = np.ascontiguousarray(digest_matrix(keys["digest"])).view("<u8")
+        order = np.lexsort((np.arange(len(keys)), halves[:, 1], halves[:, 0]))
+        same = np.all(halves[order][1:] == halves[order][:-1], axis=1)
+        second = np.sort(order[1:][same])
+        losers = [keys.select(["flush", "row"]).take(second)]
+        partition = keys["partition"].to_numpy()[second].astype(np.int64)
+    table = pa.concat_tables(losers)
+    write_segments(settings.path("ids", f"{name}.repeats"), split_by(table, partition, partitions))
+    return {"repeats": len(table)}
+
+
+def assemble_partition(settings: AssembleSettings, name: str, unit: int) -> Receipt:
+    """Write texts and documents of one partition; the receipt lists its chunks."""
+    documents = _read_all(settings, "texts", unit)
+    chunks: list[list[int]] = []
+    repeated = distinct = 0
+    text_parts: list[pa.Table] = []
+    document_parts: list[pa.Table] = []
+    if documents is not None:
+        total = len(documents)
+        documents = _without_repeated_ids(settings, name, unit, documents)
+        repeated = total - len(documents)
+        texts, position = _distinct_texts(documents)
+        distinct = len(texts)
+        chunk = _cut_chunks(settings, texts)
+        count = int(chunk[-1]) + 1 if distinct else 0
+        text_parts = split_by(texts, chunk, count)
+        document_parts = _place_documents(settings, documents, position, chunk, count)
+        tokens = np.bincount(chunk, estimate_tokens(texts["text"], settings.scan), count)
+        chunks = [
+            [len(t), len(d), int(n), d.nbytes]
+            for t, d, n in zip(text_parts, document_parts, tokens, strict=True)
+        ]
+        documents_left = len(documents)
+    write_segments(settings.path("texts", f"{name}.texts"), text_parts)
+    write_segments(settings.path("documents", f"{name}.documents"), document_parts)
+    return {
+        "chunks": chunks,
+        "repeated_ids": repeated,
+        "distinct": distinct,
+        "duplicates": documents_left - distinct if documents is not None else 0,
+    }
+
+
+def _read_all(settings: AssembleSettings, kind: str, index: int) -> pa.Table | None:
+    """One partition of every file of the scan, in corpus order, with the file's number."""
+    paths = [settings.path("scan", f"{flush}.{kind}") for flush in settings.flushes]
+    tables = in_threads(lambda path: read_segment(path, index), paths)
+    found = [
+        table.append_column("flush", pa.array(np.full(len(table), number, dtype=np.int32)))
+        for number, table in enumerate(tables)
+        if table is not None
+    ]
+    return pa.concat_tables(found).combine_chunks() if found else None
+
+
+def _without_repeated_ids(
+    settings: AssembleSettings, name: str, index: int, documents: pa.Table
+) -> pa.Table:
+    """The documents whose id is theirs; the others are written to ``rejected/``."""
+    partitions = range(settings.scan.partitions)
+    paths = [settings.path("ids", f"{number:05d}.repeats") for number in partitions]
+    found = [t for t in in_threads(lambda path: read_segment(path, index), paths) if t is not None]
+    if not found:
+        return documents
+    losers = pa.concat_tables(found)
+    losing = _places(documents, losers)
+    rejected = documents.take(losing)
+    rows = [
+        (row_id, "duplicate id", text[:EXCERPT_CHARACTERS])
+        for row_id, text in zip(
+            rejected["id"].to_pylist(), rejected["text"].to_pylist(), strict=True
+        )
+    ]
+    path = settings.path("rejected", f"ids-{name}.arrow")
+    write_bytes(path, table_to_bytes(rejected_table(rows)), create_folder=False)
+    return documents.take(np.setdiff1d(np.arange(len(documents)), losing))
+
+
+def _places(documents: pa.Table, losers: pa.Table) -> np.ndarray:
+    """int64 (m,): indices of those documents that ``losers`` names by file and row."""
+    pair = np.dtype([("flush", "<i8"), ("row", "<i8")])
+
+    def pairs(table: pa.Table) -> np.ndarray:
+        both = np.empty(len(table), dtype=pair)
+        both["flush"], both["row"] = table["flush"].to_numpy(), table["row"].to_numpy()
+        return both
+
+    return np.flatnonzero(np.isin(pairs(documents), pairs(losers)))
+
+
+def _distinct_texts(documents: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Every distinct text once, shortest first, and for each document the row of its text."""
+    encoded = pc.dictionary_encode(documents["text_sha256"].combine_chunks())
+    group = encoded.indices.to_numpy().astype(np.int64)
+    _, first = np.unique(group, return_index=True)
+    texts = documents.select(["text_sha256", "text"]).take(first)
+    order = np.argsort(pc.utf8_length(texts["text"]).to_numpy(), kind="stable")
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return texts.take(order), rank[group]
+
+
+def _cut_chunks(settings: AssembleSettings, texts: pa.Table) -> np.ndarray:
+    """int64 (n,): the chunk of each text; equal in estimated tokens, bounded in bytes."""
+    tokens = estimate_tokens(texts["text"], settings.scan)
+    size = pc.binary_length(texts["text"]).to_numpy()
+    share = np.maximum(tokens / settings.chunk_tokens, size / CHUNK_BYTES)
+    wanted = np.floor(np.cumsum(share) - share).astype(np.int64)
+    return np.unique(wanted, return_inverse=True)[1].astype(np.int64)
+
+
+def _place_documents(
+    settings: AssembleSettings,
+    documents: pa.Table,
+    position: np.ndarray,
+    chunk: np.ndarray,
+    count: int,
+) -> list[pa.Table]:
+    """Documents by chunk, each with the row of its text in the chunk.
+
+    Where the id is the text's hash, only a text's first document is left.
+    """
+    own_id = documents["id"].is_valid().to_numpy()
+    first_of_text = np.zeros(len(documents), dtype=bool)
+    hashed = np.flatnonzero(~own_id)
+    first_of_text[hashed[np.unique(position[hashed], return_index=True)[1]]] = True
+    left = np.flatnonzero(own_id | first_of_text)
+    left = left[np.argsort(position[left], kind="stable")]
+    documents, position = documents.take(left), position[left]
+    starts = np.searchsorted(chunk, np.arange(count))
+    place = position - starts[chunk[position]]
+    columns = {
+        "id": _fill_ids(documents),
+        "text_sha256": documents["text_sha256"],
+        "place": place.astype(np.int32),
+    }
+    for name in settings.scan.columns.keep:
+        column = documents[f"kept.{name}"]
+        target = settings.kept_types.get(name)
+        columns[f"kept.{name}"] = column if target is None else json_to_values(column, target)
+    return split_by(pa.table(columns), chunk[position], count)
+
+
+def _fill_ids(documents: pa.Table) -> pa.Array:
+    if not documents["id"].null_count:
+        return documents["id"].combine_chunks()
+    hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]
+    return pc.coalesce(documents["id"].combine_chunks(), pa.array(hashes, pa.large_string()))

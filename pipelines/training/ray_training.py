@@ -1,0 +1,163 @@
+"""The training loop on Ray Train: workers, restarts, checkpoints in the output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from pipelines.command_line import configure_logging
+from pipelines.encoding.encoder_description import EncoderDescription
+from pipelines.errors import InputError
+from pipelines.model_sources import fetch_adapter
+from pipelines.storage import exists, join, open_filesystem, read_bytes, remove_files, write_bytes
+from pipelines.training.adapter_trainer import AdapterTrainer, TrainerSettings
+from pipelines.training.training_loop import LoopSettings, train
+
+_RUN_NAME = "ray_train"
+_PROBLEM = "problem.txt"
+_KEPT_CHECKPOINTS = 2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """Everything a worker must know."""
+
+    trainer: TrainerSettings
+    loop: LoopSettings
+    encoder: Mapping[str, Any]
+    start_adapter: str | None
+    work: str
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """How many workers, and what each may use."""
+
+    smallest: int
+    largest: int
+    cpus: float
+    gpus: float
+    max_failures: int
+
+
+def plan_workers(
+    workers: tuple[int, int], cpus: float | None, gpus: float | None, max_failures: int
+) -> WorkerPlan:
+    """Settle what each worker gets: an even share of its machine's CPUs, a GPU where there are.
+
+    Raises :class:`InputError` where the Ray cluster is too small for the fewest workers.
+    """
+    available = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if gpus is None:
+        gpus = 1.0 if available.get("GPU", 0) >= max(1, workers[0]) else 0.0
+    if cpus is None:
+        smallest = min(node["Resources"]["CPU"] for node in nodes)
+        if len(nodes) == 1:  # a local one is told of more CPUs than there are
+            smallest = min(smallest, os.cpu_count() or 1)
+        cpus = max(1.0, smallest // math.ceil(max(1, workers[1]) / len(nodes)))
+    for kind, each in (("CPU", cpus), ("GPU", gpus)):
+        if each * workers[0] > available.get(kind, 0):
+            raise InputError(
+                f"{workers[0]} workers of {each:g} {kind}s each do not fit the Ray cluster's "
+                f"{available.get(kind, 0):g}: lower --num-workers or --{kind.lower()}s-per-worker"
+            )
+    return WorkerPlan(*workers, cpus, gpus, max_failures)
+
+
+def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -> None:
+    """Train, going on from the last checkpoint of an earlier try; the final state is copied out.
+
+    A lost worker is replaced and training goes on from the last checkpoint; with fewer workers
+    than asked for if that is what the Ray cluster has left and the plan allows. Raises what a
+    worker found wrong with the input.
+    """
+    problem = join(task.work, _PROBLEM)
+    if exists(problem):
+        remove_files([problem])
+    filesystem, inner = open_filesystem(task.work)
+    workers = plan.largest if plan.smallest == plan.largest else (plan.smallest, plan.largest)
+    resources = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
+    trainer = ray.train.torch.TorchTrainer(
+        work_as_rank,
+        train_loop_config={"task": task, "threads": max(1, int(plan.cpus))},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=bool(plan.gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=_RUN_NAME,
+            storage_path=inner,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+        ),
+    )
+    result = trainer.fit()
+    if exists(problem):
+        raise InputError(read_bytes(problem).decode())
+    assert result.checkpoint is not None
+    result.checkpoint.to_directory(str(state_folder))
+
+
+def work_as_rank(config: dict[str, Any]) -> None:
+    """What each worker runs."""
+    configure_logging()
+    task: TrainingTask = config["task"]
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    log.info("rank %d of %d on %s", rank, world_size, ray.train.torch.get_device())
+
+    def report(row: dict[str, Any], folder: Path | None) -> None:
+        checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(row, checkpoint=checkpoint)
+
+    checkpoint = ray.train.get_checkpoint()
+    with contextlib.ExitStack() as stack:
+        folder = (
+            None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
+        )
+        try:
+            trainer = load_trainer(task, ray.train.torch.get_device())
+            train(trainer, task.loop, rank, world_size, folder, report)
+        except InputError as error:  # the same on all ranks; raised, it would only be tried again
+            if rank == 0:
+                write_bytes(join(task.work, _PROBLEM), str(error).encode())
+
+
+def train_in_process(task: TrainingTask, state_folder: Path) -> None:
+    """Train without Ray, going on from ``state_folder``, where each new state is put whole."""
+
+    def report(_: dict[str, Any], folder: Path | None) -> None:
+        assert folder is not None
+        fresh, old = (state_folder.with_name(state_folder.name + end) for end in (".new", ".old"))
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(folder, fresh)
+        if state_folder.exists():
+            state_folder.replace(old)
+        fresh.replace(state_folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = load_trainer(task, device)
+    train(trainer, task.loop, 0, 1, state_folder if state_folder.exists() else None, report)
+
+
+def load_trainer(task: TrainingTask, device: torch.device) -> AdapterTrainer:
+    """The model on this machine, with a new adapter or the one to go on from."""
+    start = None if task.start_adapter is None else fetch_adapter(task.start_adapter).folder
+    return AdapterTrainer(task.trainer, EncoderDescription.from_json(task.encoder), device, start)

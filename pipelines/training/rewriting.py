@@ -1,0 +1,189 @@
+"""Texts to texts of the same meaning, written by a model: paraphrases and back-translations.
+
+No Ray here. What a model writes is checked before it becomes a training pair: a small model
+refuses, repeats, answers in another script or says nothing, and each of these is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from pipelines.encoding.encoder_description import resolve_device, resolve_dtype
+from pipelines.errors import InputError
+from pipelines.model_sources import fetch_model
+
+INSTRUCTIONS = {
+    "reword": "Say the following text in other words. Keep its meaning.",
+    "shorten": "Say what the following text says in about half as many words.",
+    "simplify": "Rewrite the following text in plain words that a child understands.",
+    "formal": "Rewrite the following text in a formal style.",
+    "casual": "Rewrite the following text as you would tell it to a friend.",
+}
+_SAME_LANGUAGE = "Answer in the language of the text, with the rewritten text only."
+
+_REFUSAL = re.compile(
+    r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
+    r"|unfortunately,? i|it is not (possible|appropriate))",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    r"^\s*(sure|certainly|of course|here('s| is)|the rewritten text|rewritten( text)?)"
+    r"[^:\n]{0,80}:\s*",
+    re.IGNORECASE,
+)
+_SHORTEST_SHARE = 0.1
+_COPIED_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class RewriterSettings:
+    """Which models write, and how much."""
+
+    method: str
+    """paraphrase or backtranslate."""
+    model: str
+    """Instruct LLM that paraphrases, or seq2seq model that translates."""
+    back_model: str | None
+    """Seq2seq model that translates back."""
+    most_tokens: int
+    """Tokens of a text that are read, and that are written at most."""
+    batch_texts: int
+    """Texts generated together."""
+    seed: int
+    """Decides instructions and sampling."""
+
+
+class Rewriter:
+    """Loaded models that rewrite texts."""
+
+    def __init__(self, settings: RewriterSettings) -> None:
+        self.settings = settings
+        self.device = resolve_device("auto")
+        names = [settings.model, *([settings.back_model] if settings.back_model else [])]
+        self._models = [self._load(name) for name in names]
+
+    def rewrite(self, texts: Sequence[str], salt: str) -> list[str]:
+        """One new text a text, unchecked. The same texts and ``salt`` give the same answers."""
+        seed = hashlib.sha256(f"{self.settings.seed} {salt}".encode()).digest()
+        torch.manual_seed(int.from_bytes(seed[:7], "little"))
+        results: list[str] = []
+        for start in range(0, len(texts), self.settings.batch_texts):
+            batch = list(texts[start : start + self.settings.batch_texts])
+            if self.settings.method == "paraphrase":
+                results += self._answer(batch, start)
+            else:
+                for model, tokenizer in self._models:
+                    batch = self._translate(batch, model, tokenizer)
+                results += batch
+        return results
+
+    def _load(self, name: str) -> tuple[Any, Any]:
+        folder = fetch_model(name).folder
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        chat = self.settings.method == "paraphrase"
+        if chat and not tokenizer.chat_template:
+            raise InputError(
+                f"{name} has no chat template: paraphrasing needs a model that follows "
+                "instructions, such as one whose name ends in -Instruct"
+            )
+        kind = transformers.AutoModelForCausalLM if chat else transformers.AutoModelForSeq2SeqLM
+        try:
+            model = kind.from_pretrained(
+                folder,
+                dtype=getattr(torch, resolve_dtype("auto", str(self.device))),
+                use_safetensors=True,
+            )
+        except ValueError as error:
+            wanted = "a decoder-only LLM" if chat else "a seq2seq translation model"
+            raise InputError(
+                f"{name} is not {wanted}, which {self.settings.method} needs"
+            ) from error
+        return model.eval().to(self.device), tokenizer
+
+    @torch.inference_mode()
+    def _answer(self, texts: list[str], offset: int) -> list[str]:
+        model, tokenizer = self._models[0]
+        kinds = list(INSTRUCTIONS.values())
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": f"{kinds[(offset + place) % len(kinds)]} "
+                  f"{_SAME_LANGUAGE}\n\n{self._cut(text, tokenizer)}"}],
+                tokenize=False, add_generation_prompt=True,
+            )
+            for place, text in enumerate(texts)
+        ]  # fmt: skip
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = inputs.to(self.device)
+        written = model.generate(
+            **inputs, max_new_tokens=self.settings.most_tokens, do_sample=True, temperature=0.7,
+            top_p=0.9, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        answers = written[:, inputs["input_ids"].shape[1] :]
+        return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def _translate(self, texts: list[str], model: Any, tokenizer: Any) -> list[str]:
+        inputs = tokenizer(
+            texts, return_tensors="pt", padding=True, truncation=True,
+            max_length=self.settings.most_tokens,
+        ).to(self.device)  # fmt: skip
+        written = model.generate(**inputs, max_new_tokens=self.settings.most_tokens, num_beams=1)
+        return tokenizer.batch_decode(written, skip_special_tokens=True)
+
+    def _cut(self, text: str, tokenizer: Any) -> str:
+        ids = tokenizer(text[: 16 * self.settings.most_tokens], add_special_tokens=False)
+        return tokenizer.decode(ids["input_ids"][: self.settings.most_tokens])
+
+
+def clean_answer(answer: str) -> str:
+    """An answer without the sentence that announces it and without quotes around it."""
+    text = _PREAMBLE.sub("", answer).strip()
+    if len(text) > 1 and text[0] in "\"'“«" and text[-1] in "\"'”»":
+        text = text[1:-1].strip()
+    return text
+
+
+def fault_of(text: str, answer: str) -> str | None:
+    """Why ``answer`` is no rewriting of ``text``, or None: the reasons are few and countable."""
+    if not any(character.isalnum() for character in answer):
+        return "empty answer"
+    if _REFUSAL.match(answer):
+        return "refusal"
+    if main_script(answer) != main_script(text):
+        return "another script"
+    if len(answer) < _SHORTEST_SHARE * min(len(text), 400):
+        return "too short"
+    before, after = (re.findall(r"\w+", side.lower()) for side in (text, answer))
+    if after == before or _shared_run(before, after) >= _COPIED_SHARE:
+        return "copy"
+    return None
+
+
+def main_script(text: str) -> str:
+    """The script of most letters of a text, such as LATIN, or an empty string."""
+    scripts = Counter(
+        unicodedata.name(character, "").split(" ")[0]
+        for character in text[:2000]
+        if character.isalpha()
+    )
+    merged = Counter({k: v for k, v in scripts.items() if k not in ("HIRAGANA", "KATAKANA")})
+    merged["CJK"] += scripts["HIRAGANA"] + scripts["KATAKANA"]
+    return merged.most_common(1)[0][0] if scripts else ""
+
+
+def _shared_run(before: Sequence[str], after: Sequence[str]) -> float:
+    """Share of an answer's three-word runs that stand in the text word for word."""
+    runs = [tuple(after[i : i + 3]) for i in range(len(after) - 2)]
+    known = {tuple(before[i : i + 3]) for i in range(len(before) - 2)}
+    return sum(run in known for run in runs) / len(runs) if runs else 0.0

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("benchmark", choices=("speed", "memory", "state"))
     parser.add_argument("--model", default=PACKAGED_MODEL)
     parser.add_argument("--documents", type=int, default=0, help="0 is the benchmark's own number")
+    parser.add_argument("--dtype", default="auto", help="memory: precision of the encoder")
     parser.add_argument("--rounds", type=int, default=2, help="speed: repeats; the best counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
@@ -56,11 +57,12 @@ def main() -> None:
             found = speed(Path(folder), options.model, options.documents or 300, options.rounds)
         elif options.benchmark == "memory":
             sizes = (options.documents or 20_000, 10 * (options.documents or 20_000))
-            found = memory(Path(folder), options.model, sizes)
+            found = memory(Path(folder), options.model, options.dtype, sizes)
         else:
             found = state(Path(folder), options.documents or 20_000_000)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[options.benchmark] = found
+    name = options.benchmark if options.dtype == "auto" else f"{options.benchmark}_{options.dtype}"
+    results[name] = found
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(found, indent=2))
@@ -114,16 +116,18 @@ print(encoder.stats.tokens / (time.perf_counter() - started))
 """
 
 
-def memory(folder: Path, model: str, sizes: tuple[int, int]) -> dict[str, Any]:
+def memory(folder: Path, model: str, dtype: str, sizes: tuple[int, int]) -> dict[str, Any]:
     """Peak memory of all the job's processes together (shared pages once), for two sizes."""
     peaks = []
     for size in sizes:
         path = folder / f"{size}.parquet"
         write_short_texts(path, size)
-        found = embed(path, folder / f"out-{size}", model, "--num-actors", "2")
+        flags = ("--num-actors", "2", "--dtype", dtype)
+        found = embed(path, folder / f"out-{size}", model, *flags)
         peaks.append(found["peak_mib"])
     return {
         "documents": list(sizes),
+        "dtype": dtype,
         "peak_mib": peaks,
         "growth": round(peaks[1] / peaks[0] - 1, 3),
     }

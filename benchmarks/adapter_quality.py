@@ -29,14 +29,14 @@ import torch
 
 from pipelines.command_line import configure_logging
 from pipelines.encoder import Encoder, EncoderConfig
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.finetune import finetune_adapter
-from pipelines.finetune_config import FinetuneConfig
 from pipelines.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
 from pipelines.pairs import plain_pairs
-from pipelines.pairs_config import Method, PairsConfig
 from pipelines.run_record import RunRecord
 from pipelines.storage import shoal_home
-from pipelines.tokenization import PromptedTokenizer
+from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.pairs_config import Method, PairsConfig
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600
@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "adapter_quality.json"
 # The recipe whose three seeds are the claim, and what each row of the ablation changes in it.
 RECIPE: dict[str, Any] = {
     "pooling": "last+mean",
-    "max_steps": 50,
+    "max_steps": 40,
     "batch_pairs": 32,
     "learning_rate": 6e-4,
     "warmup_steps": 5,
@@ -57,10 +57,10 @@ RECIPE: dict[str, Any] = {
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "last token only": {"pooling": "last"},
-    "half the steps": {"max_steps": 25},
-    "temperature 0.1": {"temperature": 0.1, "max_steps": 25},
-    "rank 4": {"lora_rank": 4, "lora_alpha": 8.0, "max_steps": 25},
-    "noise in place of crops": {"method": "noise", "max_steps": 25},
+    "half the steps": {"max_steps": 20},
+    "temperature 0.1": {"temperature": 0.1, "max_steps": 20},
+    "rank 4": {"lora_rank": 4, "lora_alpha": 8.0, "max_steps": 20},
+    "noise in place of crops": {"method": "noise", "max_steps": 20},
 }
 
 Encode = Callable[[list[str]], np.ndarray]

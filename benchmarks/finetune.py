@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from pipelines.adapter_trainer import AdapterTrainer
-from pipelines.encoder_description import DType, describe_encoder
-from pipelines.finetune_config import FinetuneConfig
+from pipelines.encoding.encoder_description import DType, describe_encoder
 from pipelines.model_sources import PACKAGED_MODEL, fetch_model
 from pipelines.packaged import load_labelled_corpus
-from pipelines.pair_methods import crop_pair, document_generator
 from pipelines.prompts import PromptTemplate
+from pipelines.training.adapter_trainer import AdapterTrainer
+from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.pair_methods import crop_pair, document_generator
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 PAPER_MICRO_BATCH = 12
@@ -45,8 +46,12 @@ PAPER_TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 PAPER_ADAPTER: dict[str, Any] = {"lora_rank": 64, "lora_alpha": 16.0, "lora_dropout": 0.05}
 SPEED_PAIRS = 24
 SPEED_WORDS = (40, 75)  # about the paper's crops of 100 tokens at most
+SPEED_HELD_TOKENS = 6000
+SPEED_ROUNDS = 2
 MEMORY_WORDS = (6, 10)
 MEMORY_TOKENS = 512
+
+Speed = tuple[float, float]
 
 
 def make_pairs(count: int, words: tuple[int, int]) -> pa.Table:
@@ -61,20 +66,32 @@ def make_pairs(count: int, words: tuple[int, int]) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def measure_ours(pairs: pa.Table, dtype: DType) -> float:
-    """Tokens a second of one of our steps, the first left out."""
+def timed(step: Callable[[], int]) -> Speed:
+    """Tokens of a step by the second of the clock, and by the second of CPU time.
+
+    The latter tells more on a machine that others use too.
+    """
+    clock, cpu = time.perf_counter(), time.process_time()
+    tokens = step()
+    return tokens / (time.perf_counter() - clock), tokens / (time.process_time() - cpu)
+
+
+def measure_ours(pairs: pa.Table, dtype: DType) -> Speed:
+    """Speed of one of our steps, the first left out."""
     config = FinetuneConfig(
-        batch_pairs=len(pairs), lora_targets=PAPER_TARGETS, dtype=dtype, **PAPER_ADAPTER
+        batch_pairs=len(pairs),
+        lora_targets=PAPER_TARGETS,
+        dtype=dtype,
+        activation_tokens=SPEED_HELD_TOKENS,
+        **PAPER_ADAPTER,
     )
     trainer = AdapterTrainer(config.trainer, describe_encoder(config.encoder), torch.device("cpu"))
     trainer.step(1, pairs.slice(0, 4), 0)
-    started = time.perf_counter()
-    tokens = trainer.step(2, pairs, 0)["tokens"]
-    return tokens / (time.perf_counter() - started)
+    return timed(lambda: int(trainer.step(2, pairs, 0)["tokens"]))
 
 
-def measure_paper(pairs: pa.Table) -> float:
-    """Tokens a second of one step as the paper's code takes it."""
+def measure_paper(pairs: pa.Table) -> Speed:
+    """Speed of one step as the paper's code takes it."""
     folder = fetch_model(PACKAGED_MODEL).folder
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
@@ -103,8 +120,7 @@ def measure_paper(pairs: pa.Table) -> float:
         return total
 
     step(pairs.slice(0, 4))
-    started = time.perf_counter()
-    return step(pairs) / (time.perf_counter() - started)
+    return timed(lambda: step(pairs))
 
 
 def measure_memory(pairs: int) -> None:
@@ -116,15 +132,25 @@ def measure_memory(pairs: int) -> None:
 
 
 def compare_speed() -> dict[str, Any]:
+    """Both steps in turn, the best of each; on a busy machine the best is the least disturbed."""
     pairs = make_pairs(SPEED_PAIRS, SPEED_WORDS)
-    dtypes: tuple[DType, ...] = ("bfloat16", "float32")
-    ours = {dtype: round(measure_ours(pairs, dtype), 1) for dtype in dtypes}
-    paper = round(measure_paper(pairs), 1)
+    best: dict[str, Speed] = {}
+    for _ in range(SPEED_ROUNDS):
+        found = {
+            "ours, bfloat16": measure_ours(pairs, "bfloat16"),
+            "paper's step, float32": measure_paper(pairs),
+            "ours, float32": measure_ours(pairs, "float32"),
+        }
+        for name, speed in found.items():
+            old = best.get(name, (0.0, 0.0))
+            best[name] = (max(old[0], speed[0]), max(old[1], speed[1]))
+    ours, paper = best["ours, bfloat16"], best["paper's step, float32"]
     return {
         "pairs": SPEED_PAIRS,
-        "tokens_per_second": {"paper's step, float32": paper, **ours},
-        "ratio": round(ours["bfloat16"] / paper, 2),
-        "ratio_float32": round(ours["float32"] / paper, 2),
+        "tokens_per_second": {name: round(speed[0], 1) for name, speed in best.items()},
+        "tokens_per_cpu_second": {name: round(speed[1], 1) for name, speed in best.items()},
+        "ratio": round(ours[0] / paper[0], 2),
+        "ratio_by_cpu_time": round(ours[1] / paper[1], 2),
         "required": 2.0,
     }
 

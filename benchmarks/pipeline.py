@@ -192,10 +192,10 @@ def state(folder: Path, documents: int) -> dict[str, Any]:
     """Everything but the encoder at a large number of ids, and what going on then costs."""
     from pipelines.command_line import connect_ray
     from pipelines.corpus import Columns, find_files, inspect_files
-    from pipelines.dedup import AssembleSettings, assemble_corpus
-    from pipelines.scan import ScanSettings, scan_corpus
-    from pipelines.stages import configure_ray_data
-    from pipelines.work_plan import count_partitions
+    from pipelines.embedding.dedup import AssembleSettings, assemble_corpus
+    from pipelines.embedding.scan import ScanSettings, scan_corpus
+    from pipelines.embedding.stages import configure_ray_data
+    from pipelines.embedding.work_plan import count_partitions
 
     write_short_texts(folder / "corpus.parquet", documents, repeats=0.001)
     files = inspect_files(

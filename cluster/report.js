@@ -203,7 +203,7 @@
     const colors = theme();
     const names = { silhouette: "Silhouette", stability: "Stability", elbow: "Elbow" };
     const values = data.curve.flatMap((row) => Object.keys(names).map((key) => ({ k: row.k, measure: names[key], value: row[key] })));
-    const x = { field: "k", type: "quantitative", scale: { type: "log" }, title: "number of clusters", axis: { grid: false, format: "d", values: data.curveTicks } };
+    const x = { field: "k", type: "quantitative", scale: { type: "log", nice: false }, title: "number of clusters", axis: { grid: false, format: "d", values: data.curveTicks } };
     return embed("curve", {
       data: { values },
       facet: { row: { field: "measure", type: "nominal", title: null, sort: Object.values(names), header: { labelAngle: 0, labelAlign: "left", labelOrient: "top", labelAnchor: "start" } } },
@@ -224,7 +224,7 @@
     const { labels, clusters, shares, counts } = data.confusion;
     const values = labels.flatMap((label, i) => clusters.map((cluster, j) => ({ label, cluster: String(cluster), share: shares[i][j], count: counts[i][j] })));
     return embed("confusion", {
-      width: "container", height: { step: 22 }, autosize: { type: "fit-x", contains: "padding" }, data: { values }, mark: { type: "rect", stroke: colors.ground, strokeWidth: 1 },
+      width: "container", height: 60 + 22 * labels.length, data: { values }, mark: { type: "rect", stroke: colors.ground, strokeWidth: 1 },
       encoding: {
         x: { field: "cluster", type: "nominal", sort: clusters.map(String), title: "cluster", axis: { labelAngle: 0, labelOverlap: true } },
         y: { field: "label", type: "nominal", sort: labels, title: null, axis: { labelLimit: 220 } },

@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import vl_convert
 
-from cluster.census import Census
-from cluster.describe import Description, Example
-from cluster.layout import MapLayout
+from cluster.describe import Description
 from cluster.metrics import LABEL_SCORES, MEANINGS
+from cluster.report_data import Listing, Report, inline_json, page_data, shorten
 
 SHOWN_CLUSTERS = 500
-MAP_TEXT_BYTES = 1_000_000
-EXAMPLE_TEXT_BYTES = 1_400_000
 _FOLDER = Path(__file__).parent
-_CONFUSION_CELLS = 3_000
-_SIZE_BARS = 1_000
-
-
-@dataclass(frozen=True)
-class MappedDocuments:
-    """The documents on the map."""
-
-    layout: MapLayout
-    cluster_ids: np.ndarray
-    """int (n,)."""
-    ids: Sequence[Any]
-    texts: Sequence[str | None] | None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A small table of the page."""
-
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that the page shows."""
-
-    title: str
-    lead: str
-    notices: list[str]
-    census: Census
-    clusters: list[Description]
-    scores: dict[str, Any]
-    mapped: MappedDocuments
-    facts: dict[str, str]
-    """How the result was made, setting by setting."""
-    curve: list[dict[str, float]] | None = None
-    """For every number of clusters tried: k, silhouette, stability, elbow."""
-    curve_note: str = ""
-    levels: Sequence[dict[str, Any]] = ()
-    lists: Sequence[Listing] = ()
-    has_texts: bool = True
 
 
 def render_report(report: Report) -> str:
@@ -102,7 +52,7 @@ def render_report(report: Report) -> str:
         vega_bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
             "</script", "<\\/script"
         ),
-        data_json=_inline_json(_page_data(report, shown)),
+        data_json=inline_json(page_data(report, shown)),
     )
 
 
@@ -113,67 +63,9 @@ def _chart_library() -> str:
     return bundle.replace("</script", "<\\/script")
 
 
-def _inline_json(data: object) -> str:
-    """JSON that no HTML parser can take for markup, whatever the texts in it hold."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
-    examples = sum(len(c.central) + len(c.diverse) for c in shown)
-    room = EXAMPLE_TEXT_BYTES // max(1, examples)
-    points = np.round(report.mapped.layout.points.astype(np.float64), 3)
-    map_room = min(240, MAP_TEXT_BYTES // max(1, len(points)))
-    texts = report.mapped.texts or [None] * len(points)
-    size_step = -(-len(report.census.sizes) // _SIZE_BARS)
-    return {
-        "numClusters": len(report.census.sizes),
-        "hasTexts": report.has_texts,
-        "clusters": [_cluster_data(cluster, min(600, room)) for cluster in shown],
-        "map": {
-            "x": points[:, 0].tolist(),
-            "y": points[:, 1].tolist(),
-            "cluster": report.mapped.cluster_ids.tolist(),
-            "text": [_cut(text, map_room) for text in texts],
-            "id": [_cut(str(value), 64) for value in report.mapped.ids],
-        },
-        "sizes": np.sort(report.census.sizes)[::-1][::size_step].tolist(),
-        "sizeStep": size_step,
-        "curve": report.curve,
-        "curveTicks": _ticks([int(row["k"]) for row in report.curve or ()]),
-        "confusion": _confusion(report.census),
-    }
-
-
-def _cluster_data(cluster: Description, room: int) -> dict[str, Any]:
-    def examples(found: list[Example]) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": _cut(str(example.id), 64),
-                "distance": example.distance,
-                "text": _cut(example.text, room),
-                "label": _cut(example.label, 64),
-            }
-            for example in found
-        ]
-
-    return {
-        "id": cluster.cluster_id,
-        "size": cluster.size,
-        "share": cluster.share,
-        "keywords": [_cut(word, 48) for word in cluster.keywords],
-        "label": _cut(cluster.top_label, 64),
-        "labelShare": cluster.top_label_share,
-        "central": examples(cluster.central),
-        "diverse": examples(cluster.diverse),
-    }
-
-
 def _listing(listing: Listing) -> Listing:
     """The same with every cell short enough for a page."""
-    rows = [tuple(_cut(str(cell), 200) for cell in row) for row in listing.rows]
+    rows = [tuple(shorten(str(cell), 200) for cell in row) for row in listing.rows]
     return replace(listing, rows=rows)
 
 
@@ -209,14 +101,14 @@ def _rows(report: Report, shown: list[Description]) -> list[dict[str, Any]]:
             "size": cluster.size,
             "size_text": f"{cluster.size:,}",
             "bar": round(100 * cluster.size / largest, 1),
-            "keywords": ", ".join(_cut(word, 48) or "" for word in cluster.keywords),
-            "label": _cut(cluster.top_label, 64) or "",
+            "keywords": ", ".join(shorten(word, 48) or "" for word in cluster.keywords),
+            "label": shorten(cluster.top_label, 64) or "",
             "label_share": f"{cluster.top_label_share:.0%}" if cluster.top_label_share else "",
             "spread": cluster.mean_distance if cluster.mean_distance is not None else -1,
             "spread_text": f"{cluster.mean_distance:.3f}"
             if cluster.mean_distance is not None
             else "–",
-            "excerpt": _cut(cluster.central[0].text, 140) if cluster.central else "",
+            "excerpt": shorten(cluster.central[0].text, 140) if cluster.central else "",
         }
         for cluster in shown
     ]
@@ -270,25 +162,6 @@ def _table_note(report: Report, shown: list[Description]) -> str:
     return f"The {len(shown):,} largest of {total:,} clusters; clusters.parquet has all."
 
 
-def _confusion(census: Census) -> dict[str, Any] | None:
-    """The largest labels and clusters, ordered so that what belongs together lies on a diagonal."""
-    if not census.labels:
-        return None
-    names = np.array(list(census.labels))
-    counts = np.array(list(census.labels.values()))
-    keep = np.argsort(-counts.sum(axis=1), kind="stable")[:60]
-    names, counts = names[keep], counts[keep]
-    clusters = np.argsort(-counts.sum(axis=0), kind="stable")[: _CONFUSION_CELLS // len(names)]
-    clusters = clusters[np.argsort(counts[:, clusters].argmax(axis=0), kind="stable")]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return {
-        "labels": [_cut(str(name), 64) for name in names],
-        "clusters": clusters.tolist(),
-        "counts": counts[:, clusters].tolist(),
-        "shares": np.round(shares[:, clusters], 4).tolist(),
-    }
-
-
 def _confusion_note(report: Report) -> str:
     if not report.census.labels:
         return ""
@@ -297,19 +170,3 @@ def _confusion_note(report: Report) -> str:
     return (
         f"Where the documents of each label went: {labelled:,} of {total:,} documents have a label."
     )
-
-
-def _ticks(tried: list[int]) -> list[int]:
-    wanted = (2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
-    return [k for k in wanted if tried and min(tried) <= k <= max(tried)]
-
-
-def _cut(text: str | None, room: int) -> str | None:
-    """At most ``room`` bytes of UTF-8, whole characters, spaces collapsed."""
-    if text is None:
-        return None
-    text = " ".join(text.split())
-    data = text.encode("utf-8", errors="replace")
-    if len(data) <= room:
-        return data.decode("utf-8")
-    return data[: max(0, room - 3)].decode("utf-8", errors="ignore").rstrip() + "…"

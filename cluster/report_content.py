@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cluster.layout import lay_out
 from cluster.outcome import Outcome
-from cluster.report import Listing, MappedDocuments, Report
+from cluster.report_data import Listing, MappedDocuments, Report
 from cluster.tables import OUTLIER_DEVIATIONS, levels_table
 
 _LISTED = 40

@@ -57,8 +57,8 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, l
     info = filesystem.get_file_info(inner)
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"no such file or folder: {path}")
-    if info.type == pafs.FileType.File:
-        return filesystem, [info.path]
+    if info.type == pafs.FileType.File or inner.endswith(suffixes):
+        return filesystem, [inner]
     results = filesystem.get_file_info(join(inner, EMBEDDINGS_FOLDER))
     if not is_glob and results.type == pafs.FileType.Directory:
         inner = results.path

@@ -6,7 +6,7 @@ option at all it tunes the packaged model on crops of the packaged training corp
 
 from pipelines.command_line import run_job
 from pipelines.finetune import finetune_adapter
-from pipelines.finetune_config import MAY_CHANGE, FinetuneConfig
+from pipelines.training.finetune_config import MAY_CHANGE, FinetuneConfig
 
 if __name__ == "__main__":
     run_job(

@@ -6,7 +6,7 @@ option at all it crops the packaged training corpus.
 
 from pipelines.command_line import run_job
 from pipelines.pairs import generate_pairs
-from pipelines.pairs_config import PairsConfig
+from pipelines.training.pairs_config import PairsConfig
 
 if __name__ == "__main__":
     run_job("generate_pairs", PairsConfig, generate_pairs, keep_complete=True)

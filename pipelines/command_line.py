@@ -194,7 +194,10 @@ def connect_ray() -> None:
     """
     import ray
 
+    from pipelines.embedding.stages import configure_ray_data
+
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    configure_ray_data()
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
@@ -205,7 +208,7 @@ def connect_ray() -> None:
         num_cpus=max(4, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=True,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,  # its one warning is about who may connect to a local Ray
     )
 
 

@@ -1,8 +1,8 @@
 """A corpus as files: find them, look into each, check their columns, cut them into scan shards.
 
 In: a path (file, folder or glob, local or remote) and the columns wanted. Out: a list of
-:class:`CorpusFile`, each with the shards in which :mod:`pipelines.readers` reads it. A file that
-cannot be looked into is kept with its ``problem``, so that one bad file hides no other.
+:class:`CorpusFile`, each with the shards in which :mod:`pipelines.embedding.readers` reads it. A
+file that cannot be looked into is kept with its ``problem``, so that one bad file hides no other.
 """
 
 from __future__ import annotations

@@ -24,26 +24,20 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from pipelines.actor_plan import ActorPlan, plan_actors
-from pipelines.chunk_encoder import ChunkEncoder, tokenize_chunk
 from pipelines.command_line import JobResult
 from pipelines.corpus import CorpusFile, find_files, inspect_files
-from pipelines.dedup import Assembled, AssembleSettings, assemble_corpus
-from pipelines.embed_config import MAY_CHANGE, EmbedConfig
-from pipelines.encoder_description import EncoderDescription, describe_encoder
-from pipelines.errors import InputError
-from pipelines.estimate import estimate_run, estimate_table
-from pipelines.kept_columns import parquet_schema
-from pipelines.packaged import demo_corpus
-from pipelines.progress import duration
-from pipelines.results import ResultSettings, write_result
-from pipelines.run_record import RunRecord
-from pipelines.scan import ScanSettings, scan_corpus
-from pipelines.stages import configure_ray_data
-from pipelines.storage import join, open_filesystem, remove_folder
-from pipelines.tokenization import PromptedTokenizer
-from pipelines.vectors import EncodeSettings, Workers, embed_chunks
-from pipelines.work_plan import (
+from pipelines.embedding.actor_plan import ActorPlan, plan_actors
+from pipelines.embedding.chunk_encoder import ChunkEncoder, tokenize_chunk
+from pipelines.embedding.dedup import Assembled, AssembleSettings, assemble_corpus
+from pipelines.embedding.embed_config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.estimate import estimate_run, estimate_table
+from pipelines.embedding.kept_columns import parquet_schema
+from pipelines.embedding.progress import duration
+from pipelines.embedding.results import ResultSettings, write_result
+from pipelines.embedding.scan import ScanSettings, scan_corpus
+from pipelines.embedding.stages import configure_ray_data
+from pipelines.embedding.vectors import EncodeSettings, Workers, embed_chunks
+from pipelines.embedding.work_plan import (
     WORK_FOLDER,
     ScanResult,
     WorkPlan,
@@ -51,6 +45,12 @@ from pipelines.work_plan import (
     listing_digest,
     listing_of,
 )
+from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
+from pipelines.encoding.tokenization import PromptedTokenizer
+from pipelines.errors import InputError
+from pipelines.packaged import demo_corpus
+from pipelines.run_record import RunRecord
+from pipelines.storage import join, open_filesystem, remove_folder
 
 __all__ = ["MAY_CHANGE", "EmbedConfig", "embed_corpus"]
 

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.base_model import load_base_model
-from pipelines.batching import token_budget_batches
-from pipelines.encoder_description import (
+from pipelines.encoding.base_model import load_base_model
+from pipelines.encoding.batching import default_budget_tokens, token_budget_batches
+from pipelines.encoding.encoder_description import (
     EncoderConfig,
     EncoderDescription,
     describe_encoder,
     difference,
     resolve_device,
 )
+from pipelines.encoding.packed_decoder import PackedDecoder, can_pack
+from pipelines.encoding.padded_decoder import PaddedDecoder
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
-from pipelines.packed_decoder import PackedDecoder, can_pack
-from pipelines.padded_decoder import PaddedDecoder
 from pipelines.pooling import normalize, pool
-from pipelines.tokenization import PromptedTokenizer
 
 __all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder", "difference"]
 
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 # Texts tokenized and sorted by length together: enough that batches hold like lengths, few enough
 # that a window's vectors and token ids stay small.
 _WINDOW_TEXTS = 4096
-_CPU_BUDGET_TOKENS = 2048
-_CUDA_BUDGET_TOKENS = 32768
 # Two right passes agree to within rounding; a wrong one is far off.
 _LEAST_AGREEMENT = {"float32": 0.9999, "bfloat16": 0.98, "float16": 0.98}
 
@@ -61,7 +59,7 @@ class Encoder:
         self,
         description: EncoderDescription,
         tokenizer: PromptedTokenizer,
-        model: torch.nn.Module,
+        model: Any,
         device: torch.device,
         budget_tokens: int | None = None,
     ) -> None:
@@ -69,8 +67,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.device = device
         self.stats = EncodeStats()
-        self.budget_tokens = budget_tokens or (
-            _CPU_BUDGET_TOKENS if device.type == "cpu" else _CUDA_BUDGET_TOKENS
+        self.budget_tokens = budget_tokens or default_budget_tokens(
+            model.config.get_text_config(), device
         )
         self._decoder = choose_decoder(model, description, tokenizer)
 

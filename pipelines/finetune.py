@@ -16,25 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipelines.adapter_model import SETTINGS
 from pipelines.command_line import JobResult
-from pipelines.encoder_description import (
+from pipelines.encoding.encoder_description import (
     EncoderDescription,
     describe_encoder,
 )
 from pipelines.errors import InputError
-from pipelines.finetune_config import FinetuneConfig
-from pipelines.finetune_output import measure_run, summarize, write_result
 from pipelines.model_sources import fetch_adapter
-from pipelines.pair_files import read_pairs
 from pipelines.pairs import find_corpus, make_pairs
-from pipelines.ray_training import (
-    TrainingTask,
-    WorkerPlan,
-    plan_workers,
-    train_in_process,
-    train_on_workers,
-)
 from pipelines.run_record import RunRecord, require_complete
 from pipelines.storage import (
     exists,
@@ -44,9 +33,20 @@ from pipelines.storage import (
     remove_folder,
     write_bytes,
 )
-from pipelines.training_batches import BatchPlan, write_batches
-from pipelines.training_loop import LoopSettings
-from pipelines.training_state import TrainingState, read_state
+from pipelines.training.adapter_model import SETTINGS
+from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.finetune_output import measure_run, summarize, write_result
+from pipelines.training.pair_files import read_pairs
+from pipelines.training.ray_training import (
+    TrainingTask,
+    WorkerPlan,
+    plan_workers,
+    train_in_process,
+    train_on_workers,
+)
+from pipelines.training.training_batches import BatchPlan, write_batches
+from pipelines.training.training_loop import LoopSettings
+from pipelines.training.training_state import TrainingState, read_state
 
 WORK_FOLDER = "_work"
 _COUNTS = "counts.json"

@@ -18,24 +18,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.actor_stage import run_actor_stage
 from pipelines.command_line import JobResult
 from pipelines.corpus import Columns, CorpusFile, Shard, find_files, inspect_files
-from pipelines.documents import check_id, check_text
 from pipelines.embed import configure_ray_data
+from pipelines.embedding.actor_stage import run_actor_stage
+from pipelines.embedding.documents import check_id, check_text
+from pipelines.embedding.readers import read_shard
+from pipelines.embedding.stages import Receipt, run_stage
+from pipelines.embedding.work_plan import listing_digest, listing_of
 from pipelines.errors import InputError
 from pipelines.packaged import build_once, load_labelled_corpus
-from pipelines.pair_methods import (
-    PLAIN_METHODS,
-    crop_pair,
-    document_generator,
-    noise_pair,
-)
-from pipelines.pairs_config import PairsConfig
-from pipelines.readers import read_shard
-from pipelines.rewriting import Rewriter, clean_answer, fault_of
 from pipelines.run_record import RunRecord
-from pipelines.stages import Receipt, run_stage
 from pipelines.storage import (
     atomic_output,
     join,
@@ -43,7 +36,14 @@ from pipelines.storage import (
     remove_folder,
     shoal_home,
 )
-from pipelines.work_plan import listing_digest, listing_of
+from pipelines.training.pair_methods import (
+    PLAIN_METHODS,
+    crop_pair,
+    document_generator,
+    noise_pair,
+)
+from pipelines.training.pairs_config import PairsConfig
+from pipelines.training.rewriting import Rewriter, clean_answer, fault_of
 
 PAIRS_FOLDER = "pairs"
 WORK_FOLDER = "_work"

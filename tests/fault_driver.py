@@ -10,8 +10,9 @@ from typing import Any
 import ray
 import trivial_workers
 
-from pipelines import embed, work_plan
+from pipelines import embed
 from pipelines.embed import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding import work_plan
 from pipelines.run_record import RunRecord, read_run
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -10,12 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import readers
 from pipelines.corpus import Columns, Shard, find_files, glob_to_regex, inspect_files
-from pipelines.documents import Checker, check_id, check_text
+from pipelines.embedding import readers
+from pipelines.embedding.documents import Checker, check_id, check_text
+from pipelines.embedding.kept_columns import (
+    json_to_values,
+    parquet_schema,
+    resolve_type,
+    values_to_json,
+)
+from pipelines.embedding.readers import read_shard
 from pipelines.errors import InputError
-from pipelines.kept_columns import json_to_values, parquet_schema, resolve_type, values_to_json
-from pipelines.readers import read_shard
 
 
 def inspected(corpus: Path | str, columns: Columns | None = None, shard_bytes: int = 1 << 20):

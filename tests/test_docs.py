@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if path.name != "__init__.py")
-COMMAND = re.compile(r"jobs/(\w+\.py)((?:[^\n`]*\\\n)*[^\n`]*)")
+COMMAND = re.compile(r"jobs/([a-z_]+\.py)((?:[^\n`]*\\\n)*[^\n`]*)")
 
 
 def commands() -> list[tuple[str, str, str]]:
@@ -47,9 +47,9 @@ def test_every_job_is_in_the_readme(job):
 
 @pytest.mark.parametrize("package", ["pipelines", "cluster"])
 def test_every_module_is_in_the_file_map(package):
-    for path in (ROOT / package).glob("*.py"):
+    for path in (ROOT / package).rglob("*.py"):
         if path.name != "__init__.py":
-            assert re.search(rf"^\s+{path.name}\s", README, re.M), f"{package}/{path.name}"
+            assert re.search(rf"^\s+{path.name}\s", README, re.M), path.relative_to(ROOT)
 
 
 def test_commands_in_pages_name_jobs_and_flags_that_exist():
@@ -64,5 +64,5 @@ def test_commands_in_pages_name_jobs_and_flags_that_exist():
 
 def test_every_flag_of_every_job_says_what_it_does():
     for job in JOBS:
-        empty = re.findall(r"^│ (--\S+) [^│]*│\n│\s+\(default", help_of(job), re.M)
+        empty = re.findall(r"^│ (--\S+(?: \S+)?)\s+(?:│\n│\s+)?\(default", help_of(job), re.M)
         assert not empty, f"{job}: no help for {empty}"

@@ -20,16 +20,16 @@ import pytest
 import ray
 
 from pipelines import embed as embed_module
-from pipelines.actor_plan import plan_actors
-from pipelines.chunk_encoder import ChunkEncoder, tokenize_chunk
-from pipelines.dedup import Chunk
 from pipelines.embed import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding.actor_plan import plan_actors
+from pipelines.embedding.chunk_encoder import ChunkEncoder, tokenize_chunk
+from pipelines.embedding.dedup import Chunk
+from pipelines.embedding.progress import Progress
+from pipelines.embedding.results import plan_parts
+from pipelines.embedding.vectors import Workers
 from pipelines.encoder import Encoder
 from pipelines.errors import InputError
-from pipelines.progress import Progress
-from pipelines.results import plan_parts
 from pipelines.run_record import RunRecord, read_run
-from pipelines.vectors import Workers
 
 WORDS = ["sea", "guitar", "market", "orbit", "planet", "eggs", "flour", "law", "court", "goal", "a"]
 

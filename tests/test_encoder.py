@@ -5,8 +5,8 @@ import transformers
 from tiny_models import FAMILIES, SENTENCES, tiny_adapter, tiny_model
 
 from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoding.padded_decoder import find_layers, read_states
 from pipelines.errors import InputError
-from pipelines.padded_decoder import find_layers, read_states
 from pipelines.pooling import POOLINGS
 
 TEXTS = [*SENTENCES, "", " \n\t ", "a", " ".join(SENTENCES) * 4, "naïve 日本語 😀 שלום"]

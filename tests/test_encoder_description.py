@@ -4,7 +4,7 @@ import shutil
 import pytest
 from tiny_models import tiny_adapter, tiny_model
 
-from pipelines.encoder_description import (
+from pipelines.encoding.encoder_description import (
     EncoderConfig,
     EncoderDescription,
     describe_encoder,

@@ -11,14 +11,14 @@ import torch
 import transformers
 from tiny_models import SENTENCES, tiny_model
 
-from pipelines.adapter_model import adapter_weights
-from pipelines.adapter_trainer import AdapterTrainer
 from pipelines.encoder import Encoder
-from pipelines.encoder_description import EncoderDescription, describe_encoder
+from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
 from pipelines.errors import InputError
 from pipelines.finetune import finetune_adapter
-from pipelines.finetune_config import FinetuneConfig
 from pipelines.run_record import RunRecord, read_run
+from pipelines.training.adapter_model import adapter_weights
+from pipelines.training.adapter_trainer import AdapterTrainer
+from pipelines.training.finetune_config import FinetuneConfig
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import torch
 import transformers
 from tiny_models import SENTENCES, tiny_model
 
-from pipelines import packed_decoder
 from pipelines.encoder import Encoder, EncoderConfig
-from pipelines.packed_attention import Packing, attend, attend_from_last, rotate
-from pipelines.packed_decoder import PackedDecoder, can_pack
-from pipelines.padded_decoder import PaddedDecoder
+from pipelines.encoding import packed_decoder
+from pipelines.encoding.packed_attention import Packing, attend, attend_from_last, rotate
+from pipelines.encoding.packed_decoder import PackedDecoder, can_pack
+from pipelines.encoding.padded_decoder import PaddedDecoder
 from pipelines.pooling import pool
 
 PREFIX = [1, 9, 8]

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import InputError
-from pipelines.pair_files import read_pairs
-from pipelines.pair_methods import crop_pair, document_generator, noise_pair
 from pipelines.pairs import generate_pairs, make_shard_pairs
-from pipelines.pairs_config import PairsConfig
-from pipelines.rewriting import clean_answer, fault_of
 from pipelines.run_record import RunRecord, read_run
-from pipelines.training_batches import BatchPlan, read_batch, read_heldout, write_batches
+from pipelines.training.pair_files import read_pairs
+from pipelines.training.pair_methods import crop_pair, document_generator, noise_pair
+from pipelines.training.pairs_config import PairsConfig
+from pipelines.training.rewriting import clean_answer, fault_of
+from pipelines.training.training_batches import BatchPlan, read_batch, read_heldout, write_batches
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve"
 
@@ -255,7 +255,7 @@ def test_batches_cover_all_pairs_once_an_epoch_and_never_the_heldout(tmp_path):
 
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_ranks_share_a_batch_evenly_and_completely(rows, world_size):
-    from pipelines.training_batches import rank_slice
+    from pipelines.training.training_batches import rank_slice
 
     table = pa.table({"row": range(rows)})
     parts = [rank_slice(table, rank, world_size)["row"].to_pylist() for rank in range(world_size)]

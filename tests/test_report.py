@@ -10,7 +10,8 @@ from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
 from cluster.layout import MapLayout, lay_out
 from cluster.metrics import score_clustering
-from cluster.report import MappedDocuments, Report, render_report
+from cluster.report import render_report
+from cluster.report_data import MappedDocuments, Report
 
 WIDE = "漢字" * 2_000
 

@@ -13,7 +13,8 @@ from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
 from cluster.layout import MapLayout
 from cluster.metrics import score_clustering
-from cluster.report import Listing, MappedDocuments, Report, render_report
+from cluster.report import render_report
+from cluster.report_data import Listing, MappedDocuments, Report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

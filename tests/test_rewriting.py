@@ -4,7 +4,7 @@ import transformers
 from tiny_models import SENTENCES, tiny_model, tiny_tokenizer
 
 from pipelines.errors import InputError
-from pipelines.rewriting import Rewriter, RewriterSettings
+from pipelines.training.rewriting import Rewriter, RewriterSettings
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 

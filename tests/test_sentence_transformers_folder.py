@@ -8,11 +8,11 @@ import transformers
 from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 
 from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
-from pipelines.errors import InputError
-from pipelines.sentence_transformers_folder import (
+from pipelines.encoding.sentence_transformers_folder import (
     export_sentence_transformer,
     import_sentence_transformer,
 )
+from pipelines.errors import InputError
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 

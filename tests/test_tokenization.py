@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import SENTENCES, tiny_tokenizer
 
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
 from pipelines.prompts import PromptTemplate
-from pipelines.tokenization import PromptedTokenizer
 
 MAX_TOKENS = 24
 

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.adapter_trainer import TrainerSettings
 from pipelines.contrastive import LossSettings
-from pipelines.encoder_description import EncoderConfig
+from pipelines.encoding.encoder_description import EncoderConfig
 from pipelines.errors import InputError
-from pipelines.pairs_config import PairsConfig
 from pipelines.storage import default_output
+from pipelines.training.adapter_trainer import TrainerSettings
+from pipelines.training.pairs_config import PairsConfig
 
 # What may change between a killed run and the one that goes on with it, as it decides no result.
 MAY_CHANGE = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures")

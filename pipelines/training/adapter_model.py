@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipelines.base_model import adapter_keys
-from pipelines.encoder_description import EncoderDescription
+from pipelines.encoding.base_model import adapter_keys
+from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.errors import InputError
 
 WEIGHTS = "adapter_model.safetensors"

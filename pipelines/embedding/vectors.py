@@ -4,7 +4,7 @@ In: ``texts/`` with a segment a chunk. Out: ``vectors/CHUNK.arrow``, one row a t
 order, null where a text's vector was not finite. The two kinds of workers overlap and scale
 apart: tokens of the next chunks wait in Ray's object store while the actors compute.
 
-No torch here: what the workers run comes from :mod:`pipelines.chunk_encoder`.
+No torch here: what the workers run comes from :mod:`pipelines.embedding.chunk_encoder`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from pipelines.actor_plan import TOKENIZE_CPUS, ActorPlan
-from pipelines.dedup import Chunk
+from pipelines.embedding.actor_plan import TOKENIZE_CPUS, ActorPlan
+from pipelines.embedding.dedup import Chunk
+from pipelines.embedding.progress import Progress
+from pipelines.embedding.segments import bytes_to_table, table_to_bytes
+from pipelines.embedding.stages import not_shared, unit_dataset
 from pipelines.errors import InputError
-from pipelines.progress import Progress
-from pipelines.segments import bytes_to_table, table_to_bytes
-from pipelines.stages import not_shared, unit_dataset
 from pipelines.storage import join, list_files, make_folder, read_bytes, write_bytes
 
 _METADATA = ("tokens", "padded_tokens", "failed")
@@ -100,7 +100,9 @@ def encode_chunks(
         fn_constructor_args=(settings,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=plan.smallest, max_size=plan.largest),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(plan.smallest, len(chunks)), max_size=min(plan.largest, len(chunks))
+        ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus or None,
     )

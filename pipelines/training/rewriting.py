@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipelines.encoder_description import resolve_device, resolve_dtype
+from pipelines.encoding.encoder_description import resolve_device, resolve_dtype
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_model
 

@@ -19,13 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus import Columns, CorpusFile, Shard, describe_problem
-from pipelines.documents import Checker, rejected_table
+from pipelines.embedding.documents import Checker, rejected_table
+from pipelines.embedding.readers import RowBatch, read_shard
+from pipelines.embedding.segments import table_to_bytes, write_segments
+from pipelines.embedding.stages import Receipt, run_stage
+from pipelines.embedding.work_plan import (
+    ScanResult,
+    check_same_corpus,
+    combine_receipts,
+    listing_of,
+)
 from pipelines.errors import InputError
-from pipelines.readers import RowBatch, read_shard
-from pipelines.segments import table_to_bytes, write_segments
-from pipelines.stages import Receipt, run_stage
 from pipelines.storage import is_transient, join, make_folder, write_bytes
-from pipelines.work_plan import ScanResult, check_same_corpus, combine_receipts, listing_of
 
 FLUSH_BYTES = 64 << 20
 _REASONS_KEPT = 100

@@ -17,13 +17,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from pipelines.adapter_trainer import AdapterTrainer, TrainerSettings
 from pipelines.command_line import configure_logging
-from pipelines.encoder_description import EncoderDescription
+from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_adapter
 from pipelines.storage import exists, join, open_filesystem, read_bytes, remove_files, write_bytes
-from pipelines.training_loop import LoopSettings, train
+from pipelines.training.adapter_trainer import AdapterTrainer, TrainerSettings
+from pipelines.training.training_loop import LoopSettings, train
 
 _RUN_NAME = "ray_train"
 _PROBLEM = "problem.txt"

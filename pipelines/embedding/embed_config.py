@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipelines.corpus import Columns
-from pipelines.encoder_description import DType, EncoderConfig
+from pipelines.encoding.encoder_description import DType, EncoderConfig
 from pipelines.errors import InputError
 from pipelines.model_sources import PACKAGED_MODEL
 from pipelines.pooling import Pooling

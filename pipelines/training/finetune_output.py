@@ -8,21 +8,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.adapter_model import adapter_files
-from pipelines.encoder_description import (
+from pipelines.encoding.encoder_description import (
     EncoderConfig,
     EncoderDescription,
     describe_encoder,
     load_model_settings,
 )
-from pipelines.finetune_config import FinetuneConfig
-from pipelines.history_plot import plot_history
-from pipelines.model_card import write_model_card
+from pipelines.encoding.sentence_transformers_folder import export_sentence_transformer
 from pipelines.model_sources import fetch_model
-from pipelines.sentence_transformers_folder import export_sentence_transformer
 from pipelines.storage import atomic_output, join, write_bytes
-from pipelines.training_loop import SCORE
-from pipelines.training_state import TrainingState
+from pipelines.training.adapter_model import adapter_files
+from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.history_plot import plot_history
+from pipelines.training.model_card import write_model_card
+from pipelines.training.training_loop import SCORE
+from pipelines.training.training_state import TrainingState
 
 
 def measure_run(state: TrainingState, seconds: float) -> dict[str, Any]:

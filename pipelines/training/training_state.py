@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipelines.adapter_model import adapter_weights, load_weights
-from pipelines.adapter_trainer import AdapterTrainer
+from pipelines.training.adapter_model import adapter_weights, load_weights
+from pipelines.training.adapter_trainer import AdapterTrainer
 
 _TEMPERATURE = "log_temperature"
 

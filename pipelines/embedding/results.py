@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.dedup import Chunk
-from pipelines.documents import REJECTED_SCHEMA, rejected_table
-from pipelines.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.stages import Receipt, run_stage
+from pipelines.embedding.dedup import Chunk
+from pipelines.embedding.documents import REJECTED_SCHEMA, rejected_table
+from pipelines.embedding.segments import bytes_to_table, read_segment, table_to_bytes
+from pipelines.embedding.stages import Receipt, run_stage
+from pipelines.embedding.vectors import read_vectors
 from pipelines.storage import (
     atomic_output,
     join,
@@ -27,7 +28,6 @@ from pipelines.storage import (
     remove_files,
     write_bytes,
 )
-from pipelines.vectors import read_vectors
 
 ROW_GROUP_BYTES = 32 << 20
 SLICE_ROWS = 8192

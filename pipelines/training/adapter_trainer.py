@@ -16,9 +16,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipelines.adapter_model import LoraSettings, add_adapter, enable_checkpointing
-from pipelines.base_model import load_base_model
-from pipelines.batching import token_budget_batches
 from pipelines.contrastive import (
     ContrastiveLoss,
     LossSettings,
@@ -28,13 +25,16 @@ from pipelines.contrastive import (
     sum_gradients,
     sum_over_ranks,
 )
-from pipelines.encoder_description import EncoderDescription
-from pipelines.heldout import label_measure, partner_measures
-from pipelines.padded_decoder import cut_layers, find_layers, pad_right, read_states
+from pipelines.encoding.base_model import load_base_model
+from pipelines.encoding.batching import token_budget_batches
+from pipelines.encoding.encoder_description import EncoderDescription
+from pipelines.encoding.padded_decoder import cut_layers, find_layers, pad_right, read_states
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.pooling import pool
-from pipelines.row_dropout import install_row_dropout
-from pipelines.tokenization import PromptedTokenizer
-from pipelines.training_batches import rank_slice, text_keys
+from pipelines.training.adapter_model import LoraSettings, add_adapter, enable_checkpointing
+from pipelines.training.heldout import label_measure, partner_measures
+from pipelines.training.row_dropout import install_row_dropout
+from pipelines.training.training_batches import rank_slice, text_keys
 
 _MEASURE_TOKENS = 2048
 _MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import ray
 
-from pipelines.actor_plan import ActorPlan
 from pipelines.corpus import Columns, CorpusFile
-from pipelines.documents import check_text
+from pipelines.embedding.actor_plan import ActorPlan
+from pipelines.embedding.documents import check_text
+from pipelines.embedding.progress import duration
+from pipelines.embedding.readers import read_shard
 from pipelines.encoder import Encoder
-from pipelines.encoder_description import EncoderDescription
-from pipelines.progress import duration
-from pipelines.readers import read_shard
-from pipelines.tokenization import PromptedTokenizer
+from pipelines.encoding.encoder_description import EncoderDescription
+from pipelines.encoding.tokenization import PromptedTokenizer
 
 SAMPLE_FILES = 8
 SAMPLE_TEXTS_A_FILE = 32

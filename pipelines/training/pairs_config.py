@@ -8,8 +8,8 @@ from typing import Literal, get_args
 from pipelines.corpus import Columns
 from pipelines.errors import InputError
 from pipelines.model_sources import PACKAGED_MODEL
-from pipelines.rewriting import RewriterSettings
 from pipelines.storage import default_output
+from pipelines.training.rewriting import RewriterSettings
 
 Method = Literal["crop", "noise", "dropout", "paraphrase", "backtranslate"]
 

@@ -1,7 +1,7 @@
 """A stage whose units are done by actors, each with a loaded model.
 
-Like :func:`pipelines.stages.run_stage`: a unit leaves a receipt when everything it writes is
-written, and what has a receipt is not done again.
+Like :func:`pipelines.embedding.stages.run_stage`: a unit leaves a receipt when everything it
+writes is written, and what has a receipt is not done again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipelines.stages import Receipt, blame, read_receipts, take_unit, unit_dataset
+from pipelines.embedding.stages import Receipt, blame, read_receipts, take_unit, unit_dataset
 from pipelines.storage import join, make_folder, write_bytes
 
 

@@ -1,6 +1,7 @@
 """What tokenizer tasks and encoder actors do with a chunk of texts.
 
-In: a chunk's name and place. Out: its vectors, in the file that :mod:`pipelines.vectors` names.
+In: a chunk's name and place. Out: its vectors, in the file that
+:mod:`pipelines.embedding.vectors` names.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipelines.embedding.segments import bytes_to_table, read_segment, table_to_bytes
+from pipelines.embedding.stages import blame, take_unit
+from pipelines.embedding.vectors import EncodeSettings, write_vectors
 from pipelines.encoder import Encoder
-from pipelines.encoder_description import EncoderDescription
-from pipelines.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.stages import blame, take_unit
+from pipelines.encoding.encoder_description import EncoderDescription
+from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.storage import join
-from pipelines.tokenization import PromptedTokenizer
-from pipelines.vectors import EncodeSettings, write_vectors
 
 log = logging.getLogger(__name__)
 

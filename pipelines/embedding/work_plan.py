@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.corpus import CorpusFile, Shard
+from pipelines.embedding.kept_columns import resolve_type
+from pipelines.embedding.stages import Receipt
 from pipelines.errors import InputError
-from pipelines.kept_columns import resolve_type
-from pipelines.stages import Receipt
 from pipelines.storage import join, read_bytes, write_bytes
 
 WORK_FOLDER = "_work"

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.documents import EXCERPT_CHARACTERS, rejected_table
-from pipelines.kept_columns import json_to_values
-from pipelines.scan import ScanSettings, digest_matrix, estimate_tokens, split_by
-from pipelines.segments import read_segment, table_to_bytes, write_segments
-from pipelines.stages import Receipt, run_stage
+from pipelines.embedding.documents import EXCERPT_CHARACTERS, rejected_table
+from pipelines.embedding.kept_columns import json_to_values
+from pipelines.embedding.scan import ScanSettings, digest_matrix, estimate_tokens, split_by
+from pipelines.embedding.segments import read_segment, table_to_bytes, write_segments
+from pipelines.embedding.stages import Receipt, run_stage
 from pipelines.storage import in_threads, join, make_folder, write_bytes
 
 CHUNK_BYTES = 64 << 20

@@ -15,12 +15,16 @@ import tokenizers
 import torch
 import transformers
 
-from pipelines.base_model import load_base_model
-from pipelines.encoder_description import EncoderConfig, EncoderDescription, load_model_settings
+from pipelines.encoding.base_model import load_base_model
+from pipelines.encoding.encoder_description import (
+    EncoderConfig,
+    EncoderDescription,
+    load_model_settings,
+)
+from pipelines.encoding.tokenization import PromptedTokenizer, special_tokens_around
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_model
 from pipelines.pooling import Pooling
-from pipelines.tokenization import PromptedTokenizer, special_tokens_around
 
 _MODES: dict[Pooling, list[str]] = {
     "last": ["lasttoken"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 
-from pipelines.encoder_description import EncoderConfig, EncoderDescription
+from pipelines.encoding.encoder_description import EncoderConfig, EncoderDescription
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_model
 from pipelines.prompts import PromptTemplate

@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from pipelines.encoder_description import EncoderDescription
-from pipelines.finetune_config import FinetuneConfig
+from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.run_record import package_versions
+from pipelines.training.finetune_config import FinetuneConfig
 
 _TEMPLATE = """\
 ---

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.kept_columns import valid_table, value_kind, values_to_json
-from pipelines.readers import RowBatch
+from pipelines.embedding.kept_columns import valid_table, value_kind, values_to_json
+from pipelines.embedding.readers import RowBatch
 
 EXCERPT_CHARACTERS = 200
 REJECTED_SCHEMA = pa.schema(
@@ -36,7 +36,7 @@ class Checker:
 
     ``clip_characters``: how much of a text can have an influence on its vector. ``kept_schema``:
     types of the kept columns, or None where they are settled after reading (see
-    :mod:`pipelines.kept_columns`).
+    :mod:`pipelines.embedding.kept_columns`).
     """
 
     keep: tuple[str, ...]

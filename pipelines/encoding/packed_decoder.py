@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812
 import transformers
 from torch import Tensor
 
-from pipelines.packed_attention import (
+from pipelines.encoding.packed_attention import (
     Packing,
     attend,
     attend_from_last,
@@ -33,7 +33,7 @@ from pipelines.packed_attention import (
     can_attend_packed,
     rotate,
 )
-from pipelines.packed_layer import Layer, feed_forward, rms_norm
+from pipelines.encoding.packed_layer import Layer, feed_forward, rms_norm
 
 _FAMILIES = (
     transformers.LlamaModel,

@@ -26,10 +26,13 @@ class RowSeeds:
 
     def __init__(self) -> None:
         self.seeds: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None
+        """The last input of a dropout, and what it became."""
 
     def set(self, seeds: Sequence[int] | None) -> None:
         """From now on the rows of a batch have these seeds."""
         self.seeds = None if seeds is None else torch.tensor(seeds, dtype=torch.long)
+        self.last = None
 
 
 class RowDropout(nn.Module):
@@ -42,7 +45,11 @@ class RowDropout(nn.Module):
         self.rows = rows
 
     def forward(self, states: Tensor) -> Tensor:
-        """``states`` with a share of ``rate`` set to zero and the rest scaled up."""
+        """``states`` with a share of ``rate`` set to zero and the rest scaled up.
+
+        Layers that read the very same states one after the other (queries, keys, values; gate
+        and up) share a mask, which halves its cost.
+        """
         seeds = self.rows.seeds
         if seeds is None or self.rate == 0.0:
             return states
@@ -51,10 +58,14 @@ class RowDropout(nn.Module):
                 f"states of shape {tuple(states.shape)} do not fit {len(seeds)} seeds: "
                 "(n, t, d) with n seeds is required"
             )
+        if self.rows.last is not None and self.rows.last[0] is states:
+            return self.rows.last[1]
         keep = row_mask(
             seeds.to(states.device), self.salt, states.shape[1], states.shape[2], self.rate
         )
-        return states * (keep.to(states.dtype) * (1 / (1 - self.rate)))
+        dropped = torch.where(keep, states * (1 / (1 - self.rate)), 0)
+        self.rows.last = (states, dropped)
+        return dropped
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -93,9 +104,10 @@ def row_mask(seeds: Tensor, salt: int, tokens: int, features: int, rate: float) 
     rows = _mix(_mix(seeds + layer)[:, None] + places * _GOLDEN).int()
     bits = rows[:, :, None] ^ _mix(columns - layer).int()
     # Two rounds of a 32-bit multiplicative hash on (n, t, d), in place: this runs for every LoRA
-    # layer. Only the highest bits decide, and a last multiplication mixes those best.
+    # layer. Only the highest bits decide, and a last multiplication mixes those best. That the
+    # shift spreads the sign costs one bit of 32.
     bits *= -2048144789
-    bits ^= (bits >> 15) & 0x1FFFF
+    bits ^= bits >> 15
     bits *= -1028477387
     return bits >= round(-(2**31) + rate * (2**32 - 1))
 

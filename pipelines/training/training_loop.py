@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipelines.adapter_model import adapter_weights
-from pipelines.adapter_trainer import AdapterTrainer
 from pipelines.contrastive import sum_over_ranks
 from pipelines.errors import InputError
-from pipelines.training_batches import read_batch, read_heldout
-from pipelines.training_state import TrainingState, resume, save_state
+from pipelines.training.adapter_model import adapter_weights
+from pipelines.training.adapter_trainer import AdapterTrainer
+from pipelines.training.training_batches import read_batch, read_heldout
+from pipelines.training.training_state import TrainingState, resume, save_state
 
 SCORE = "mrr"
 """The held-out measure by which the best adapter is chosen."""

@@ -65,7 +65,7 @@ def run_stage(
 
 
 def configure_ray_data() -> None:
-    """Leave the display of progress to :mod:`pipelines.progress`."""
+    """Leave the display of progress to :mod:`pipelines.embedding.progress`."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # it would warn that its bars are off
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -1,0 +1,155 @@
+"""What a report shows, and the part of it that its script reads: JSON of bounded size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.census import Census
+from cluster.describe import Description, Example
+from cluster.layout import MapLayout
+
+MAP_TEXT_BYTES = 1_000_000
+EXAMPLE_TEXT_BYTES = 1_400_000
+_CONFUSION_CELLS = 3_000
+_SIZE_BARS = 1_000
+
+
+@dataclass(frozen=True)
+class MappedDocuments:
+    """The documents on the map."""
+
+    layout: MapLayout
+    cluster_ids: np.ndarray
+    """int (n,)."""
+    ids: Sequence[Any]
+    texts: Sequence[str | None] | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A small table of the page."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows."""
+
+    title: str
+    lead: str
+    notices: list[str]
+    census: Census
+    clusters: list[Description]
+    scores: dict[str, Any]
+    mapped: MappedDocuments
+    facts: dict[str, str]
+    """How the result was made, setting by setting."""
+    curve: list[dict[str, float]] | None = None
+    """For every number of clusters tried: k, silhouette, stability, elbow."""
+    curve_note: str = ""
+    levels: Sequence[dict[str, Any]] = ()
+    lists: Sequence[Listing] = ()
+    has_texts: bool = True
+
+
+def page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
+    """What the page's script draws, of the clusters ``shown``; texts are cut to fit the page."""
+    examples = sum(len(c.central) + len(c.diverse) for c in shown)
+    room = EXAMPLE_TEXT_BYTES // max(1, examples)
+    points = np.round(report.mapped.layout.points.astype(np.float64), 3)
+    map_room = min(240, MAP_TEXT_BYTES // max(1, len(points)))
+    texts = report.mapped.texts or [None] * len(points)
+    size_step = -(-len(report.census.sizes) // _SIZE_BARS)
+    return {
+        "numClusters": len(report.census.sizes),
+        "hasTexts": report.has_texts,
+        "clusters": [_cluster_data(cluster, min(600, room)) for cluster in shown],
+        "map": {
+            "x": points[:, 0].tolist(),
+            "y": points[:, 1].tolist(),
+            "cluster": report.mapped.cluster_ids.tolist(),
+            "text": [shorten(text, map_room) for text in texts],
+            "id": [shorten(str(value), 64) for value in report.mapped.ids],
+        },
+        "sizes": np.sort(report.census.sizes)[::-1][::size_step].tolist(),
+        "sizeStep": size_step,
+        "curve": report.curve,
+        "curveTicks": _ticks([int(row["k"]) for row in report.curve or ()]),
+        "confusion": _confusion(report.census),
+    }
+
+
+def inline_json(data: object) -> str:
+    """JSON that no HTML parser can take for markup, whatever the texts in it hold."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _cluster_data(cluster: Description, room: int) -> dict[str, Any]:
+    def examples(found: list[Example]) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": shorten(str(example.id), 64),
+                "distance": example.distance,
+                "text": shorten(example.text, room),
+                "label": shorten(example.label, 64),
+            }
+            for example in found
+        ]
+
+    return {
+        "id": cluster.cluster_id,
+        "size": cluster.size,
+        "share": cluster.share,
+        "keywords": [shorten(word, 48) for word in cluster.keywords],
+        "label": shorten(cluster.top_label, 64),
+        "labelShare": cluster.top_label_share,
+        "central": examples(cluster.central),
+        "diverse": examples(cluster.diverse),
+    }
+
+
+def _confusion(census: Census) -> dict[str, Any] | None:
+    """The largest labels and clusters, ordered so that what belongs together lies on a diagonal."""
+    if not census.labels:
+        return None
+    names = np.array(list(census.labels))
+    counts = np.array(list(census.labels.values()))
+    keep = np.argsort(-counts.sum(axis=1), kind="stable")[:60]
+    names, counts = names[keep], counts[keep]
+    clusters = np.argsort(-counts.sum(axis=0), kind="stable")[: _CONFUSION_CELLS // len(names)]
+    clusters = clusters[np.argsort(counts[:, clusters].argmax(axis=0), kind="stable")]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return {
+        "labels": [shorten(str(name), 64) for name in names],
+        "clusters": clusters.tolist(),
+        "counts": counts[:, clusters].tolist(),
+        "shares": np.round(shares[:, clusters], 4).tolist(),
+    }
+
+
+def _ticks(tried: list[int]) -> list[int]:
+    wanted = (2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
+    return [k for k in wanted if tried and min(tried) <= k <= max(tried)]
+
+
+def shorten(text: str | None, room: int) -> str | None:
+    """At most ``room`` bytes of UTF-8, whole characters, spaces collapsed."""
+    if text is None:
+        return None
+    text = " ".join(text.split())
+    data = text.encode("utf-8", errors="replace")
+    if len(data) <= room:
+        return data.decode("utf-8")
+    return data[: max(0, room - 3)].decode("utf-8", errors="ignore").rstrip() + "…"

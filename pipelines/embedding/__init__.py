@@ -1,0 +1,1 @@
+"""Inside the embedding job: read, check, find repeats, encode in chunks, write files."""

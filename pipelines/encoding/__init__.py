@@ -1,0 +1,1 @@
+"""Inside the encoder: tokens, weights, forward passes, and what decides a vector."""

@@ -90,7 +90,7 @@ def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, An
             )["run"]  # fmt: skip
             found.setdefault(f"job_{name}", []).append(run["metrics"]["tokens_per_second"])
             startup.append(run["seconds"] - run["metrics"]["embed_seconds"])
-            startup[-1] += run["metrics"]["startup_seconds"]
+            startup[-1] += run["metrics"]["first_chunk_seconds"]
     best = {name: max(values) for name, values in found.items()}
     return {
         "documents": documents,

@@ -30,10 +30,7 @@ class Progress:
     tokens: int = 0
     padded_tokens: int = 0
     done_tokens: int = 0
-    warm_chunks: int = 1
-    """Chunks after which every actor has started: from then on the speed counts."""
-    _chunks: int = 0
-    _warm: tuple[float, int] = (0.0, 0)
+    _first_seconds: float | None = None
     _started: float = field(default_factory=time.monotonic)
     _printed: float = 0.0
 
@@ -53,9 +50,8 @@ class Progress:
         self.padded_tokens += chunk["padded_tokens"]
         self.rejected += chunk["failed"]
         self.done_tokens += expected_tokens
-        self._chunks += 1
-        if self._chunks == self.warm_chunks:
-            self._warm = (time.monotonic(), self.tokens)
+        if self._first_seconds is None:
+            self._first_seconds = time.monotonic() - self._started
         for metric, name in (
             (self._texts_metric, "texts"),
             (self._tokens_metric, "tokens"),
@@ -70,14 +66,12 @@ class Progress:
             log.info("%s", self.line())
 
     def figures(self) -> dict[str, float]:
-        """What ``run.json`` keeps; the speed is that after start-up, 0 where all was start-up."""
-        seconds = time.monotonic() - self._started
-        since, before = self._warm
-        speed = (self.tokens - before) / max(1e-9, time.monotonic() - since) if since else 0.0
+        """What ``run.json`` keeps; the speed is the whole stage's, the start of actors included."""
+        seconds = max(1e-9, time.monotonic() - self._started)
         return {
             "embed_seconds": round(seconds, 3),
-            "startup_seconds": round(since - self._started if since else seconds, 3),
-            "tokens_per_second": round(speed, 1),
+            "first_chunk_seconds": round(self._first_seconds or 0.0, 3),
+            "tokens_per_second": round(self.tokens / seconds, 1),
             "padding_waste": round(padding_waste(self.tokens, self.padded_tokens), 4),
         }
 

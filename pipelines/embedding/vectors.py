@@ -73,7 +73,6 @@ def embed_chunks(
         sum(chunk.texts for chunk in missing.values()),
         sum(chunk.tokens for chunk in missing.values()),
         rejected,
-        warm_chunks=settings.actors.smallest,
     )
     if missing:
         for found in encode_chunks(settings, workers, missing):

@@ -51,7 +51,8 @@ def head(environment, tmp_path_factory):
     dashboard = free_port()
     command = [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=4"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += ["--disable-usage-stats"]
+    # A Ray of other tests may hold the agent's usual port, and no job is taken without an agent.
+    command += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
     log = tmp_path_factory.mktemp("head") / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -108,9 +109,15 @@ def model(tmp_path_factory):
 
 def submit(head, environment, entrypoint, *, cwd, options=()):
     command = [RAY, "job", "submit", "--address", head, *options, "--", *entrypoint]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400,
+            check=False,
+        )  # fmt: skip
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)  # the head answers a little before its agent does
 
 
 def embed_and_cluster(head, environment, corpus, model, folder, *, jobs, **where):

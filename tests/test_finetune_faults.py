@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import SENTENCES, tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.train_faults
 
 ROOT = Path(__file__).parent.parent
 STEPS = 120

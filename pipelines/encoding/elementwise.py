@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -62,8 +63,11 @@ class Elementwise:
     @classmethod
     def fused(cls) -> Elementwise:
         """Compiled at their first call, some twenty seconds with a C++ compiler on a CPU."""
-        functions = (rms_norm, gated, quantize_rows, rescale)
-        return cls(*(torch.compile(function, dynamic=True) for function in functions))
+        compiled: list[Any] = [
+            torch.compile(function, dynamic=True)
+            for function in (rms_norm, gated, quantize_rows, rescale)
+        ]
+        return cls(*compiled)
 
 
 PLAIN = Elementwise()

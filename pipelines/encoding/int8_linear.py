@@ -23,6 +23,10 @@ _EDGE_LAYERS, _MANY_LAYERS = 2, 12
 class Int8Linear(nn.Module):
     """A linear layer that multiplies in int8 and gives float32."""
 
+    rounded: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(
         self, weight: Tensor, bias: Tensor | None, elementwise: Elementwise = PLAIN
     ) -> None:

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 from cluster.errors import InputError
 from cluster.lloyd import FixedPointSums, Totals, sum_by_cluster
 from cluster.vectors import BLOCK_BYTES, Shard, VectorSource, read_blocks
 
+START_SECONDS = 60.0
 _ERROR = "input_error"
 
 
@@ -97,9 +98,10 @@ class RayVectors:
         """``count`` vectors, none with a coordinate beyond ``largest`` in size."""
         self._shape = (count, source.dimension)
         self._largest = largest
-        shares = [source.shards[i::num_workers] for i in range(num_workers)]
-        actor = ray.remote(num_cpus=num_cpus, max_restarts=3, max_task_retries=3)(_VectorHolder)
-        self._actors = [actor.remote(source, share) for share in shares if share]
+        options: dict[str, Any] = {"num_cpus": num_cpus, "label_selector": _selector()}
+        actor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_VectorHolder)
+        wanted = min(num_workers, len(source.shards))
+        self._actors = _started([actor.remote(source) for _ in range(wanted)])
 
     def count(self) -> int:
         """Number of vectors."""
@@ -112,8 +114,10 @@ class RayVectors:
     def assign_to(self, centroids: np.ndarray) -> Totals:
         """Assign every vector to its nearest centroid and add up, on all actors at once."""
         shared = ray.put(centroids)
+        of = len(self._actors)
         waiting = [
-            actor.assign_to.remote(shared, self._shape[0], self._largest) for actor in self._actors
+            actor.assign_to.remote((number, of), shared, self._shape[0], self._largest)
+            for number, actor in enumerate(self._actors)
         ]
         sums = FixedPointSums(centroids.shape, self._shape[0], self._largest)
         while waiting:
@@ -135,16 +139,29 @@ class RayVectors:
 class _VectorHolder:
     """One worker's vectors, on its node's disk."""
 
-    def __init__(self, source: VectorSource, shards: Sequence[Shard]) -> None:
+    def __init__(self, source: VectorSource) -> None:
+        self._source = source
         self._dimension = source.dimension
-        self._file: Any = tempfile.TemporaryFile()  # noqa: SIM115
-        for shard in shards:
-            for block in read_blocks(source, shard, with_text=False):
-                self._file.write(block.vectors.data)
-        self._file.flush()
+        self._file: Any = None
 
-    def assign_to(self, centroids: np.ndarray, count: int, largest: float) -> FixedPointSums:
+    def ready(self) -> None:
+        """Answers where the actor has its CPUs."""
+
+    def assign_to(
+        self, share: tuple[int, int], centroids: np.ndarray, count: int, largest: float
+    ) -> FixedPointSums:
+        """Sums over every ``share[1]``-th shard from ``share[0]`` on, which are read once."""
+        if self._file is None:
+            self._read(self._source.shards[share[0] :: share[1]])
         return sum_by_cluster(self._blocks(), centroids, count, largest)
+
+    def _read(self, shards: Sequence[Shard]) -> None:
+        file: Any = tempfile.TemporaryFile()  # noqa: SIM115
+        for shard in shards:
+            for block in read_blocks(self._source, shard, with_text=False):
+                file.write(block.vectors.data)
+        file.flush()
+        self._file = file
 
     def peak_memory_bytes(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -160,5 +177,32 @@ class _VectorHolder:
 
 
 def count_cpus() -> int:
-    """CPUs of the Ray cluster."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """CPUs of the nodes that work may run on."""
+    refused = {(key, value.removeprefix("!")) for key, value in (_selector() or {}).items()}
+    cpus = sum(
+        node["Resources"].get("CPU", 0)
+        for node in ray.nodes()
+        if node["Alive"] and not refused & set((node.get("Labels") or {}).items())
+    )
+    return max(1, int(cpus))
+
+
+def _selector() -> dict[str, str] | None:
+    """Labels of the nodes that work may run on, as the job has set them for Ray Data."""
+    return DataContext.get_current().execution_options.label_selector
+
+
+def _started(actors: list[Any]) -> list[Any]:
+    """Those actors for which the Ray cluster has room within a minute, or as soon as it has any.
+
+    All of them must hold their share at the same time, so one without a place would be waited for
+    for ever: a driver and other jobs hold CPUs too.
+    """
+    waiting = {actor.ready.remote(): actor for actor in actors}
+    ready, rest = ray.wait(list(waiting), num_returns=len(actors), timeout=START_SECONDS)
+    if not ready:
+        ready, rest = ray.wait(list(waiting), num_returns=1)
+    for reference in rest:
+        ray.kill(waiting[reference])
+    ray.get(ready)
+    return [waiting[reference] for reference in ready]

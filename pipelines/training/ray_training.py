@@ -21,6 +21,7 @@ from pipelines.command_line import configure_logging
 from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_adapter
+from pipelines.ray_nodes import OFF_HEAD, RayNodes, find_nodes
 from pipelines.storage import exists, join, open_filesystem, read_bytes, remove_files, write_bytes
 from pipelines.training.adapter_trainer import AdapterTrainer, TrainerSettings
 from pipelines.training.training_loop import LoopSettings, train
@@ -52,6 +53,8 @@ class WorkerPlan:
     cpus: float
     gpus: float
     max_failures: int
+    selector: Mapping[str, str] | None = None
+    """Labels of the nodes they may be on."""
 
 
 def plan_workers(
@@ -61,22 +64,35 @@ def plan_workers(
 
     Raises :class:`InputError` where the Ray cluster is too small for the fewest workers.
     """
-    available = ray.cluster_resources()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = find_nodes()
+    available = nodes.resources()
     if gpus is None:
-        gpus = 1.0 if available.get("GPU", 0) >= max(1, workers[0]) else 0.0
-    if cpus is None:
-        smallest = min(node["Resources"]["CPU"] for node in nodes)
-        if len(nodes) == 1:  # a local one is told of more CPUs than there are
-            smallest = min(smallest, os.cpu_count() or 1)
-        cpus = max(1.0, smallest // math.ceil(max(1, workers[1]) / len(nodes)))
+        gpus = 1.0 if available["GPU"] >= max(1, workers[0]) else 0.0
+    cpus = share_of_cpus(nodes, workers[1], gpus) if cpus is None else cpus
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
-        if each * workers[0] > available.get(kind, 0):
+        if each * workers[0] > available[kind]:
             raise InputError(
                 f"{workers[0]} workers of {each:g} {kind}s each do not fit the Ray cluster's "
-                f"{available.get(kind, 0):g}: lower --num-workers or --{kind.lower()}s-per-worker"
+                f"{available[kind]:g}: lower --num-workers or --{kind.lower()}s-per-worker"
             )
-    return WorkerPlan(*workers, cpus, gpus, max_failures)
+    selector = OFF_HEAD if gpus else nodes.cpu_selector
+    return WorkerPlan(*workers, cpus, gpus, max_failures, selector)
+
+
+def share_of_cpus(nodes: RayNodes, workers: int, gpus: float) -> float:
+    """CPUs of one of ``workers`` workers: an even share of the smallest machine they may be on."""
+    kind = "GPU" if gpus else "CPU"
+    found = [
+        node["Resources"]["CPU"]
+        for node in nodes.nodes
+        if node["Resources"].get(kind) and node["Resources"].get("CPU")
+    ]
+    if not found:  # they are still to come
+        return 1.0
+    smallest = min(found)
+    if nodes.count == 1:  # a local one is told of more CPUs than there are
+        smallest = min(smallest, os.cpu_count() or 1)
+    return max(1.0, smallest // math.ceil(max(1, workers) / len(found)))
 
 
 def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -> None:
@@ -96,8 +112,12 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
         work_as_rank,
         train_loop_config={"task": task, "threads": max(1, int(plan.cpus))},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(plan.gpus), resources_per_worker=resources
+            num_workers=workers,
+            use_gpu=bool(plan.gpus),
+            resources_per_worker=resources,
+            label_selector=None if plan.selector is None else dict(plan.selector),
         ),
+        torch_config=ray.train.torch.TorchConfig(backend=pick_backend(plan)),
         run_config=ray.train.RunConfig(
             name=_RUN_NAME,
             storage_path=inner,
@@ -111,6 +131,17 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
         raise InputError(read_bytes(problem).decode())
     assert result.checkpoint is not None
     result.checkpoint.to_directory(str(state_folder))
+
+
+def pick_backend(plan: WorkerPlan) -> str:
+    """NCCL where the workers' GPUs are real; gloo elsewhere."""
+    if not plan.gpus:
+        return "gloo"
+    ask = ray.remote(num_gpus=min(1.0, plan.gpus), num_cpus=0, label_selector=dict(OFF_HEAD))
+    if ray.get(ask(torch.cuda.is_available).remote()):
+        return "nccl"
+    log.warning("Ray gives the workers GPUs, but torch sees none there: training on the CPU")
+    return "gloo"
 
 
 def work_as_rank(config: dict[str, Any]) -> None:

@@ -1,0 +1,72 @@
+"""Log lines of a job: text for people, or one JSON object a line for machines.
+
+``SHOAL_LOG_FORMAT=json`` makes every line of driver and workers an object that names the run
+(``run_id``, that of ``run.json``), the job, and, where a unit of work is meant, its ``stage`` and
+``shard``; Ray adds the ids of its job, node, worker, task and actor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from pipelines.errors import InputError
+
+LOG_FORMAT = "SHOAL_LOG_FORMAT"
+RUN_ID = "shoal_run_id"
+"""Name under which Ray Data's context carries the run's id to workers."""
+_FORMATS = ("text", "json")
+_NOISY = ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore")
+
+
+def log_format() -> str:
+    """``text`` or ``json``; :class:`InputError` for anything else in ``SHOAL_LOG_FORMAT``."""
+    found = os.environ.get(LOG_FORMAT, "").lower() or "text"
+    if found not in _FORMATS:
+        raise InputError(f"{LOG_FORMAT} is {found!r}; it must be text or json")
+    return found
+
+
+def log_level() -> str:
+    """``SHOAL_LOG_LEVEL``, by default INFO; :class:`InputError` for a level that is none."""
+    found = os.environ.get("SHOAL_LOG_LEVEL", "").upper() or "INFO"
+    if found not in logging.getLevelNamesMapping():
+        raise InputError(f"SHOAL_LOG_LEVEL is {found!r}; it must be DEBUG, INFO, WARNING or ERROR")
+    return found
+
+
+def configure_logging() -> None:
+    """Log to stderr, one line a message. JSON lines are Ray's part, from :func:`job_logging` on."""
+    if log_format() == "text":
+        logging.basicConfig(
+            level=log_level(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            datefmt="%H:%M:%S",
+            stream=sys.stderr,
+        )
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def job_logging() -> Any:
+    """What ``ray.init`` is told of logging: JSON lines in all processes of the job, or nothing."""
+    import ray
+
+    if log_format() == "text":
+        return None
+    return ray.LoggingConfig("JSON", log_level(), additional_log_standard_attrs=["name"])
+
+
+def mark_lines(job: str, run_id: str) -> None:
+    """Give every line of this process from now on the run that it belongs to."""
+    make = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        record.__dict__.setdefault("job", job)
+        record.__dict__.setdefault("run_id", run_id)
+        return record
+
+    logging.setLogRecordFactory(factory)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.metrics import Counter, Gauge
 
 from cluster.errors import InputError
 from cluster.lloyd import FixedPointSums, Totals, sum_by_cluster
@@ -18,6 +21,8 @@ from cluster.vectors import BLOCK_BYTES, Shard, VectorSource, read_blocks
 
 START_SECONDS = 60.0
 _ERROR = "input_error"
+
+log = logging.getLogger(__name__)
 
 
 class Travelling(Protocol):
@@ -33,16 +38,20 @@ def run_on_shards(
     *,
     num_workers: int,
     num_cpus: float,
+    stage: str = "",
 ) -> Iterator[dict[str, pa.Table]]:
     """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
 
     Yields the tables of each result as it comes, in no particular order. An exception of the
-    function ends the run; an :class:`InputError` arrives as such.
+    function ends the run; an :class:`InputError` arrives as such. ``stage`` names the work in
+    logs and metrics.
     """
+    done = Counter("shoal_shards_done", "Shards of vectors read in a stage", ("stage",))
+    done.set_default_tags({"stage": stage})
     items = [{"shard": index} for index in range(len(shards))]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _ShardWorker,
-        fn_constructor_args=(function, tuple(shards)),
+        fn_constructor_args=(function, tuple(shards), stage),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(num_workers, len(shards))),
@@ -56,21 +65,29 @@ def run_on_shards(
         }
         if _ERROR in tables:
             raise InputError(tables[_ERROR].column(0)[0].as_py())
+        done.inc()
         yield tables
 
 
 class _ShardWorker:
-    def __init__(self, function: Callable[[Shard], Travelling], shards: Sequence[Shard]) -> None:
+    def __init__(
+        self, function: Callable[[Shard], Travelling], shards: Sequence[Shard], stage: str
+    ) -> None:
         self._function = function
         self._shards = shards
+        self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self._shards[batch.column("shard")[0].as_py()]
+        started = time.monotonic()
         try:
             tables = self._function(shard).to_tables()
         except InputError as error:
             # Ray Data passes on what a function raised as text only; its type would be lost.
             tables = {_ERROR: pa.table({"message": [str(error)]})}
+        seconds = round(time.monotonic() - started, 3)
+        unit = {"stage": self._stage, "shard": shard.name, "seconds": seconds}
+        log.info("%s of %s done", self._stage, shard.name, extra=unit)
         return pa.table([_packed(table) for table in tables.values()], names=list(tables))
 
 
@@ -101,6 +118,9 @@ class RayVectors:
         options: dict[str, Any] = {"num_cpus": num_cpus, "label_selector": _selector()}
         actor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_VectorHolder)
         wanted = min(num_workers, len(source.shards))
+        self._passes = 0
+        self._passes_metric = Gauge("shoal_kmeans_passes", "Passes over all vectors in this fit")
+        self._inertia_metric = Gauge("shoal_kmeans_inertia", "Sum of squared distances, last pass")
         self._actors = _started([actor.remote(source) for _ in range(wanted)])
 
     def count(self) -> int:
@@ -123,7 +143,11 @@ class RayVectors:
         while waiting:
             ready, waiting = ray.wait(waiting)
             sums.merge(ray.get(ready[0]))
-        return sums.totals(centroids)
+        totals = sums.totals(centroids)
+        self._passes += 1
+        self._passes_metric.set(self._passes)
+        self._inertia_metric.set(totals.error)
+        return totals
 
     def peak_memory_bytes(self) -> list[int]:
         """The most memory that each actor's process has held so far."""

@@ -15,8 +15,8 @@ from typing import Any
 from pipelines.errors import InputError
 
 LOG_FORMAT = "SHOAL_LOG_FORMAT"
-RUN_ID = "shoal_run_id"
-"""Name under which Ray Data's context carries the run's id to workers."""
+RUN = "shoal_run"
+"""Name under which Ray Data's context carries job and run id to workers."""
 _FORMATS = ("text", "json")
 _NOISY = ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore")
 
@@ -60,13 +60,15 @@ def job_logging() -> Any:
 
 
 def mark_lines(job: str, run_id: str) -> None:
-    """Give every line of this process from now on the run that it belongs to."""
+    """Give every line of this process from now on the run that it belongs to, once."""
     make = logging.getLogRecordFactory()
+    if not run_id or getattr(make, "run_id", None) == run_id:
+        return
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        record.__dict__.setdefault("job", job)
-        record.__dict__.setdefault("run_id", run_id)
+        record.__dict__.update(job=job, run_id=run_id)
         return record
 
+    factory.run_id = run_id  # type: ignore[attr-defined]
     logging.setLogRecordFactory(factory)

@@ -2,7 +2,7 @@
 
 A head with its job server on loopback, and Ray's own autoscaler, which starts nodes of the file's
 types as processes here (Ray's ``fake_multinode`` provider) and ends them when idle. GPUs are
-pretended: Ray schedules by them, torch sees none. CPUs are divided so that a small machine bears it.
+pretended: Ray schedules by them, torch sees none. CPUs are divided, for a small machine.
 """
 
 import json
@@ -100,10 +100,11 @@ class SimulatedCluster:
         self.address = f"http://127.0.0.1:{dashboard}"
         self.metrics_port = free_port()
         config = simulated_config(self.gcs)
+        types = config["available_node_types"].values()
         cpus, gpus = (
-            sum(t["resources"].get(k, 0) * t["max_workers"] for t in config["available_node_types"].values())
-            for k in ("CPU", "GPU")
-        )  # fmt: skip
+            sum(kind["resources"].get(name, 0) * kind["max_workers"] for kind in types)
+            for name in ("CPU", "GPU")
+        )
         self.environment = {
             **environment,
             **ENVIRONMENT,

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from pipelines.embedding.stage_metrics import StageMetrics
 from pipelines.embedding.stages import Receipt, blame, read_receipts, take_unit, unit_dataset
 from pipelines.ray_nodes import OFF_HEAD, find_nodes
 from pipelines.storage import join, make_folder, write_bytes
@@ -53,8 +54,10 @@ def run_actor_stage(
             compute=ray.data.ActorPoolStrategy(size=num_actors),
             **resources,
         )
+        metrics = StageMetrics(stage, len(missing))
         for row in dataset.iter_rows():
             receipts[row["name"]] = json.loads(row["receipt"])
+            metrics.done()
     return {name: receipts[name] for name in units}
 
 

@@ -18,8 +18,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from pipelines.embedding.stage_metrics import StageMetrics
 from pipelines.errors import InputError
-from pipelines.job_logs import RUN_ID
+from pipelines.job_logs import RUN, mark_lines
 from pipelines.ray_nodes import find_nodes
 from pipelines.storage import (
     in_threads,
@@ -58,19 +59,21 @@ def run_stage(
         dataset = unit_dataset(missing).map_batches(
             task, batch_size=1, batch_format="pyarrow", num_cpus=1
         )
+        metrics = StageMetrics(stage, len(missing))
         for row in dataset.iter_rows():
             receipts[row["name"]] = json.loads(row["receipt"])
+            metrics.done()
     log.info(
         "%s: %d of %d done now, %.1f s", stage, len(missing), len(units), time.monotonic() - started
     )
     return {name: receipts[name] for name in units}
 
 
-def configure_ray_data(run_id: str = "") -> None:
+def configure_ray_data(run: tuple[str, str] | None = None) -> None:
     """Leave the display of progress to :mod:`pipelines.embedding.progress`, and place work.
 
     What follows runs off the accelerator nodes, where there are labelled ones, unless a stage says
-    otherwise. Workers find the run's id in the context.
+    otherwise. Workers find ``run``, a job and the id of its run, in the context.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # it would warn that its bars are off
@@ -81,8 +84,8 @@ def configure_ray_data(run_id: str = "") -> None:
     # as it was raised, not wrapped: messages for users keep their exit code
     context.raise_original_map_exception = True
     context.execution_options.label_selector = find_nodes().cpu_selector
-    if run_id:
-        context.set_config(RUN_ID, run_id)
+    if run is not None:
+        context.set_config(RUN, run)
 
 
 def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:
@@ -117,6 +120,8 @@ class _Blame:
         self.stage, self.name = stage, name
 
     def __enter__(self) -> None:
+        job, run_id = ray.data.DataContext.get_current().get_config(RUN, ("", ""))
+        mark_lines(job, run_id)
         self.started = time.monotonic()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
@@ -125,7 +130,6 @@ class _Blame:
             error.add_note(f"in {place}")
             return
         unit = {
-            "run_id": ray.data.DataContext.get_current().get_config(RUN_ID, ""),
             "stage": self.stage,
             "shard": self.name,
             "seconds": round(time.monotonic() - self.started, 3),

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.metrics import Gauge
 
-from pipelines.command_line import configure_logging
 from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.errors import InputError
+from pipelines.job_logs import RUN, configure_logging, mark_lines
 from pipelines.model_sources import fetch_adapter
 from pipelines.ray_nodes import OFF_HEAD, RayNodes, find_nodes
 from pipelines.storage import exists, join, open_filesystem, read_bytes, remove_files, write_bytes
 from pipelines.training.adapter_trainer import AdapterTrainer, TrainerSettings
-from pipelines.training.training_loop import LoopSettings, train
+from pipelines.training.training_loop import SCORE, LoopSettings, train
 
 _RUN_NAME = "ray_train"
 _PROBLEM = "problem.txt"
@@ -110,7 +112,11 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
     resources = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
     trainer = ray.train.torch.TorchTrainer(
         work_as_rank,
-        train_loop_config={"task": task, "threads": max(1, int(plan.cpus))},
+        train_loop_config={
+            "task": task,
+            "threads": max(1, int(plan.cpus)),
+            "run": ray.data.DataContext.get_current().get_config(RUN, ("", "")),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=bool(plan.gpus),
@@ -147,13 +153,19 @@ def pick_backend(plan: WorkerPlan) -> str:
 def work_as_rank(config: dict[str, Any]) -> None:
     """What each worker runs."""
     configure_logging()
+    mark_lines(*config["run"])
     task: TrainingTask = config["task"]
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     log.info("rank %d of %d on %s", rank, world_size, ray.train.torch.get_device())
 
+    metrics = training_metrics() if rank == 0 else {}
+
     def report(row: dict[str, Any], folder: Path | None) -> None:
+        for name, metric in metrics.items():
+            if name in row:
+                metric.set(row[name])
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(row, checkpoint=checkpoint)
 
@@ -168,6 +180,17 @@ def work_as_rank(config: dict[str, Any]) -> None:
         except InputError as error:  # the same on all ranks; raised, it would only be tried again
             if rank == 0:
                 write_bytes(join(task.work, _PROBLEM), str(error).encode())
+
+
+def training_metrics() -> dict[str, Gauge]:
+    """Prometheus metrics of a training run, by their names in the history; set at every measure."""
+    return {
+        "step": Gauge("shoal_training_step", "Steps trained"),
+        "loss": Gauge("shoal_training_loss", "Loss of the latest step, nats"),
+        "gradient_norm": Gauge("shoal_training_gradient_norm", "Gradient norm before clipping"),
+        "seconds": Gauge("shoal_training_step_seconds", "Seconds of the latest step"),
+        SCORE: Gauge("shoal_training_heldout_score", "Held-out measure that picks the adapter"),
+    }
 
 
 def train_in_process(task: TrainingTask, state_folder: Path) -> None:

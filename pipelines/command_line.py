@@ -23,10 +23,11 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.credentials import refuse_credentials
 from pipelines.errors import InputError
-from pipelines.job_logs import configure_logging, job_logging, mark_lines
+from pipelines.job_logs import configure_logging, job_logging, mark_lines, show_controls
 from pipelines.run_record import RunRecord, describe_input, read_run, require_complete
 from pipelines.storage import read_bytes
 
@@ -112,7 +113,8 @@ def report_error(error: BaseException) -> int:
     """Say on stderr what went wrong and return the exit code it calls for."""
     told = find_told_error(error)
     if told is not None:
-        print(f"error: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
+        line = show_controls(" ".join(str(told).split()))
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
         return int(told.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, Stopped):
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -257,7 +259,7 @@ def print_summary(job: str, summary: Mapping[str, str]) -> None:
     """Print the result as a two-column table."""
     table = Table(title=job, show_header=False, title_justify="left")
     for name, value in summary.items():
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     Console().print(table)
 
 

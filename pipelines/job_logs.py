@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipelines.errors import InputError
 LOG_FORMAT = "SHOAL_LOG_FORMAT"
 RUN = "shoal_run"
 """Name under which Ray Data's context carries job and run id to workers."""
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FORMATS = ("text", "json")
 _NOISY = ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore")
 
@@ -40,14 +43,24 @@ def log_level() -> str:
 def configure_logging() -> None:
     """Log to stderr, one line a message. JSON lines are Ray's part, from :func:`job_logging` on."""
     if log_format() == "text":
-        logging.basicConfig(
-            level=log_level(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            datefmt="%H:%M:%S",
-            stream=sys.stderr,
-        )
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_TextFormatter(_LINE, "%H:%M:%S"))
+        logging.basicConfig(level=log_level(), handlers=[handler])
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return show_controls(super().format(record))
+
+
+def show_controls(text: str) -> str:
+    """``text`` with control characters made visible, but for line ends and tabs.
+
+    A file's or a column's name may hold sequences that a terminal would obey.
+    """
+    return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def job_logging() -> Any:

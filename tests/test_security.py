@@ -13,6 +13,7 @@ from tiny_models import tiny_adapter
 from pipelines import embed
 from pipelines.command_line import print_config
 from pipelines.embed import EmbedConfig, embed_corpus
+from pipelines.encoding.adapter_settings import repeats_a_repeat
 from pipelines.encoding.encoder_description import EncoderConfig, describe_encoder
 from pipelines.errors import InputError
 from pipelines.job_logs import show_controls
@@ -211,3 +212,16 @@ def test_a_hostile_corpus_is_data(local_ray, tmp_path, tiny_model_folder, monkey
 
 def test_control_characters_reach_no_terminal():
     assert show_controls("a\x1b[2Jb\tc\nd\x9b") == "a\\x1b[2Jb\tc\nd\\x9b"
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", "((q|k)+)*", "(x(ab)*y){3}", r"(?:[^.]+)+_proj"])
+def test_patterns_that_repeat_a_repeat_are_seen(pattern):
+    assert repeats_a_repeat(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r".*\.(q|k)_proj", r"model\.layers\.[0-9]+\..*", r"(a[+*]b)+", r"(a\+)+", "all-linear", "()*"],
+)
+def test_ordinary_patterns_pass(pattern):
+    assert not repeats_a_repeat(pattern)

@@ -16,8 +16,7 @@ from pipelines.errors import InputError
 
 FILE_NAME = "adapter_config.json"
 LONGEST_PATTERN = 2_000
-# A repeated group that repeats inside, such as (a+)+: matching it can take for ever.
-_NESTED_REPEAT = re.compile(r"\([^()]*[+*}][^()]*\)[+*{]")
+_LITERALS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
 def check_adapter_settings(folder: Path, name: str) -> None:
@@ -42,11 +41,29 @@ def check_adapter_settings(folder: Path, name: str) -> None:
             "which is not done: save the adapter with PEFT from a transformers model"
         )
     for pattern in _patterns(settings):
-        if len(pattern) > LONGEST_PATTERN or _NESTED_REPEAT.search(pattern):
+        if len(pattern) > LONGEST_PATTERN or repeats_a_repeat(pattern):
             raise InputError(
                 f"adapter {name!r} has a pattern in {FILE_NAME} that may take for ever to match "
                 f"({pattern[:60]!r}): list the names of its layers instead"
             )
+
+
+def repeats_a_repeat(pattern: str) -> bool:
+    """Whether a group that repeats inside is repeated, as in ``(a+)+``: matching takes for ever."""
+    inside = [False]
+    shape = _LITERALS.sub("x", pattern)
+    for place, character in enumerate(shape):
+        repeated = shape[place + 1 : place + 2] in ("+", "*", "{")
+        if character == "(":
+            inside.append(False)
+        elif character == ")" and len(inside) > 1:
+            repeats = inside.pop()
+            if repeats and repeated:
+                return True
+            inside[-1] |= repeats or repeated
+        elif repeated:
+            inside[-1] = True
+    return False
 
 
 def _patterns(settings: Mapping[str, Any]) -> Iterable[str]:

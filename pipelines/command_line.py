@@ -99,7 +99,7 @@ def run_job(
         with contextlib.nullcontext() if settings.get("dry_run") else record:
             if not record.settled:
                 mark_lines(job, record.run_id)
-                connect_ray((job, record.run_id))
+                connect_ray()
             result = function(config, record)
             record.counts.update(result.counts)
             record.metrics.update(result.metrics)
@@ -205,7 +205,7 @@ def load_config(config_class: type[Config], path: str) -> Config:
         raise InputError(f"{path}: setting {name}: {first['msg']}{found}") from error
 
 
-def connect_ray(run: tuple[str, str] | None = None) -> None:
+def connect_ray() -> None:
     """Join the Ray cluster of ``RAY_ADDRESS``, or start one on this machine.
 
     A local one gets at least four logical CPUs: Ray Data reserves one for every stage, and with
@@ -231,7 +231,7 @@ def connect_ray(run: tuple[str, str] | None = None) -> None:
                 logging_config=logs,
             )
     signal.signal(signal.SIGTERM, _stop)  # Ray's own would leave run.json without a word
-    configure_ray_data(run)
+    configure_ray_data()
 
 
 def _stop(*_: object) -> NoReturn:

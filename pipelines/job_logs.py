@@ -11,6 +11,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InputError
@@ -73,15 +75,26 @@ def job_logging() -> Any:
 
 
 def mark_lines(job: str, run_id: str) -> None:
-    """Give every line of this process from now on the run that it belongs to, once."""
-    make = logging.getLogRecordFactory()
-    if not run_id or getattr(make, "run_id", None) == run_id:
+    """Give every line of this process from now on the run that it belongs to."""
+    if not run_id or current_run() == (job, run_id):
         return
+    before = logging.getLogRecordFactory()
+    make = before.make if isinstance(before, _MarkedRecords) else before
+    logging.setLogRecordFactory(_MarkedRecords(make, (job, run_id)))
 
-    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = make(*args, **kwargs)
-        record.__dict__.update(job=job, run_id=run_id)
+
+def current_run() -> tuple[str, str] | None:
+    """Job and run id that this process's lines are marked with, None where they are not."""
+    factory = logging.getLogRecordFactory()
+    return factory.run if isinstance(factory, _MarkedRecords) else None
+
+
+@dataclass(frozen=True)
+class _MarkedRecords:
+    make: Callable[..., logging.LogRecord]
+    run: tuple[str, str]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self.make(*args, **kwargs)
+        record.__dict__.update(job=self.run[0], run_id=self.run[1])
         return record
-
-    factory.run_id = run_id  # type: ignore[attr-defined]
-    logging.setLogRecordFactory(factory)

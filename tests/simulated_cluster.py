@@ -123,7 +123,7 @@ class SimulatedCluster:
             self.head = subprocess.Popen(
                 command, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
-        self.wait_for(self._answers, 120, "a job server")
+        self.wait_for(self._answers, 120, "job server")
 
     def submit(
         self, entrypoint: Sequence[str], *, cwd: Path, options: Sequence[str] = ()
@@ -209,9 +209,9 @@ class SimulatedCluster:
     def _answers(self) -> bool:
         try:
             self._get("/api/jobs/")
+            return bool(self.nodes())
         except OSError:
             return False
-        return True
 
     def _get(self, path: str) -> str:
         with urllib.request.urlopen(f"{self.address}{path}", timeout=20) as answer:

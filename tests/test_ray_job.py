@@ -70,6 +70,7 @@ class Workplace:
     def environment(self) -> dict[str, str]:
         return {
             **self.cluster.environment,
+            "PYTHONPATH": str(self.checkout),  # as its editable install would have it
             "MODEL": str(self.model),
             "BUCKET": BUCKET,
             "RAY_API_SERVER_ADDRESS": self.cluster.address,

@@ -214,6 +214,7 @@ def connect_ray() -> None:
     import ray
 
     from pipelines.embedding.stages import configure_ray_data
+    from pipelines.ray_nodes import MAX_RESOURCES
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not ray.is_initialized():
@@ -221,6 +222,7 @@ def connect_ray() -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=True, logging_level=logging.WARNING, logging_config=logs)
         else:
+            os.environ.pop(MAX_RESOURCES, None)  # one that is started here does not grow
             ray.init(
                 "local",  # not whatever else runs on this machine
                 num_cpus=max(4, os.cpu_count() or 1),

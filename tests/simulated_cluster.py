@@ -7,6 +7,7 @@ pretended: Ray schedules by them, torch sees none. CPUs are divided, for a small
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,6 @@ class SimulatedCluster:
         self.log = folder / "head.log"
         self.gcs, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
-        self.metrics_port = free_port()
         config = simulated_config(self.gcs)
         types = config["available_node_types"].values()
         cpus, gpus = (
@@ -114,7 +114,7 @@ class SimulatedCluster:
         path.write_text(json.dumps(config))
         command = [RAY, "start", "--head", "--block", f"--port={self.gcs}", "--num-cpus=0"]
         command += ["--node-ip-address=127.0.0.1", f"--autoscaling-config={path}"]
-        command += ["--labels=shoal-role=head", f"--metrics-export-port={self.metrics_port}"]
+        command += ["--labels=shoal-role=head", f"--metrics-export-port={free_port()}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         # A Ray of other tests may hold the agent's usual port, and no job is taken without one.
         command += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
@@ -182,10 +182,26 @@ class SimulatedCluster:
                 return
         raise AssertionError(f"no raylet of node {victim}")
 
+    @property
+    def session(self) -> Path:
+        """Folder of the Ray cluster's logs, those of all its nodes."""
+        found = re.search(r"(\S*/session_[^/\s]+)/logs", self.log.read_text())
+        assert found
+        return Path(re.sub(r"\x1b\[\d+m", "", found[1]))
+
     def metrics(self) -> str:
-        """What Prometheus would read from the head."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}", timeout=10) as answer:
-            return answer.read().decode()
+        """What Prometheus would read from all nodes, found as it would find them."""
+        found = ""
+        discovery = self.session / "prom_metrics_service_discovery.json"
+        if not discovery.exists():
+            discovery = self.session.parent / discovery.name
+        for address in json.loads(discovery.read_text())[0]["targets"]:
+            try:
+                with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+                    found += answer.read().decode()
+            except OSError:  # of a node that has gone
+                continue
+        return found
 
     def wait_for(self, ready: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait until ``ready()``; fails with the head's log."""

@@ -18,16 +18,12 @@ from rich.table import Table
 
 from pipelines.errors import InputError
 
-# A core's rates, by benchmarks/stages.py on two cores: documents of 1,000 characters, vectors of
-# 576 float32 numbers, 256 clusters. A test compares them with benchmarks/results/stages.json.
-MEASURED = {
-    "read_documents_a_core_second": 0.0,
-    "write_documents_a_core_second": 0.0,
-    "cluster_documents_a_core_second": 0.0,
-    "work_bytes_a_document": 0.0,
-}
-MEASURED_CHARACTERS = 1_000
-MEASURED_NUMBERS = 576
+# A core's rates. Read: `benchmarks/pipeline.py state`, documents of about 27 characters. Assign:
+# `benchmarks/kmeans.py --only on_disk`, vectors of 128 numbers, 256 clusters. A test compares them
+# with benchmarks/results.
+MEASURED = {"read": 32_744.0, "assign": 33_179.0, "work_bytes": 142.0}
+MEASURED_CHARACTERS = 27
+MEASURED_NUMBERS = 128
 MEASURED_CLUSTERS = 256
 HOURS_A_MONTH = 730
 GIB = 2**30
@@ -117,11 +113,10 @@ def stages_of(sizing: Sizing) -> list[Stage]:
     tokens = documents * sizing.tokens_per_document
     cpu = (sizing.cpu_machines, sizing.cpu_price)
 
-    def on_cores(name: str, factor: float) -> float:
-        return documents * factor / (MEASURED[f"{name}_documents_a_core_second"] * cores)
-
+    reading = documents * text / (MEASURED["read"] * cores)
+    assigning = documents * numbers * clusters / (MEASURED["assign"] * cores)
     return [
-        Stage("read, check, sort", on_cores("read", text), *cpu, "more CPU workers, more files"),
+        Stage("read, check, sort", reading, *cpu, "more CPU workers, more files"),
         Stage(
             "embed",
             tokens / (sizing.actor_tokens_per_second * sizing.accelerators),
@@ -129,10 +124,10 @@ def stages_of(sizing: Sizing) -> list[Stage]:
             sizing.accelerator_price,
             "more or faster GPUs, --max-tokens, a smaller model",
         ),
-        Stage("write", on_cores("write", numbers), *cpu, "more CPU workers, --float16"),
+        Stage("write", reading, *cpu, "more CPU workers, --float16"),
         Stage(
             "cluster",
-            on_cores("cluster", numbers * clusters),
+            2 * assigning,  # once to check and sample, once to assign
             *cpu,
             "more CPU workers, fewer clusters, --two-level",
         ),
@@ -143,11 +138,11 @@ def storage_bytes(sizing: Sizing) -> dict[str, float]:
     """Bytes of what is kept, and of the folder of unfinished work at its fullest."""
     row = sizing.dimension * FLOAT_BYTES + ID_BYTES
     vectors = float(sizing.documents * row)
-    text = max(1.0, sizing.characters_per_document / MEASURED_CHARACTERS)
+    work = MEASURED["work_bytes"] + sizing.characters_per_document
     return {
         "embeddings": vectors,
         "assignments": float(sizing.documents * (ID_BYTES + 24)),
-        "unfinished work": sizing.documents * MEASURED["work_bytes_a_document"] * text + vectors,
+        "unfinished work": sizing.documents * work + vectors,
     }
 
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.command_line import parse
 from pipelines.errors import InputError
 
 # A core's rates. Read: `benchmarks/pipeline.py state`, documents of about 27 characters. Assign:
@@ -189,7 +189,7 @@ def render(sizing: Sizing) -> Table:
 def main(arguments: Sequence[str]) -> int:
     """Print the table; 2 for bad options."""
     try:
-        sizing = tyro.cli(Sizing, args=arguments, prog="python -m pipelines.sizing")
+        sizing = parse(Sizing, arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

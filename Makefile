@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOME_FOLDER := $(or $(SHOAL_HOME),$(HOME)/.cache/shoal)
 DEMO := $(HOME_FOLDER)/outputs/demo
+AUDIT := $(VENV)/audit.json
 
 # Idle OpenMP threads that spin slow everything else on shared cores down, up to tenfold.
 export OMP_WAIT_POLICY ?= passive
 export RAY_AUTH_MODE ?= disabled
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: help install demo test test-slow test-train-faults lint format bench lock clean
+.PHONY: help install demo test test-slow test-train-faults lint audit format bench lock clean
 
 help:
 	@echo "make demo       embed and cluster 1,000 real documents with a real LLM, then compare"
@@ -19,6 +20,7 @@ help:
 	@echo "make test-slow  end-to-end and fault tests, minutes"
 	@echo "make test-train-faults  kills of training runs, many minutes"
 	@echo "make lint       ruff and mypy"
+	@echo "make audit      known vulnerabilities of the locked packages; needs a network"
 	@echo "make bench      every benchmark; results go to benchmarks/results"
 	@echo "make lock       write constraints.txt anew"
 
@@ -51,6 +53,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Its exit is not 0 either when something is found or when nothing could be asked; it says which.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@rm -f $(AUDIT); \
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip \
+		--progress-spinner off --format json --output $(AUDIT); \
+	code=$$?; \
+	test -s $(AUDIT) || { echo "audit: NOT DONE, the vulnerability service gave no answer" >&2; exit 1; }; \
+	test $$code = 0 && echo "audit: no known vulnerability in constraints.txt" \
+		|| { echo "audit: VULNERABLE packages, listed in $(AUDIT)" >&2; exit 1; }
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -188,7 +188,9 @@ def scan_corpus(source: VectorSource, config: ClusterConfig) -> Scan:
     rows = config.fit_rows() or START_ROWS
     wanted = max(rows, config.sample_documents, config.map_documents)
     plan = SamplePlan(source.rows, wanted, config.sample_documents, config.seed)
-    tables = run_on_shards(partial(scan_shard, source, plan=plan), source.shards, **pool_of(config))
+    tables = run_on_shards(
+        partial(scan_shard, source, plan=plan), source.shards, stage="scan", **pool_of(config)
+    )
     scan = merge_scans([scan_from_tables(table) for table in tables], source, plan)
     if config.label_column is not None and not scan.labelled:
         raise InputError(
@@ -263,7 +265,7 @@ def assign_corpus(
     longest = 2 * largest * float(np.sqrt(source.dimension))
     plan = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
     assign = partial(_assign_to_file, source, levels, plan, folder, config.seed)
-    tables = run_on_shards(assign, source.shards, **pool_of(config))
+    tables = run_on_shards(assign, source.shards, stage="assign", **pool_of(config))
     census = merge_censuses([census_from_tables(table, plan) for table in tables])
     delete_others(folder, {f"{shard.name}.parquet" for shard in source.shards})
     return census

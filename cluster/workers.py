@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.metrics import Counter, Gauge
 
 from cluster.errors import InputError
 from cluster.lloyd import FixedPointSums, Totals, sum_by_cluster
 from cluster.vectors import BLOCK_BYTES, Shard, VectorSource, read_blocks
 
+START_SECONDS = 60.0
 _ERROR = "input_error"
+
+log = logging.getLogger(__name__)
 
 
 class Travelling(Protocol):
@@ -32,16 +38,20 @@ def run_on_shards(
     *,
     num_workers: int,
     num_cpus: float,
+    stage: str = "",
 ) -> Iterator[dict[str, pa.Table]]:
     """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
 
     Yields the tables of each result as it comes, in no particular order. An exception of the
-    function ends the run; an :class:`InputError` arrives as such.
+    function ends the run; an :class:`InputError` arrives as such. ``stage`` names the work in
+    logs and metrics.
     """
+    done = Counter("shoal_shards_done", "Shards of vectors read in a stage", ("stage",))
+    done.set_default_tags({"stage": stage})
     items = [{"shard": index} for index in range(len(shards))]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _ShardWorker,
-        fn_constructor_args=(function, tuple(shards)),
+        fn_constructor_args=(function, tuple(shards), stage),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(num_workers, len(shards))),
@@ -55,21 +65,29 @@ def run_on_shards(
         }
         if _ERROR in tables:
             raise InputError(tables[_ERROR].column(0)[0].as_py())
+        done.inc()
         yield tables
 
 
 class _ShardWorker:
-    def __init__(self, function: Callable[[Shard], Travelling], shards: Sequence[Shard]) -> None:
+    def __init__(
+        self, function: Callable[[Shard], Travelling], shards: Sequence[Shard], stage: str
+    ) -> None:
         self._function = function
         self._shards = shards
+        self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self._shards[batch.column("shard")[0].as_py()]
+        started = time.monotonic()
         try:
             tables = self._function(shard).to_tables()
         except InputError as error:
             # Ray Data passes on what a function raised as text only; its type would be lost.
             tables = {_ERROR: pa.table({"message": [str(error)]})}
+        seconds = round(time.monotonic() - started, 3)
+        unit = {"stage": self._stage, "shard": shard.name, "seconds": seconds}
+        log.info("%s of %s done", self._stage, shard.name, extra=unit)
         return pa.table([_packed(table) for table in tables.values()], names=list(tables))
 
 
@@ -97,9 +115,13 @@ class RayVectors:
         """``count`` vectors, none with a coordinate beyond ``largest`` in size."""
         self._shape = (count, source.dimension)
         self._largest = largest
-        shares = [source.shards[i::num_workers] for i in range(num_workers)]
-        actor = ray.remote(num_cpus=num_cpus, max_restarts=3, max_task_retries=3)(_VectorHolder)
-        self._actors = [actor.remote(source, share) for share in shares if share]
+        options: dict[str, Any] = {"num_cpus": num_cpus, "label_selector": _selector()}
+        actor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_VectorHolder)
+        wanted = min(num_workers, len(source.shards))
+        self._passes = 0
+        self._passes_metric = Gauge("shoal_kmeans_passes", "Passes over all vectors in this fit")
+        self._inertia_metric = Gauge("shoal_kmeans_inertia", "Sum of squared distances, last pass")
+        self._actors = _started([actor.remote(source) for _ in range(wanted)])
 
     def count(self) -> int:
         """Number of vectors."""
@@ -112,14 +134,20 @@ class RayVectors:
     def assign_to(self, centroids: np.ndarray) -> Totals:
         """Assign every vector to its nearest centroid and add up, on all actors at once."""
         shared = ray.put(centroids)
+        of = len(self._actors)
         waiting = [
-            actor.assign_to.remote(shared, self._shape[0], self._largest) for actor in self._actors
+            actor.assign_to.remote((number, of), shared, self._shape[0], self._largest)
+            for number, actor in enumerate(self._actors)
         ]
         sums = FixedPointSums(centroids.shape, self._shape[0], self._largest)
         while waiting:
             ready, waiting = ray.wait(waiting)
             sums.merge(ray.get(ready[0]))
-        return sums.totals(centroids)
+        totals = sums.totals(centroids)
+        self._passes += 1
+        self._passes_metric.set(self._passes)
+        self._inertia_metric.set(totals.error)
+        return totals
 
     def peak_memory_bytes(self) -> list[int]:
         """The most memory that each actor's process has held so far."""
@@ -135,16 +163,29 @@ class RayVectors:
 class _VectorHolder:
     """One worker's vectors, on its node's disk."""
 
-    def __init__(self, source: VectorSource, shards: Sequence[Shard]) -> None:
+    def __init__(self, source: VectorSource) -> None:
+        self._source = source
         self._dimension = source.dimension
-        self._file: Any = tempfile.TemporaryFile()  # noqa: SIM115
-        for shard in shards:
-            for block in read_blocks(source, shard, with_text=False):
-                self._file.write(block.vectors.data)
-        self._file.flush()
+        self._file: Any = None
 
-    def assign_to(self, centroids: np.ndarray, count: int, largest: float) -> FixedPointSums:
+    def ready(self) -> None:
+        """Answers where the actor has its CPUs."""
+
+    def assign_to(
+        self, share: tuple[int, int], centroids: np.ndarray, count: int, largest: float
+    ) -> FixedPointSums:
+        """Sums over every ``share[1]``-th shard from ``share[0]`` on, which are read once."""
+        if self._file is None:
+            self._read(self._source.shards[share[0] :: share[1]])
         return sum_by_cluster(self._blocks(), centroids, count, largest)
+
+    def _read(self, shards: Sequence[Shard]) -> None:
+        file: Any = tempfile.TemporaryFile()  # noqa: SIM115
+        for shard in shards:
+            for block in read_blocks(self._source, shard, with_text=False):
+                file.write(block.vectors.data)
+        file.flush()
+        self._file = file
 
     def peak_memory_bytes(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -160,5 +201,32 @@ class _VectorHolder:
 
 
 def count_cpus() -> int:
-    """CPUs of the Ray cluster."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """CPUs of the nodes that work may run on."""
+    refused = {(key, value.removeprefix("!")) for key, value in (_selector() or {}).items()}
+    cpus = sum(
+        node["Resources"].get("CPU", 0)
+        for node in ray.nodes()
+        if node["Alive"] and not refused & set((node.get("Labels") or {}).items())
+    )
+    return max(1, int(cpus))
+
+
+def _selector() -> dict[str, str] | None:
+    """Labels of the nodes that work may run on, as the job has set them for Ray Data."""
+    return DataContext.get_current().execution_options.label_selector
+
+
+def _started(actors: list[Any]) -> list[Any]:
+    """Those actors for which the Ray cluster has room within a minute, or as soon as it has any.
+
+    All of them must hold their share at the same time, so one without a place would be waited for
+    for ever: a driver and other jobs hold CPUs too.
+    """
+    waiting = {actor.ready.remote(): actor for actor in actors}
+    ready, rest = ray.wait(list(waiting), num_returns=len(actors), timeout=START_SECONDS)
+    if not ready:
+        ready, rest = ray.wait(list(waiting), num_returns=1)
+    for reference in rest:
+        ray.kill(waiting[reference])
+    ray.get(ready)
+    return [waiting[reference] for reference in ready]

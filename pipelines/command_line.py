@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +23,24 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pipelines.credentials import refuse_credentials
 from pipelines.errors import InputError
-from pipelines.run_record import RunRecord, read_run, require_complete
+from pipelines.job_logs import configure_logging, job_logging, mark_lines, show_controls
+from pipelines.run_record import RunRecord, describe_input, read_run, require_complete
 from pipelines.storage import read_bytes
 
 Config = TypeVar("Config")
 
 log = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """Someone ended the job (``ray job stop``, a node that drains)."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__("stopped; the same command goes on from here")
 
 
 @dataclass
@@ -65,15 +76,17 @@ def run_job(
     An exception that carries an ``exit_code`` is a message to the user: its one line goes to
     stderr without a traceback.
     """
-    configure_logging()
     try:
+        configure_logging()
         config = parse(config_class, sys.argv[1:])
         settings = asdict(config)  # type: ignore[call-overload]
+        refuse_credentials(settings)
         print_config(job, settings)
+        made_from = {}
         for name in inputs:
             folder = settings[name]
             if read_run(folder) is not None:
-                require_complete(folder)
+                made_from[name] = describe_input(require_complete(folder))
         record = RunRecord(
             settings["output"],
             job,
@@ -81,9 +94,11 @@ def run_job(
             seed=settings.get("seed", 0),
             may_change=may_change,
             keep_complete=keep_complete,
+            inputs=made_from,
         )
         with contextlib.nullcontext() if settings.get("dry_run") else record:
             if not record.settled:
+                mark_lines(job, record.run_id)
                 connect_ray()
             result = function(config, record)
             record.counts.update(result.counts)
@@ -98,8 +113,12 @@ def report_error(error: BaseException) -> int:
     """Say on stderr what went wrong and return the exit code it calls for."""
     told = find_told_error(error)
     if told is not None:
-        print(f"error: {' '.join(str(told).split())}", file=sys.stderr)  # noqa: T201
+        line = show_controls(" ".join(str(told).split()))
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
         return int(told.exit_code)  # type: ignore[attr-defined]
+    if isinstance(error, Stopped):
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 128 + signal.SIGTERM
     if isinstance(error, SystemExit):
         return int(error.code or 0)
     if isinstance(error, KeyboardInterrupt):
@@ -195,33 +214,31 @@ def connect_ray() -> None:
     import ray
 
     from pipelines.embedding.stages import configure_ray_data
+    from pipelines.ray_nodes import MAX_RESOURCES
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not ray.is_initialized():
+        logs = job_logging()
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=True, logging_level=logging.WARNING, logging_config=logs)
+        else:
+            os.environ.pop(MAX_RESOURCES, None)  # one that is started here does not grow
+            ray.init(
+                "local",  # not whatever else runs on this machine
+                num_cpus=max(4, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=True,
+                # its one warning is about who may connect to a local Ray
+                logging_level=logging.ERROR,
+                logging_config=logs,
+            )
+    signal.signal(signal.SIGTERM, _stop)  # Ray's own would leave run.json without a word
     configure_ray_data()
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
-        return
-    ray.init(
-        "local",  # not whatever else runs on this machine
-        num_cpus=max(4, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=True,
-        logging_level=logging.ERROR,  # its one warning is about who may connect to a local Ray
-    )
 
 
-def configure_logging() -> None:
-    """Log to stderr, one line a message, at ``SHOAL_LOG_LEVEL`` (default INFO)."""
-    logging.basicConfig(
-        level=os.environ.get("SHOAL_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    for noisy in ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def _stop(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the end is bounded by SIGKILL
+    raise Stopped
 
 
 def print_config(job: str, settings: Mapping[str, Any]) -> None:
@@ -231,13 +248,20 @@ def print_config(job: str, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
         console.print(f"  {name}: {shown}", markup=False)
+    if settings.get("trust_remote_code"):
+        console.print(
+            f"trust_remote_code: Python code that comes with {settings.get('model')} is run, here "
+            "and on every worker, with all rights of this job",
+            style="bold",
+            markup=False,
+        )
 
 
 def print_summary(job: str, summary: Mapping[str, str]) -> None:
     """Print the result as a two-column table."""
     table = Table(title=job, show_header=False, title_justify="left")
     for name, value in summary.items():
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     Console().print(table)
 
 

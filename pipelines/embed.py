@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from pipelines.command_line import JobResult
 from pipelines.corpus import CorpusFile, find_files, inspect_files
@@ -49,6 +48,7 @@ from pipelines.encoding.encoder_description import EncoderDescription, describe_
 from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
 from pipelines.packaged import demo_corpus
+from pipelines.ray_nodes import find_nodes
 from pipelines.run_record import RunRecord
 from pipelines.storage import join, open_filesystem, remove_folder
 
@@ -113,6 +113,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
             "files": written["files"],
             **speed,
             "corpus_digest": listing_digest(scanned.listing),
+            "encoder_fingerprint": run.description.fingerprint,
         }
     )
     record.complete()
@@ -148,9 +149,10 @@ def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
     size = sum(file.size_bytes for file in files)
     shard_bytes = earlier.shard_bytes if earlier else max(SHARD_BYTES, size // MOST_SHARDS)
     seen = inspect_files(files, config.columns, shard_bytes=shard_bytes)
+    nodes = find_nodes()
     actors = plan_actors(
-        ray.cluster_resources(),
-        len(ray.nodes()),
+        nodes.resources(),
+        nodes.count,
         num_actors=config.num_actors,
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,

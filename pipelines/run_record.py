@@ -6,14 +6,18 @@ status is not ``complete`` is not a result, and :func:`require_complete` refuses
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 import platform
 import time
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +26,7 @@ from pipelines.storage import exists, join, list_files, read_bytes, write_bytes
 
 FILE_NAME = "run.json"
 _RECORDED_PACKAGES = ("shoal", "ray", "torch", "transformers", "peft", "faiss-cpu", "pyarrow")
+_SOURCE = ("pipelines", "cluster", "jobs")
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,10 @@ class RunRecord:
     previous: Mapping[str, Any] | None = None
     may_change: Collection[str] = ()
     keep_complete: bool = False
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """By setting: which runs made what this one reads."""
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Names this run in its logs; a run that goes on with an earlier one has its own."""
     settled: bool = field(default=False, init=False)
     """Whether the record is complete already and leaving will not change it."""
 
@@ -85,8 +94,11 @@ class RunRecord:
             "job": self.job,
             "status": status,
             "config": dict(self.config),
+            "run_id": self.run_id,
             "versions": package_versions(),
+            "source_sha256": source_digest(),
             "seed": self.seed,
+            "inputs": dict(self.inputs),
             "started_at": self._started_at,
             "seconds": round(time.monotonic() - self._started, 3),
             "counts": self.counts,
@@ -119,6 +131,13 @@ def require_complete(folder: str) -> dict[str, Any]:
             f"{run.get('job')!r} again to finish it"
         )
     return run
+
+
+def describe_input(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run keeps of another whose output it reads, to tell later whether it is still that."""
+    found = {name: run.get(name) for name in ("job", "run_id", "started_at", "source_sha256")}
+    fingerprint = run.get("metrics", {}).get("encoder_fingerprint")
+    return {**found, "encoder_fingerprint": fingerprint} if fingerprint else found
 
 
 def check_output_folder(
@@ -174,6 +193,17 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 over the Python files that run here: a submitted checkout has no commit to name."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(p for name in _SOURCE for p in (root / name).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

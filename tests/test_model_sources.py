@@ -121,7 +121,7 @@ def test_revision_needs_a_hub_id(model_folder):
 
 
 def test_adapter_folder_needs_its_two_files(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(InputError, match=r"has no adapter_model\.safetensors"):
         fetch_adapter(str(tmp_path))
     write_safetensors(tmp_path / "adapter_model.safetensors")

@@ -50,7 +50,7 @@ def plan_actors(
     """The actors for a Ray cluster; what is not given is found from its resources.
 
     Args:
-        resources: what the Ray cluster has in all, such as ``ray.cluster_resources()``.
+        resources: CPUs and GPUs for work that the Ray cluster has, or can add.
         nodes: its number of nodes.
         num_actors: ``N``, ``MIN:MAX``, or empty.
         cpus: CPUs of one actor, or None.
@@ -59,6 +59,11 @@ def plan_actors(
     Raises :class:`InputError` where not even the smallest number fits.
     """
     total_cpus, total_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if not total_cpus:
+        raise InputError(
+            "this Ray cluster has no CPU for work. Where it can add nodes, submit with "
+            "--entrypoint-num-cpus 1, or set SHOAL_MAX_RESOURCES (such as CPU=64,GPU=8) on its head"
+        )
     gpus = (1.0 if total_gpus else 0.0) if gpus is None else gpus
     spare = total_cpus - TOKENIZE_CPUS
     # a Ray that was started with more logical CPUs than this machine has gains nothing by them

@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
+from pipelines.embedding.stage_metrics import StageMetrics
 from pipelines.embedding.stages import Receipt, blame, read_receipts, take_unit, unit_dataset
+from pipelines.ray_nodes import OFF_HEAD, find_nodes
 from pipelines.storage import join, make_folder, write_bytes
 
 
@@ -41,7 +43,9 @@ def run_actor_stage(
     receipts = read_receipts(folder, units)
     missing = {name: unit for name, unit in units.items() if name not in receipts}
     if missing:
-        resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        resources: dict[str, Any] = {"num_cpus": 1}
+        if find_nodes().resources()["GPU"]:
+            resources = {"num_gpus": 1, "label_selector": OFF_HEAD}
         dataset = unit_dataset(missing).map_batches(
             _UnitActor,
             fn_constructor_args=(folder, function, load),
@@ -50,8 +54,10 @@ def run_actor_stage(
             compute=ray.data.ActorPoolStrategy(size=num_actors),
             **resources,
         )
+        metrics = StageMetrics(stage, len(missing))
         for row in dataset.iter_rows():
             receipts[row["name"]] = json.loads(row["receipt"])
+            metrics.done()
     return {name: receipts[name] for name in units}
 
 

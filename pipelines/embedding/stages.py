@@ -18,7 +18,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from pipelines.embedding.stage_metrics import StageMetrics
 from pipelines.errors import InputError
+from pipelines.job_logs import RUN, current_run, mark_lines
+from pipelines.ray_nodes import find_nodes
 from pipelines.storage import (
     in_threads,
     join,
@@ -56,8 +59,10 @@ def run_stage(
         dataset = unit_dataset(missing).map_batches(
             task, batch_size=1, batch_format="pyarrow", num_cpus=1
         )
+        metrics = StageMetrics(stage, len(missing))
         for row in dataset.iter_rows():
             receipts[row["name"]] = json.loads(row["receipt"])
+            metrics.done()
     log.info(
         "%s: %d of %d done now, %.1f s", stage, len(missing), len(units), time.monotonic() - started
     )
@@ -65,7 +70,11 @@ def run_stage(
 
 
 def configure_ray_data() -> None:
-    """Leave the display of progress to :mod:`pipelines.embedding.progress`."""
+    """Leave the display of progress to :mod:`pipelines.embedding.progress`, and place work.
+
+    What follows runs off the accelerator nodes, where there are labelled ones, unless a stage says
+    otherwise. Workers find the job and the id of its run in the context.
+    """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # it would warn that its bars are off
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
@@ -74,6 +83,8 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
     # as it was raised, not wrapped: messages for users keep their exit code
     context.raise_original_map_exception = True
+    context.execution_options.label_selector = find_nodes().cpu_selector
+    context.set_config(RUN, current_run() or ("", ""))
 
 
 def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:
@@ -96,20 +107,33 @@ def read_receipts(folder: str, units: Mapping[str, Any]) -> dict[str, Receipt]:
 
 
 def blame(stage: str, name: str) -> _Blame:
-    """A context in which an exception is told which unit of which stage it belongs to."""
+    """A context in which an exception is told which unit of which stage it belongs to.
+
+    Without one a line is logged, which is seen where logs are JSON.
+    """
     return _Blame(stage, name)
 
 
 class _Blame:
     def __init__(self, stage: str, name: str) -> None:
-        self.place = f"{stage} of {name}"
+        self.stage, self.name = stage, name
 
     def __enter__(self) -> None:
-        return None
+        job, run_id = ray.data.DataContext.get_current().get_config(RUN, ("", ""))
+        mark_lines(job, run_id)
+        self.started = time.monotonic()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        place = f"{self.stage} of {self.name}"
         if error is not None:
-            error.add_note(f"in {self.place}")
+            error.add_note(f"in {place}")
+            return
+        unit = {
+            "stage": self.stage,
+            "shard": self.name,
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        log.info("%s done", place, extra=unit)
 
 
 def _do_unit(batch: pa.Table, *, folder: str, function: UnitFunction) -> Iterator[pa.Table]:

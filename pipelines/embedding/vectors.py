@@ -25,6 +25,7 @@ from pipelines.embedding.progress import Progress
 from pipelines.embedding.segments import bytes_to_table, table_to_bytes
 from pipelines.embedding.stages import not_shared, unit_dataset
 from pipelines.errors import InputError
+from pipelines.ray_nodes import OFF_HEAD
 from pipelines.storage import join, list_files, make_folder, read_bytes, write_bytes
 
 _METADATA = ("tokens", "padded_tokens", "failed")
@@ -87,6 +88,7 @@ def encode_chunks(
 ) -> Iterator[dict[str, Any]]:
     """Encode chunks on Ray Data; yields what each was, as they finish."""
     plan = settings.actors
+    where = OFF_HEAD if plan.gpus else None  # beside the accelerators too
     units = {name: [chunk.partition, chunk.number] for name, chunk in chunks.items()}
     tokens = unit_dataset(units).map_batches(
         functools.partial(workers.tokenize, settings=settings),
@@ -94,6 +96,7 @@ def encode_chunks(
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=plan.tokenizers),
         num_cpus=TOKENIZE_CPUS,
+        label_selector=where,
     )
     vectors = tokens.map_batches(
         workers.encoder,
@@ -105,6 +108,7 @@ def encode_chunks(
         ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus or None,
+        label_selector=where,
     )
     yield from vectors.iter_rows()
 

@@ -190,7 +190,7 @@ def _pooling(settings: dict[str, Any], prefix: str) -> Pooling:
 
 def _body_limit(folder: Path, transformer: dict[str, Any], prefix: str) -> int:
     """Tokens left to a text by the model's limit on prompt, text and special tokens together."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     limit = transformer.get("max_seq_length") or tokenizer.model_max_length
     limit = min(limit, load_model_settings(folder).max_position_embeddings)
     opening, closing = special_tokens_around(tokenizer)

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.metrics import Gauge
 
-from pipelines.command_line import configure_logging
 from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.errors import InputError
+from pipelines.job_logs import RUN, configure_logging, mark_lines
 from pipelines.model_sources import fetch_adapter
+from pipelines.ray_nodes import OFF_HEAD, RayNodes, find_nodes
 from pipelines.storage import exists, join, open_filesystem, read_bytes, remove_files, write_bytes
 from pipelines.training.adapter_trainer import AdapterTrainer, TrainerSettings
-from pipelines.training.training_loop import LoopSettings, train
+from pipelines.training.training_loop import SCORE, LoopSettings, train
 
 _RUN_NAME = "ray_train"
 _PROBLEM = "problem.txt"
@@ -52,6 +55,8 @@ class WorkerPlan:
     cpus: float
     gpus: float
     max_failures: int
+    selector: Mapping[str, str] | None = None
+    """Labels of the nodes they may be on."""
 
 
 def plan_workers(
@@ -61,22 +66,35 @@ def plan_workers(
 
     Raises :class:`InputError` where the Ray cluster is too small for the fewest workers.
     """
-    available = ray.cluster_resources()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = find_nodes()
+    available = nodes.resources()
     if gpus is None:
-        gpus = 1.0 if available.get("GPU", 0) >= max(1, workers[0]) else 0.0
-    if cpus is None:
-        smallest = min(node["Resources"]["CPU"] for node in nodes)
-        if len(nodes) == 1:  # a local one is told of more CPUs than there are
-            smallest = min(smallest, os.cpu_count() or 1)
-        cpus = max(1.0, smallest // math.ceil(max(1, workers[1]) / len(nodes)))
+        gpus = 1.0 if available["GPU"] >= max(1, workers[0]) else 0.0
+    cpus = share_of_cpus(nodes, workers[1], gpus) if cpus is None else cpus
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
-        if each * workers[0] > available.get(kind, 0):
+        if each * workers[0] > available[kind]:
             raise InputError(
                 f"{workers[0]} workers of {each:g} {kind}s each do not fit the Ray cluster's "
-                f"{available.get(kind, 0):g}: lower --num-workers or --{kind.lower()}s-per-worker"
+                f"{available[kind]:g}: lower --num-workers or --{kind.lower()}s-per-worker"
             )
-    return WorkerPlan(*workers, cpus, gpus, max_failures)
+    selector = OFF_HEAD if gpus else nodes.cpu_selector
+    return WorkerPlan(*workers, cpus, gpus, max_failures, selector)
+
+
+def share_of_cpus(nodes: RayNodes, workers: int, gpus: float) -> float:
+    """CPUs of one of ``workers`` workers: an even share of the smallest machine they may be on."""
+    kind = "GPU" if gpus else "CPU"
+    found = [
+        node["Resources"]["CPU"]
+        for node in nodes.nodes
+        if node["Resources"].get(kind) and node["Resources"].get("CPU")
+    ]
+    if not found:  # they are still to come
+        return 1.0
+    smallest = min(found)
+    if nodes.count == 1:  # a local one is told of more CPUs than there are
+        smallest = min(smallest, os.cpu_count() or 1)
+    return max(1.0, smallest // math.ceil(max(1, workers) / len(found)))
 
 
 def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -> None:
@@ -94,10 +112,18 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
     resources = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
     trainer = ray.train.torch.TorchTrainer(
         work_as_rank,
-        train_loop_config={"task": task, "threads": max(1, int(plan.cpus))},
+        train_loop_config={
+            "task": task,
+            "threads": max(1, int(plan.cpus)),
+            "run": ray.data.DataContext.get_current().get_config(RUN, ("", "")),
+        },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(plan.gpus), resources_per_worker=resources
+            num_workers=workers,
+            use_gpu=bool(plan.gpus),
+            resources_per_worker=resources,
+            label_selector=None if plan.selector is None else dict(plan.selector),
         ),
+        torch_config=ray.train.torch.TorchConfig(backend=pick_backend(plan)),
         run_config=ray.train.RunConfig(
             name=_RUN_NAME,
             storage_path=inner,
@@ -113,16 +139,33 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
     result.checkpoint.to_directory(str(state_folder))
 
 
+def pick_backend(plan: WorkerPlan) -> str:
+    """NCCL where the workers' GPUs are real; gloo elsewhere."""
+    if not plan.gpus:
+        return "gloo"
+    ask = ray.remote(num_gpus=min(1.0, plan.gpus), num_cpus=0, label_selector=dict(OFF_HEAD))
+    if ray.get(ask(torch.cuda.is_available).remote()):
+        return "nccl"
+    log.warning("Ray gives the workers GPUs, but torch sees none there: training on the CPU")
+    return "gloo"
+
+
 def work_as_rank(config: dict[str, Any]) -> None:
     """What each worker runs."""
     configure_logging()
+    mark_lines(*config["run"])
     task: TrainingTask = config["task"]
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     log.info("rank %d of %d on %s", rank, world_size, ray.train.torch.get_device())
 
+    metrics = training_metrics() if rank == 0 else {}
+
     def report(row: dict[str, Any], folder: Path | None) -> None:
+        for name, metric in metrics.items():
+            if name in row:
+                metric.set(row[name])
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(row, checkpoint=checkpoint)
 
@@ -137,6 +180,17 @@ def work_as_rank(config: dict[str, Any]) -> None:
         except InputError as error:  # the same on all ranks; raised, it would only be tried again
             if rank == 0:
                 write_bytes(join(task.work, _PROBLEM), str(error).encode())
+
+
+def training_metrics() -> dict[str, Gauge]:
+    """Prometheus metrics of a training run, by their names in the history; set at every measure."""
+    return {
+        "step": Gauge("shoal_training_step", "Steps trained"),
+        "loss": Gauge("shoal_training_loss", "Loss of the latest step, nats"),
+        "gradient_norm": Gauge("shoal_training_gradient_norm", "Gradient norm before clipping"),
+        "seconds": Gauge("shoal_training_step_seconds", "Seconds of the latest step"),
+        SCORE: Gauge("shoal_training_heldout_score", "Held-out measure that picks the adapter"),
+    }
 
 
 def train_in_process(task: TrainingTask, state_folder: Path) -> None:

@@ -88,7 +88,9 @@ class Rewriter:
 
     def _load(self, name: str) -> tuple[Any, Any]:
         folder = fetch_model(name).folder
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, padding_side="left", trust_remote_code=False
+        )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         chat = self.settings.method == "paraphrase"
@@ -103,6 +105,7 @@ class Rewriter:
                 folder,
                 dtype=getattr(torch, resolve_dtype("auto", str(self.device))),
                 use_safetensors=True,
+                trust_remote_code=False,
             )
         except ValueError as error:
             wanted = "a decoder-only LLM" if chat else "a seq2seq translation model"

@@ -28,43 +28,115 @@ Columns of a document: ``id`` (string or int64), ``text`` (string), the kept col
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 
-from pipelines.storing.lease import Lease
+from pipelines.errors import InputError, StorageError
+from pipelines.storage import (
+    exists,
+    join,
+    list_files,
+    open_filesystem,
+    read_bytes,
+    remove_files,
+    remove_folder,
+)
+from pipelines.storing.candidate import Candidate
+from pipelines.storing.columns import (
+    CARRIED,
+    EMBEDDING,
+    RowMaker,
+    document_schema,
+    matrix,
+    read_sources,
+)
+from pipelines.storing.exclusive import create_exclusively, s3_settings
+from pipelines.storing.lease import (
+    Lease,
+    LeaseHeldError,
+    LeaseLostError,
+    StaleWriterError,
+    take_lease,
+)
+from pipelines.storing.publications import (
+    Publication,
+    read_publications,
+    version_before,
+    write_publication,
+)
+from pipelines.storing.records import list_version_files, read_record, sealed_numbers
+from pipelines.storing.vector_index import IndexReport
+from pipelines.storing.version import Version
+
+__all__ = [
+    "AssignedFragment",
+    "Candidate",
+    "Documents",
+    "FragmentRef",
+    "IndexReport",
+    "Lease",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "StaleWriterError",
+    "Store",
+    "Version",
+    "assign_fragment",
+    "document_schema",
+    "read_fragment",
+]
+
+PUBLISHED = "published"
+_VERSION_TAG = "version-"
+_MARKER = "store.json"
+_FORMAT = 1
+_DOCUMENTS = "documents.lance"
+_NUMBER_KEY = "shoal.version"
+_ID_INDEX = "id"
+_VECTOR_INDEX = "vectors"
+_LOOKUP_IDS = 4096
+_ROWS_A_FILE = 1 << 20
+"""One fragment a file: more would only cost requests."""
+_LOST_RACE = ("concurrent", "conflict", "preempted")
+_MOST_SMALL_FRAGMENTS = 8
+_MOST_DELETED_SHARE = 0.2
 
 Assign = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """float32 (n, d) → cluster ids int32 (n,), distances float32 (n,)."""
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""Maps a picklable function over items; ``map`` here, Ray tasks in a night."""
-
-
-def document_schema(
-    id_type: pa.DataType,
-    kept: Mapping[str, pa.DataType],
-    dimension: int,
-    value_type: pa.DataType,
-    fingerprint: str,
-) -> pa.Schema:
-    """The schema of the store's documents; ``fingerprint`` of the encoder goes to its metadata.
-
-    ``kept`` are the kept columns and their types, without ``text``, which is always there.
-    """
-    raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class FragmentRef:
     """A part of one version's documents, small enough for one worker; picklable."""
 
-    uri: str
+    address: str
     lance_version: int
     fragment: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class AssignedFragment:
+    """What a worker wrote and the driver will commit; picklable."""
+
+    fragment: int
+    content: str
+    fields: tuple[int, ...]
+    rows: int
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """The fragments that a worker wrote of one file of documents; picklable."""
+
+    fragments: tuple[str, ...]
     rows: int
 
 
@@ -77,7 +149,9 @@ def read_fragment(
     not yet set, ``cluster_id`` and ``distance`` are those of the document in the version before,
     null for a document that is new.
     """
-    raise NotImplementedError
+    yield from _fragment(ref).to_batches(
+        columns=list(columns), filter=filter, batch_size=batch_rows
+    )
 
 
 def assign_fragment(ref: FragmentRef, assign: Assign) -> AssignedFragment:
@@ -85,220 +159,438 @@ def assign_fragment(ref: FragmentRef, assign: Assign) -> AssignedFragment:
 
     ``assign`` gets float32 (n, d) and returns cluster ids int32 (n,), distances float32 (n,).
     """
-    raise NotImplementedError
+    fragment = _fragment(ref)
+    parts = []
+    for batch in fragment.to_batches(columns=[EMBEDDING], with_row_address=True, batch_size=8192):
+        if batch.num_rows:
+            ids, distances = assign(matrix(batch.column(EMBEDDING)))
+            columns = {
+                "_rowaddr": batch.column("_rowaddr"),
+                "cluster_id": pa.array(ids, pa.int32()),
+                "distance": pa.array(distances, pa.float32()),
+            }
+            parts.append(pa.table(columns))
+    table = pa.concat_tables(parts)
+    metadata, fields = fragment.update_columns(table, left_on="_rowaddr", right_on="_rowaddr")
+    content = json.dumps(metadata.to_json())
+    return AssignedFragment(ref.fragment, content, tuple(fields), len(table))
 
 
-@dataclass(frozen=True)
-class AssignedFragment:
-    """What a worker wrote and the driver will commit; picklable."""
-
-    fragment: int
-    content: str
-    rows: int
+def _fragment(ref: FragmentRef) -> Any:
+    return _open(ref.address, ref.lance_version).get_fragment(ref.fragment)
 
 
-@dataclass(frozen=True)
-class IndexReport:
-    """The vector index of a version; goes into its record."""
-
-    kind: str
-    """``exact`` where there are too few vectors for an index, else the index's type."""
-    rows: int
-    partitions: int
-    recall_at_10: float
-    """Against exact search, of a sample of the documents' own vectors."""
-    recall_queries: int
-    trained: bool
-    """Whether it was trained anew, rather than updated by what changed."""
-    seconds: float
+def _storage_options(address: str) -> dict[str, str]:
+    if "://" not in address:
+        return {}
+    settings = s3_settings(address)
+    options = {f"aws_{name}": value for name, value in settings.items()}
+    if settings.get("endpoint", "").startswith("http://"):
+        options["allow_http"] = "true"
+    return options
 
 
-class Version:
-    """One sealed version: its documents and everything that belongs to it. Readers need no lease.
+def _lance_uri(address: str) -> str:
+    scheme, separator, _ = address.partition("://")
+    inner = open_filesystem(address)[1]
+    return f"{scheme}://{inner}" if separator else inner
 
-    ``record`` is the content of its ``version.json``: ``version, base, created_at, fingerprint,
-    counts, scores, reasons, index, artifacts, lance_version``.
+
+def _open(address: str, version: int | str | None) -> Any:
+    try:
+        return lance.dataset(
+            _lance_uri(address), version=version, storage_options=_storage_options(address)
+        )
+    except ValueError as error:  # also how Lance says that there is none
+        raise FileNotFoundError(f"{address}: {_first_line(error)}") from error
+
+
+def write_documents(
+    address: str, known_version: int | None, maker: RowMaker, path: str
+) -> WrittenFile:
+    """Worker's part of :meth:`Candidate.replace`: one Parquet file's documents as fragments.
+
+    Args:
+        address: of the Lance dataset.
+        known_version: Lance version in which ``first_seen`` and clusters are looked up.
+        maker: makes rows of documents.
+        path: the Parquet file.
+    """
+    known = None if known_version is None else Documents(address, _open(address, known_version))
+    rows = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for batch in read_sources([path]):
+            rows += batch.num_rows
+            found = _no_rows(maker.schema) if known is None else known.lookup(batch.column("id"))
+            yield from maker.rows(batch, found).to_batches()
+
+    fragments = lance.fragment.write_fragments(
+        pa.RecordBatchReader.from_batches(maker.schema, batches()),
+        _lance_uri(address),
+        schema=maker.schema,
+        mode="overwrite",
+        max_rows_per_file=_ROWS_A_FILE,
+        storage_options=_storage_options(address),
+    )
+    return WrittenFile(tuple(json.dumps(f.to_json()) for f in fragments), rows)
+
+
+def _no_rows(schema: pa.Schema) -> pa.Table:
+    return pa.schema([schema.field(name) for name in CARRIED]).empty_table()
+
+
+class Documents:
+    """The documents at one Lance version; a writer moves on with every change it commits.
+
+    A change that finds another writer's commit before its own raises :class:`StaleWriterError`:
+    nothing is retried, as what the change was computed from is no longer the newest.
     """
 
-    store: Store
-    number: int
-    record: Mapping[str, Any]
+    def __init__(self, address: str, dataset: Any) -> None:
+        self.address = address
+        self._dataset = dataset
+
+    @classmethod
+    def open(cls, address: str, version: int | str | None = None) -> Documents:
+        """At a version or tag, by default the newest; ``FileNotFoundError`` where there is none."""
+        return cls(address, _open(address, version))
+
+    @classmethod
+    def create(
+        cls, address: str, schema: pa.Schema, written: Iterable[WrittenFile] = ()
+    ) -> Documents:
+        """What :func:`write_documents` wrote, as the next version or the first; else an empty one."""
+        parts = [part for found in written for part in found.fragments]
+        fragments = [lance.FragmentMetadata.from_json(part) for part in parts]
+        operation = lance.LanceOperation.Overwrite(schema, fragments)
+        try:
+            before = cls.open(address).lance_version
+        except FileNotFoundError:
+            before = 0
+        documents = cls(address, _commit(address, operation, before or None))
+        documents._require_next(before)
+        return documents
+
+    @property
+    def lance_version(self) -> int:
+        """Lance's number."""
+        return int(self._dataset.version)
+
+    @property
+    def number(self) -> int | None:
+        """The version's number; None before it is sealed."""
+        found = self._dataset.metadata.get(_NUMBER_KEY)
+        return None if found is None else int(found)
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of its documents."""
-        raise NotImplementedError
+        """Schema of the documents."""
+        return self._dataset.schema
 
     def count(self, filter: str | None = None) -> int:
-        """How many documents it has, or satisfy ``filter`` (SQL, such as ``cluster_id = 3``)."""
-        raise NotImplementedError
+        """Number of documents, or of those that satisfy ``filter``."""
+        with _told_filter(filter):
+            return int(self._dataset.count_rows(filter=filter))
 
     def fragments(self) -> list[FragmentRef]:
-        """Its parts, for workers."""
-        raise NotImplementedError
+        """The parts, for workers."""
+        return [
+            FragmentRef(self.address, self.lance_version, f.fragment_id, f.count_rows())
+            for f in self._dataset.get_fragments()
+        ]
 
     def batches(
-        self, columns: Sequence[str] | None = None, *, filter: str | None = None
+        self, columns: Sequence[str] | None = None, filter: str | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Its documents as a stream."""
-        raise NotImplementedError
+        """All documents, or those that satisfy ``filter``, as a stream."""
+        names = None if columns is None else list(columns)
+        with _told_filter(filter):
+            yield from self._dataset.to_batches(columns=names, filter=filter, batch_size=8192)
 
     def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
-        """The documents of these ids that it has, in no particular order."""
-        raise NotImplementedError
+        """The documents of these ids that are there."""
+        names = self.schema.names if columns is None else list(columns)
+        parts = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
+        for start in range(0, len(ids), _LOOKUP_IDS):
+            condition = f"id IN ({', '.join(_literal(i) for i in ids[start : start + _LOOKUP_IDS])})"
+            parts.append(self._dataset.to_table(columns=names, filter=condition))
+        return pa.concat_tables(part.replace_schema_metadata(None) for part in parts)
 
-    def artifacts(self) -> list[str]:
-        """Names of its artifacts."""
-        raise NotImplementedError
+    def at(self, positions: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The documents at these positions, int64 (n,), of :meth:`batches`."""
+        return self._dataset.take(positions.tolist(), columns=list(columns))
 
-    def read(self, name: str) -> bytes:
-        """An artifact; ``KeyError`` where it has none of that name."""
-        raise NotImplementedError
+    def lookup(self, ids: pa.Array) -> pa.Table:
+        """What the store adds to the documents of these ids that are there."""
+        return self.take(ids.cast(self.schema.field("id").type).to_pylist(), CARRIED)
 
-    def path(self, name: str) -> str:
-        """Address of an artifact, to be opened by whoever."""
-        raise NotImplementedError
-
-    def search(
+    def nearest(
         self,
         vector: np.ndarray,
         limit: int,
+        columns: Sequence[str],
         *,
         filter: str | None = None,
-        columns: Sequence[str] | None = None,
-        exact: bool = False,
+        probes: int | None = None,
+        refine: int = 1,
     ) -> pa.Table:
-        """The nearest documents by cosine, best first, with a column ``score`` (1 is the same)."""
-        raise NotImplementedError
+        """The nearest by cosine, best first, with ``_distance``; exactly where ``probes`` is None."""
+        query: dict[str, Any] = {
+            "column": EMBEDDING,
+            "q": vector.astype(self.schema.field(EMBEDDING).type.value_type.to_pandas_dtype()),
+            "k": limit,
+            "metric": "cosine",
+            "use_index": probes is not None,
+        }
+        if probes is not None:
+            query |= {"minimum_nprobes": probes, "refine_factor": refine}
+        with _told_filter(filter):
+            return self._dataset.to_table(
+                columns=[*columns, "_distance"], nearest=query, filter=filter, prefilter=True
+            )
+
+    def prewarm(self) -> None:
+        """Load the vector index into memory."""
+        if self.index_rows() is not None:
+            self._dataset.prewarm_index(_VECTOR_INDEX)
+
+    def index_rows(self) -> tuple[int, int] | None:
+        """Rows that the vector index holds and lacks; None without an index."""
+        if not self._has_index(_VECTOR_INDEX):
+            return None
+        found = self._dataset.stats.index_stats(_VECTOR_INDEX)
+        return int(found["num_indexed_rows"]), int(found["num_unindexed_rows"])
+
+    def check(self) -> None:
+        """Raise ``ValueError`` or ``OSError`` where Lance finds its own files unsound."""
+        self._dataset.validate()
+
+    def restore(self) -> None:
+        """Make this version's content the newest, to be changed from here."""
+        if self._dataset.version != self._dataset.latest_version:
+            with _told_race(self.address):
+                self._dataset.restore()
+
+    def merge(self, rows: pa.Table) -> tuple[int, int]:
+        """Insert new ids and replace known ones; (inserted, replaced)."""
+        builder = self._dataset.merge_insert("id").when_matched_update_all()
+        found = self._run(builder.when_not_matched_insert_all(), rows)
+        return found["num_inserted_rows"], found["num_updated_rows"]
+
+    def update(self, rows: pa.Table) -> int:
+        """Replace the given columns of known ids; how many there were."""
+        builder = self._dataset.merge_insert("id").when_matched_update_all()
+        return self._run(builder, rows)["num_updated_rows"]
+
+    def delete(self, ids: pa.Table) -> int:
+        """Delete the ids of a column ``id``; how many there were."""
+        builder = self._dataset.merge_insert("id").when_matched_delete()
+        return self._run(builder, ids)["num_deleted_rows"]
+
+    def _run(self, builder: Any, rows: pa.Table) -> dict[str, int]:
+        before = self.lance_version
+        with _told_race(self.address):
+            found = builder.conflict_retries(0).execute(rows)
+        self._require_next(before)
+        return found
+
+    def set_assignments(self, assigned: Sequence[AssignedFragment]) -> None:
+        """Commit the columns that :func:`assign_fragment` wrote."""
+        updated = [lance.FragmentMetadata.from_json(part.content) for part in assigned]
+        fields = list(assigned[0].fields)
+        self._commit(
+            lance.LanceOperation.Update(updated_fragments=updated, fields_modified=fields)
+        )
+
+    def _commit(self, operation: Any) -> None:
+        before = self.lance_version
+        self._dataset = _commit(self.address, operation, before)
+        self._require_next(before)
+
+    def _require_next(self, before: int) -> None:
+        if self.lance_version not in (before, before + 1):
+            raise StaleWriterError(
+                f"{self.address}: another writer has changed it meanwhile; nothing of this run is "
+                "published. Run the same command again"
+            )
+
+    def index_ids(self) -> None:
+        """Bring the index that finds documents by id up to date."""
+        if self._has_index(_ID_INDEX):
+            self._dataset.optimize.optimize_indices(index_names=[_ID_INDEX])
+        elif self.count():
+            self._dataset.create_scalar_index("id", "BTREE", name=_ID_INDEX)
+
+    def train_index(self, partitions: int) -> None:
+        """A new vector index."""
+        self._dataset.create_index(
+            EMBEDDING,
+            "IVF_SQ",
+            name=_VECTOR_INDEX,
+            metric="cosine",
+            num_partitions=partitions,
+            replace=True,
+        )
+
+    def extend_index(self) -> None:
+        """Bring the vector index up to date with what changed, without training it."""
+        self._dataset.optimize.optimize_indices(index_names=[_VECTOR_INDEX])
+
+    def drop_index(self) -> None:
+        """Remove the vector index, if there is one."""
+        if self._has_index(_VECTOR_INDEX):
+            self._dataset.drop_index(_VECTOR_INDEX)
+
+    def _has_index(self, name: str) -> bool:
+        return any(index.name == name for index in self._dataset.describe_indices())
+
+    def compact(self) -> bool:
+        """Join small fragments and drop deleted rows where that has become worth the rewriting."""
+        fragments = self._dataset.get_fragments()
+        rows = [f.count_rows() for f in fragments]
+        small = min(_ROWS_A_FILE, max(1, sum(rows) // _MOST_SMALL_FRAGMENTS))
+        deleted = [f.num_deletions / max(1, f.physical_rows) for f in fragments]
+        too_many = sum(count < small for count in rows) > _MOST_SMALL_FRAGMENTS
+        if not too_many and max(deleted, default=0.0) <= _MOST_DELETED_SHARE:
+            return False
+        self._dataset.optimize.compact_files(
+            target_rows_per_fragment=small, materialize_deletions_threshold=_MOST_DELETED_SHARE
+        )
+        return True
+
+    def stamp(self, number: int) -> None:
+        """Write the version's number into it: the last change of a candidate."""
+        before = self.lance_version
+        with _told_race(self.address):
+            self._dataset.update_metadata({_NUMBER_KEY: str(number)})
+        self._require_next(before)
+        self.tag(f"{_VERSION_TAG}{number}", self.lance_version)
+
+    def tags(self) -> dict[str, int]:
+        """Tags and the Lance versions they name."""
+        return {name: int(tag["version"]) for name, tag in self._dataset.tags.list().items()}
+
+    def tag(self, name: str, lance_version: int) -> None:
+        """Make a tag, or move it."""
+        if name in self._dataset.tags.list():
+            self._dataset.tags.update(name, lance_version)
+        else:
+            self._dataset.tags.create(name, lance_version)
+
+    def untag(self, name: str) -> None:
+        """Remove a tag, if it is there."""
+        if name in self._dataset.tags.list():
+            self._dataset.tags.delete(name)
+
+    def clean(self) -> int:
+        """Remove every version but this and the tagged, and files of no version; bytes freed."""
+        found = self._dataset.cleanup_old_versions(
+            older_than=timedelta(microseconds=1),
+            delete_unverified=True,  # the lease says that nobody else is writing
+            error_if_tagged_old_versions=False,
+        )
+        return int(found.bytes_removed)
 
 
-class Candidate:
-    """A version in the making. Nothing of it is visible until :meth:`seal`.
+def _commit(address: str, operation: Any, read_version: int | None) -> Any:
+    with _told_race(address):
+        return lance.LanceDataset.commit(
+            _lance_uri(address),
+            operation,
+            read_version=read_version,
+            max_retries=0,
+            storage_options=_storage_options(address),
+        )
 
-    Every method checks the lease first and raises :class:`LeaseLostError` (exit code 75) when
-    another holder has it, and ``StaleWriterError`` when another writer has committed between.
-    """
 
-    number: int
-    """The number it will have."""
-    base: Version | None
+@contextlib.contextmanager
+def _told_race(address: str) -> Iterator[None]:
+    """A lost race as :class:`StaleWriterError`, a store that does not answer as StorageError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        message = str(error).lower()
+        if any(word in message for word in _LOST_RACE):
+            raise StaleWriterError(
+                f"{address}: another writer has changed it meanwhile ({_first_line(error)}); "
+                "nothing of this run is published. Run the same command again"
+            ) from error
+        raise
 
-    def upsert(
-        self, sources: Iterable[str | pa.RecordBatch], *, schema: pa.Schema, when: datetime
-    ) -> dict[str, int]:
-        """Insert new documents and replace changed ones; returns ``{"inserted", "updated"}``.
 
-        Args:
-            sources: Parquet files (addresses) or batches, each with ``id``, ``text``,
-                ``text_sha256``, ``embedding`` and kept columns; read as a stream.
-            schema: from :func:`document_schema`; its fingerprint must be the version's.
-            when: becomes ``last_changed``, and ``first_seen`` of new documents. A replaced
-                document keeps ``first_seen`` and, until assignments are set, its cluster.
+@contextlib.contextmanager
+def _told_filter(filter: str | None) -> Iterator[None]:
+    """A filter that Lance does not understand as :class:`InputError`."""
+    try:
+        yield
+    except ValueError as error:
+        if filter is None:
+            raise
+        reason = _first_line(error).removeprefix("Invalid user input: ").partition(", /home")[0]
+        raise InputError(
+            f"filter {filter!r}: {reason}. A filter is a condition in SQL, such as "
+            "\"cluster_id = 3 AND label = 'sport'\""
+        ) from error
 
-        Raises :class:`InputError` for another fingerprint, dimension or id type than the version's.
-        """
-        raise NotImplementedError
 
-    def replace(
-        self, paths: Sequence[str], *, schema: pa.Schema, when: datetime, run: Run = map
-    ) -> int:
-        """Make the documents of these Parquet files all that the version has: first night, new encoder.
+def _literal(value: Any) -> str:
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(int(value))
 
-        Each file is written by one call under ``run`` (workers write, the driver commits).
-        ``first_seen`` and, until assignments are set, ``cluster_id`` of documents that the base
-        has are kept, and ``last_changed`` where the text is the same. Returns the documents.
-        """
-        raise NotImplementedError
 
-    def update_columns(self, table: pa.Table) -> int:
-        """Change kept columns of existing documents: ``id`` and the columns; no vector is written."""
-        raise NotImplementedError
-
-    def delete(self, ids: Iterable[pa.Array | pa.RecordBatch]) -> int:
-        """Delete documents by id (arrays of ids, or batches with a column ``id``); the number."""
-        raise NotImplementedError
-
-    def count(self, filter: str | None = None) -> int:
-        """How many documents it has by now."""
-        raise NotImplementedError
-
-    def fragments(self) -> list[FragmentRef]:
-        """Its parts as they are by now; stale after the next change."""
-        raise NotImplementedError
-
-    def set_assignments(self, assigned: Iterable[AssignedFragment]) -> None:
-        """Commit what :func:`assign_fragment` wrote for every one of :meth:`fragments`."""
-        raise NotImplementedError
-
-    def put(self, name: str, data: bytes) -> None:
-        """Add an artifact, such as ``scores.json`` or ``plots/a.png``."""
-        raise NotImplementedError
-
-    def put_table(self, name: str, table: pa.Table) -> None:
-        """Add an artifact as Parquet."""
-        raise NotImplementedError
-
-    def put_file(self, name: str, path: str) -> None:
-        """Add a file as an artifact."""
-        raise NotImplementedError
-
-    def keep(self, name: str) -> None:
-        """Take an artifact of the base as it is, without copying it."""
-        raise NotImplementedError
-
-    def folder(self) -> str:
-        """Address of its artifacts' folder, ``STORE/versions/N``."""
-        raise NotImplementedError
-
-    def update_index(self, *, recall_queries: int = 200, seed: int = 0) -> IndexReport:
-        """Bring the vector index up to date with what changed; measure its recall@10.
-
-        It is trained anew only when there is none, when the data has doubled since, or when the
-        recall is under 0.95. Call it after all documents and assignments are written.
-        """
-        raise NotImplementedError
-
-    def seal(
-        self,
-        *,
-        counts: Mapping[str, int],
-        scores: Mapping[str, Any],
-        reasons: Sequence[str] = (),
-        details: Mapping[str, Any] | None = None,
-    ) -> Version:
-        """Make it a version; readers who ask for its number see it, those of ``published`` not yet.
-
-        Args:
-            counts: goes into the record, as ``list`` shows it; ``documents`` is added.
-            scores: content of ``scores.json`` or part of it, likewise.
-            reasons: why it must not be published; empty where nothing speaks against it.
-            details: anything else for the record (JSON), such as the checks' figures.
-        """
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """Undo it: what it wrote is removed now instead of by the next night."""
-        raise NotImplementedError
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 class Store:
     """A folder, local or ``s3://``, of versions."""
 
-    uri: str
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.documents_address = join(uri, _DOCUMENTS)
 
     @classmethod
     def open(cls, uri: str) -> Store:
         """An existing store; :class:`InputError` where there is none."""
-        raise NotImplementedError
+        path = join(uri, _MARKER)
+        try:
+            content = json.loads(read_bytes(path))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{uri} is no store (it has no {_MARKER}); jobs/nightly_reindex.py makes one"
+            ) from error
+        if content.get("format") != _FORMAT:
+            raise InputError(
+                f"{uri} has format {content.get('format')!r}; this release reads {_FORMAT}"
+            )
+        return cls(uri)
 
     @classmethod
     def open_or_create(cls, uri: str) -> Store:
         """An existing store or a new, empty one; :class:`InputError` where other files lie."""
-        raise NotImplementedError
+        if exists(join(uri, _MARKER)):
+            return cls.open(uri)
+        files = list_files(uri)
+        if files:
+            raise InputError(
+                f"{uri} is not empty (it holds {files[0]!r}) and is no store: choose another --store"
+            )
+        created = {"format": _FORMAT, "created_at": _now()}
+        create_exclusively(join(uri, _MARKER), json.dumps(created, indent=2).encode())
+        return cls.open(uri)
+
+    write_documents = staticmethod(write_documents)
+
+    def create_documents(
+        self, schema: pa.Schema, written: Iterable[WrittenFile] = ()
+    ) -> Documents:
+        """Documents of a candidate that takes over none: empty, or what workers wrote."""
+        return Documents.create(self.documents_address, schema, written)
 
     def work_folder(self) -> str:
         """``STORE/_work``: a night's unfinished work, such as embeddings to be resumed."""
-        raise NotImplementedError
+        return join(self.uri, "_work")
 
     def take_lease(self, job: str, *, ttl_seconds: float = 120.0) -> Lease:
         """The right to write, as a context manager that renews it in the background.
@@ -306,26 +598,57 @@ class Store:
         Raises :class:`LeaseHeldError` (exit code 75) that names the holder. A lease whose holder
         died on this machine is taken over at once, one of another machine after ``ttl_seconds``.
         """
-        raise NotImplementedError
+        return take_lease(self.uri, job, ttl_seconds)
 
     def published(self) -> Version | None:
         """The version that the tag names; None before the first publication."""
-        raise NotImplementedError
+        try:
+            documents = Documents.open(self.documents_address, PUBLISHED)
+        except FileNotFoundError:
+            return None
+        return self._version(documents)
 
     def version(self, number: int | None = None) -> Version:
         """A sealed version, by default the published; :class:`InputError` where there is none."""
-        raise NotImplementedError
+        if number is None:
+            found = self.published()
+            if found is None:
+                raise InputError(f"{self.uri} has no published version yet")
+            return found
+        try:
+            record = read_record(self.uri, number)
+        except FileNotFoundError as error:
+            present = ", ".join(map(str, sealed_numbers(self.uri))) or "none"
+            raise InputError(
+                f"{self.uri} has no version {number}; its versions are {present}"
+            ) from error
+        return self._version(Documents.open(self.documents_address, record.lance_version))
+
+    def _version(self, documents: Documents) -> Version:
+        if documents.number is None:
+            raise StorageError(
+                f"{self.uri}: Lance version {documents.lance_version} belongs to no version; "
+                "`manage_store.py verify` says more"
+            )
+        return Version(self.uri, read_record(self.uri, documents.number), documents)
 
     def versions(self) -> list[Version]:
         """All sealed versions, published or not, by number."""
-        raise NotImplementedError
+        return [self.version(number) for number in sealed_numbers(self.uri)]
 
     def begin(self, lease: Lease, *, base: int | None = None) -> Candidate:
         """A candidate with the documents of version ``base``, by default the published (or none).
 
         Cleans up first: what a crashed night left is undone, sealed versions stay.
         """
-        raise NotImplementedError
+        self.clean(lease)
+        version = self.published() if base is None else self.version(base)
+        documents = None
+        if version is not None:
+            documents = Documents.open(self.documents_address, version.record.lance_version)
+            documents.restore()
+        numbers = [0, *list_version_files(self.uri), *(p.version for p in self.publications())]
+        return Candidate(self, lease, version, documents, max(numbers) + 1)
 
     def publish(self, number: int, lease: Lease, *, expected: int | None | str = "any") -> None:
         """Move the tag to version ``number``.
@@ -333,24 +656,100 @@ class Store:
         With ``expected`` (a number, or None for none) it refuses, as :class:`StaleWriterError`,
         when another version is published by now.
         """
-        raise NotImplementedError
+        version = self.version(number)
+        published = self.published()
+        current = None if published is None else published.number
+        if expected != "any" and expected != current:
+            raise StaleWriterError(
+                f"{self.uri}: version {current} is published, not {expected} as when version "
+                f"{number} was made; publish it by hand if that is what you want"
+            )
+        if current != number:
+            self._move_tag(version, lease, current, "publish")
 
     def rollback(self, lease: Lease) -> Version:
         """Move the tag back to the version published before; :class:`InputError` if none is left."""
-        raise NotImplementedError
+        current = self.version()
+        before = version_before(self.publications(), current.number, sealed_numbers(self.uri))
+        if before is None:
+            raise InputError(
+                f"{self.uri}: no version published before {current.number} is left; "
+                "`manage_store.py list` shows what there is"
+            )
+        version = self.version(before)
+        self._move_tag(version, lease, current.number, "rollback")
+        return version
 
-    def publications(self) -> list[dict[str, Any]]:
-        """What was published when: ``{"version", "previous", "action", "at", "holder"}``."""
-        raise NotImplementedError
+    def _move_tag(
+        self, version: Version, lease: Lease, previous: int | None, action: Any
+    ) -> None:
+        lease.check()
+        write_publication(self.uri, lease, version.number, previous, action)
+        version.documents.tag(PUBLISHED, version.record.lance_version)
+
+    def publications(self) -> list[Publication]:
+        """What was published when, in order."""
+        return read_publications(self.uri)
+
+    def tags(self) -> dict[str, int]:
+        """Names that people gave to versions; prune leaves these versions."""
+        found = self._lance_tags()
+        numbers = {
+            lance_version: int(name.removeprefix(_VERSION_TAG))
+            for name, lance_version in found.items()
+            if name.startswith(_VERSION_TAG)
+        }
+        return {
+            name: numbers[lance_version]
+            for name, lance_version in sorted(found.items())
+            if lance_version in numbers and not name.startswith(_VERSION_TAG)
+        }
+
+    def _lance_tags(self) -> dict[str, int]:
+        try:
+            return Documents.open(self.documents_address).tags()
+        except FileNotFoundError:
+            return {}
 
     def prune(self, lease: Lease, keep: int) -> list[int]:
-        """Remove all versions but the newest ``keep``, the published and tagged ones; the removed."""
-        raise NotImplementedError
+        """Remove all versions but the newest ``keep``, the published and tagged; the removed."""
+        if keep < 1:
+            raise InputError(f"keep is {keep}; at least one version must stay")
+        lease.check()
+        numbers = sealed_numbers(self.uri)
+        kept = {*numbers[-keep:], *self.tags().values()}
+        removed = [number for number in numbers if number not in kept]
+        for number in removed:
+            # The record goes first: from then on the version is not there, whole or in part.
+            remove_files([join(self.uri, "versions", str(number), "version.json")])
+        self.clean(lease)
+        return removed
 
     def clean(self, lease: Lease) -> None:
         """Remove what belongs to no sealed version: leftovers of crashed nights."""
-        raise NotImplementedError
+        lease.check()
+        sealed = {number: read_record(self.uri, number) for number in sealed_numbers(self.uri)}
+        used = {a.path for record in sealed.values() for a in record.artifacts.values()}
+        for number, files in list_version_files(self.uri).items():
+            stray = [path for path in files if path not in used]
+            if number not in sealed and len(stray) == len(files):
+                remove_folder(join(self.uri, "versions", str(number)))
+            elif number not in sealed:
+                remove_files([join(self.uri, path) for path in stray])
+        try:
+            newest = Documents.open(self.documents_address)
+        except FileNotFoundError:
+            return
+        for name in newest.tags():
+            number_text = name.removeprefix(_VERSION_TAG)
+            if name.startswith(_VERSION_TAG) and int(number_text) not in sealed:
+                newest.untag(name)
+        published = self.published()
+        if published is not None and newest.lance_version != published.record.lance_version:
+            newest = Documents.open(self.documents_address, published.record.lance_version)
+            newest.restore()
+        newest.clean()
 
-    def verify(self) -> list[str]:
-        """Check every invariant of every version; the problems found, none if it is sound."""
-        raise NotImplementedError
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

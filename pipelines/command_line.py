@@ -27,6 +27,8 @@ from pipelines.errors import InputError
 from pipelines.run_record import RunRecord, read_run, require_complete
 from pipelines.storage import read_bytes
 
+REFUSED = 3
+
 Config = TypeVar("Config")
 
 log = logging.getLogger(__name__)
@@ -34,11 +36,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class JobResult:
-    """What a job hands back: figures for ``run.json`` and a short table for people."""
+    """What a job hands back: figures for ``run.json`` and a short table for people.
+
+    ``refusals`` say why what was made is not to be used: they go to stderr, and the job's exit code
+    is then :data:`REFUSED`.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, str] = field(default_factory=dict)
+    refusals: Sequence[str] = ()
 
 
 def run_job(
@@ -92,6 +99,27 @@ def run_job(
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
         sys.exit(report_error(error))
     sys.exit(0)
+
+
+def run_unrecorded_job(
+    job: str, config_class: type[Config], function: Callable[[Config], JobResult]
+) -> NoReturn:
+    """Like :func:`run_job` for a job that has no output folder but keeps its own records.
+
+    Exits with :data:`REFUSED` where the result has refusals.
+    """
+    configure_logging()
+    try:
+        config = parse(config_class, sys.argv[1:])
+        print_config(job, asdict(config))  # type: ignore[call-overload]
+        connect_ray()
+        result = function(config)
+        print_summary(job, result.summary)
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
+        sys.exit(report_error(error))
+    for refusal in result.refusals:
+        print(f"refused: {' '.join(refusal.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(REFUSED if result.refusals else 0)
 
 
 def report_error(error: BaseException) -> int:

@@ -35,7 +35,8 @@ from pipelines.storing.vector_index import IndexReport, update_index
 from pipelines.storing.version import Version
 
 if TYPE_CHECKING:
-    from pipelines.store import AssignedFragment, Documents, FragmentRef, Store
+    from pipelines.store import AssignedFragment, Documents, FragmentRef
+    from pipelines.storing.catalog import Catalog
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Maps a picklable function over items; ``map`` here, Ray tasks in a night."""
@@ -52,7 +53,7 @@ class Candidate:
 
     def __init__(
         self,
-        store: Store,
+        store: Catalog,
         lease: Lease,
         base: Version | None,
         documents: Documents | None,
@@ -172,8 +173,8 @@ class Candidate:
         expected = {ref.fragment: ref.rows for ref in documents.fragments()}
         if {part.fragment: part.rows for part in parts} != expected:
             raise ValueError(
-                f"{len(parts)} fragments with {sum(p.rows for p in parts)} rows are assigned, there "
-                f"are {len(expected)} with {sum(expected.values())}"
+                f"{len(parts)} fragments with {sum(p.rows for p in parts)} rows are assigned, "
+                f"there are {len(expected)} with {sum(expected.values())}"
             )
         if parts:
             documents.set_assignments(parts)
@@ -198,7 +199,7 @@ class Candidate:
         self.put(name, Path(path).read_bytes())
 
     def keep(self, name: str) -> None:
-        """Take an artifact of the base as it is, without copying it; ``KeyError`` if it has none."""
+        """Take an artifact of the base without copying it; ``KeyError`` if it has none."""
         if self.base is None:
             raise KeyError(name)
         self._artifacts[name] = self.base.record.artifacts[name]

@@ -124,10 +124,7 @@ class RowMaker:
         now = pa.array([self.when] * count, TIME)
         hashes = batch.column("text_sha256").cast(pa.string())
         same = pc.fill_null(pc.equal(own["text_sha256"], hashes), False)
-        if self.keep_unchanged:
-            changed = pc.if_else(same, own["last_changed"], now)
-        else:
-            changed = now
+        changed = pc.if_else(same, own["last_changed"], now) if self.keep_unchanged else now
         found = {
             "cluster_id": own["cluster_id"],
             "distance": own["distance"],

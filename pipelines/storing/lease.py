@@ -170,7 +170,9 @@ def take_lease(store: str, job: str, ttl_seconds: float) -> Lease:
             )
         number = 1 if newest is None else newest.number + 1
         process = asdict(ProcessIdentity.of(os.getpid()))
-        state = LeaseState(number, job, **process, taken_at=now, renewed_at=now, ttl_seconds=ttl_seconds)
+        state = LeaseState(
+            number, job, **process, taken_at=now, renewed_at=now, ttl_seconds=ttl_seconds
+        )
         # Another may have created, ended and superseded this number meanwhile: look once more.
         if create_exclusively(_path(store, number), _content(state)):
             after = newest_lease(store)

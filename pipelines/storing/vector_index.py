@@ -82,10 +82,11 @@ def update_index(
         return IndexReport("exact", rows, rows, 0, 0, 1.0, 0, False, time.monotonic() - started)
     sample = _draw(documents, recall_queries, np.random.default_rng(seed))
     report = None
-    if earlier is not None and earlier["kind"] != "exact" and documents.index_rows() is not None:
-        if rows <= _GROWTH * earlier["trained_rows"]:
+    if earlier is not None and documents.index_rows() is not None:
+        last = IndexReport(**earlier)
+        if last.kind != "exact" and rows <= _GROWTH * last.trained_rows:
             documents.extend_index()
-            report = _tune(documents, sample, IndexReport(**{**earlier, "rows": rows}))
+            report = _tune(documents, sample, replace(last, rows=rows))
     trained = report is None or report.recall_at_10 < LEAST_RECALL
     if trained:
         partitions = max(1, round(rows**0.5))

@@ -96,7 +96,8 @@ class Version:
         dimension = self.schema.field(EMBEDDING).type.list_size
         if vector.shape != (dimension,):
             raise InputError(
-                f"the query's vector has shape {vector.shape}, the version's have {dimension} numbers"
+                f"the query's vector has shape {vector.shape}; the version's vectors have "
+                f"{dimension} numbers"
             )
         names = [n for n in self.schema.names if n != EMBEDDING] if columns is None else columns
         index = self.record.index

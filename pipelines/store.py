@@ -54,6 +54,7 @@ from pipelines.storing.columns import (
 from pipelines.storing.exclusive import s3_settings
 from pipelines.storing.lease import Lease, LeaseHeldError, LeaseLostError, StaleWriterError
 from pipelines.storing.vector_index import IndexReport
+from pipelines.storing.verification import verify_store
 from pipelines.storing.version import Version
 
 __all__ = [
@@ -523,3 +524,7 @@ class Store(Catalog):
 
     documents_type = Documents
     write_documents = staticmethod(write_documents)
+
+    def verify(self) -> list[str]:
+        """Check every invariant of every version; the problems found, none if it is sound."""
+        return verify_store(self)

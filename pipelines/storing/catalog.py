@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -47,6 +48,7 @@ VERSION_TAG = "version-"
 MARKER = "store.json"
 FORMAT = 1
 _DOCUMENTS = "documents.lance"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Catalog:
@@ -199,7 +201,7 @@ class Catalog:
 
     def tags(self) -> dict[str, int]:
         """Names that people gave to versions; prune leaves these versions."""
-        found = self._lance_tags()
+        found = self.lance_tags()
         numbers = {
             lance_version: int(name.removeprefix(VERSION_TAG))
             for name, lance_version in found.items()
@@ -211,11 +213,36 @@ class Catalog:
             if lance_version in numbers and not name.startswith(VERSION_TAG)
         }
 
-    def _lance_tags(self) -> dict[str, int]:
+    def lance_tags(self) -> dict[str, int]:
+        """All tags of the documents, and the Lance versions that they name."""
         try:
             return self.documents_type.open(self.documents_address).tags()
         except FileNotFoundError:
             return {}
+
+    def tag(self, number: int, name: str, lease: Lease) -> None:
+        """Give a version a name, which keeps it from being pruned.
+
+        Raises :class:`InputError` for a name that the store itself uses or Lance does not take.
+        """
+        version = self.version(number)
+        if name == PUBLISHED or name.startswith(VERSION_TAG) or not _NAME.fullmatch(name):
+            raise InputError(
+                f"a version cannot be named {name!r}: a name has letters, digits, dots, dashes and "
+                f"underscores, and is neither {PUBLISHED!r} nor {VERSION_TAG}N"
+            )
+        lease.check()
+        version.documents.tag(name, version.record.lance_version)
+
+    def untag(self, name: str, lease: Lease) -> None:
+        """Take a name away; :class:`InputError` where no version has it."""
+        names = [found for found in self.tags() if found != PUBLISHED]
+        if name not in names:
+            raise InputError(
+                f"no version is named {name!r}; names are {', '.join(names) or 'none'}"
+            )
+        lease.check()
+        self.documents_type.open(self.documents_address).untag(name)
 
     def prune(self, lease: Lease, keep: int) -> list[int]:
         """Remove all versions but the newest ``keep``, the published and tagged; the removed."""

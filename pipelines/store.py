@@ -81,6 +81,9 @@ _LOOKUP_IDS = 4096
 _ROWS_A_FILE = 1 << 20
 """One fragment a file: more would only cost requests."""
 _LOST_RACE = ("concurrent", "conflict", "preempted")
+_MOST_INDEX_PARTS = 8
+_PARTITION_ROWS = 2048
+"""Lance joins partitions that are much smaller than what it was told when it joins index parts."""
 _MOST_SMALL_FRAGMENTS = 8
 _MOST_DELETED_SHARE = 0.2
 
@@ -399,20 +402,29 @@ class Documents:
         elif self.count():
             self._dataset.create_scalar_index("id", "BTREE", name=_ID_INDEX)
 
-    def train_index(self, partitions: int) -> None:
-        """A new vector index."""
+    def train_index(self) -> int:
+        """A new vector index; the number of its partitions."""
         self._dataset.create_index(
             EMBEDDING,
             "IVF_SQ",
             name=_VECTOR_INDEX,
             metric="cosine",
-            num_partitions=partitions,
+            target_partition_size=_PARTITION_ROWS,
             replace=True,
         )
+        return int(self._dataset.stats.index_stats(_VECTOR_INDEX)["indices"][0]["num_partitions"])
 
     def extend_index(self) -> None:
-        """Bring the vector index up to date with what changed, without training it."""
-        self._dataset.optimize.optimize_indices(index_names=[_VECTOR_INDEX])
+        """Bring the vector index up to date with what changed, without training it.
+
+        What is new becomes a part of its own, as rewriting the index would cost its whole size;
+        every search looks into all parts, so many are joined to one.
+        """
+        parts = self._dataset.stats.index_stats(_VECTOR_INDEX)["num_indices"]
+        merged = parts if parts >= _MOST_INDEX_PARTS else 0
+        self._dataset.optimize.optimize_indices(
+            index_names=[_VECTOR_INDEX], num_indices_to_merge=merged
+        )
 
     def drop_index(self) -> None:
         """Remove the vector index, if there is one."""

@@ -89,8 +89,7 @@ def update_index(
             report = _tune(documents, sample, replace(last, rows=rows))
     trained = report is None or report.recall_at_10 < LEAST_RECALL
     if trained:
-        partitions = max(1, round(rows**0.5))
-        documents.train_index(partitions)
+        partitions = documents.train_index()
         start = IndexReport("IVF_SQ", rows, rows, partitions, FIRST_PROBES, 0.0, 0, True, 0.0)
         report = _tune(documents, sample, start)
     assert report is not None

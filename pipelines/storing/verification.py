@@ -6,13 +6,13 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.errors import InputError
 from pipelines.storage import exists, join, read_bytes
 from pipelines.storing.catalog import PUBLISHED, VERSION_TAG, Catalog
@@ -20,6 +20,9 @@ from pipelines.storing.columns import EMBEDDING, OWN_COLUMNS, fingerprint_of, ma
 from pipelines.storing.records import sealed_numbers
 from pipelines.storing.vector_index import LEAST_RECALL
 from pipelines.storing.version import Version
+
+if TYPE_CHECKING:
+    from pipelines.encoding.encoder_description import EncoderDescription
 
 _UNIT_TOLERANCE = {"float": 1e-3, "halffloat": 5e-3}
 
@@ -39,8 +42,21 @@ def verify_store(store: Catalog) -> list[str]:
 
 def verify_version(version: Version) -> list[str]:
     """The problems of one version."""
-    checks = (_check_record, _check_artifacts, _check_index, _check_documents, _check_clusters)
-    return [problem for check in checks for problem in check(version)]
+    checks = (
+        _check_record,
+        _check_artifacts,
+        _check_encoder,
+        _check_index,
+        _check_documents,
+        _check_clusters,
+    )
+    problems: list[str] = []
+    for check in checks:
+        try:
+            problems += check(version)
+        except (OSError, ValueError) as error:
+            problems.append(f"it cannot be read: {str(error).splitlines()[0][:300]}")
+    return problems
 
 
 def _check_tags(store: Catalog) -> Iterator[str]:
@@ -89,10 +105,27 @@ def _check_artifacts(version: Version) -> Iterator[str]:
             continue
         if len(data) != artifact.bytes or hashlib.sha256(data).hexdigest() != artifact.sha256:
             yield f"artifact {name} was changed ({artifact.path})"
-        elif (
-            name == "encoder.json" and json.loads(data)["fingerprint"] != version.record.fingerprint
-        ):
-            yield "encoder.json is of another encoder than its documents"
+
+
+def _check_encoder(version: Version) -> Iterator[str]:
+    """The encoder that comes with the version is the one of its vectors."""
+    try:
+        found = _encoder_of(version)
+    except (InputError, ValueError, KeyError) as error:
+        yield f"encoder.json cannot be read: {str(error).splitlines()[0]}"
+        return
+    if found is not None and found.fingerprint != version.record.fingerprint:
+        yield "encoder.json is of another encoder than its vectors"
+
+
+def _encoder_of(version: Version) -> EncoderDescription | None:
+    """The version's encoder; None where the file is missing, which another check tells."""
+    from pipelines.encoding.encoder_description import EncoderDescription  # slow: it loads torch
+
+    name = "encoder.json"
+    if name not in version.record.artifacts or not exists(version.path(name)):
+        return None
+    return EncoderDescription.from_json(json.loads(version.read(name)))
 
 
 def _check_index(version: Version) -> Iterator[str]:
@@ -158,9 +191,11 @@ def _wrong_hashes(batch: pa.RecordBatch) -> int:
 
 
 def _is_normalized(version: Version) -> bool:
-    if "encoder.json" not in version.record.artifacts or not exists(version.path("encoder.json")):
-        return False
-    return EncoderDescription.from_json(json.loads(version.read("encoder.json"))).normalize
+    try:
+        encoder = _encoder_of(version)
+    except (InputError, ValueError, KeyError):
+        return False  # told by _check_encoder
+    return encoder is not None and encoder.normalize
 
 
 def _check_clusters(version: Version) -> Iterator[str]:

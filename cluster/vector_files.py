@@ -121,12 +121,8 @@ def _describe_lance(path: str, columns: Columns) -> FileSummary:
 
 
 def _open_lance(path: str) -> Any:
-    try:
-        import lance
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a Lance dataset, but Lance is not installed: pip install 'shoal[store]'"
-        ) from error
+    import lance  # slow, and few inputs are of this kind
+
     return lance.dataset(path)
 
 

@@ -33,6 +33,7 @@ from pipelines.storing.publications import (
 )
 from pipelines.storing.records import (
     FILE_NAME,
+    VERSIONS_FOLDER,
     list_version_files,
     read_record,
     sealed_numbers,
@@ -263,12 +264,12 @@ class Catalog:
         lease.check()
         sealed = {number: read_record(self.uri, number) for number in sealed_numbers(self.uri)}
         used = {a.path for record in sealed.values() for a in record.artifacts.values()}
+        used |= {f"{VERSIONS_FOLDER}/{number}/{FILE_NAME}" for number in sealed}
         for number, files in list_version_files(self.uri).items():
-            stray = [path for path in files if path not in used]
-            if number not in sealed and len(stray) == len(files):
+            if used.isdisjoint(files):
                 remove_folder(version_folder(self.uri, number))
-            elif number not in sealed:
-                remove_files([join(self.uri, path) for path in stray])
+            else:
+                remove_files([join(self.uri, path) for path in files if path not in used])
         try:
             newest = self.documents_type.open(self.documents_address)
         except FileNotFoundError:

@@ -70,7 +70,7 @@ def _s3_filesystem(address: str) -> tuple[object, str]:
         import s3fs
     except ImportError as error:
         raise InputError(
-            f"{address}: a store on S3 needs s3fs: pip install 'shoal[store,s3]'"
+            f"{address}: a store on S3 needs s3fs: pip install 'shoal[s3]'"
         ) from error
     settings = s3_settings(address)
     client = {"region_name": settings["region"]} if "region" in settings else {}

@@ -269,13 +269,20 @@ def print_summary(job: str, summary: Mapping[str, str]) -> None:
     Console().print(table)
 
 
-def _plain_message(boxed: str) -> str:
-    """tyro's boxed message as one line: its own words, without frame and advice."""
-    words = []
-    for line in boxed.splitlines():
-        text = line.strip(" │╭╮╰╯─")
-        if line.startswith("│ ──"):
+def _plain_message(framed: str) -> str:
+    """tyro's message as one line: its own words, without frame and advice.
+
+    The frame is a box, or lines of dashes where the output cannot show one.
+    """
+    words: list[str] = []
+    inside = False
+    for line in framed.splitlines():
+        text = line.strip(" │")
+        is_frame = line.startswith("╭") or (text != "" and not text.strip("-─╰╯"))
+        if is_frame and inside:
             break
-        if line.startswith("│") and text:
+        if is_frame:
+            inside = True
+        elif inside and text:
             words.append(text)
     return " ".join(words) or "bad options"

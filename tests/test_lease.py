@@ -44,7 +44,7 @@ def path_of(folder, number):
 def test_a_second_taker_is_told_who_holds_it(folder):
     with (
         take_lease(folder, "nightly_reindex", 60) as lease,
-        pytest.raises(LeaseHeldError, match=r"being written by 'nightly_reindex' on .* process"),
+        pytest.raises(LeaseHeldError, match=r"being written by 'nightly_reindex' on .* .process"),
     ):
         take_lease(folder, "other", 60)
     assert LeaseHeldError.exit_code == 75

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.storage import atomic_output, join, list_files, write_bytes
+from pipelines.storage import atomic_output, join, list_files, make_folder, write_bytes
 from pipelines.storing.columns import EMBEDDING, matrix
 from pipelines.storing.vector_index import unit
 from pipelines.storing.version import Version
@@ -61,6 +61,7 @@ def export(version: Version, output: str, kind: Format) -> Exported:
 
 def _export_parquet(version: Version, output: str) -> Exported:
     """``documents/part-NNNNN.parquet`` with every column, about 128 MiB each."""
+    make_folder(join(output, "documents"))
     files: list[str] = []
     pending: list[pa.RecordBatch] = []
     rows = 0
@@ -87,6 +88,7 @@ def _export_faiss(version: Version, output: str) -> Exported:
 
     Row n of ``ids.parquet`` (columns ``position``, ``id``) is vector n of the index.
     """
+    make_folder(output)
     index = faiss.IndexFlatIP(version.schema.field(EMBEDDING).type.list_size)
     ids = []
     for batch in version.batches(["id", EMBEDDING]):

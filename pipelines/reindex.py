@@ -140,7 +140,12 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
     steps.begin(5)
     old = None if base is None else read_old_clusters(base, same_encoder=same_encoder)
     clusters = cluster_candidate(
-        config, candidate, old, when=night.when, next_id=next_cluster_id(night.store)
+        config,
+        candidate,
+        old,
+        changed=changed_share(night, changes),
+        when=night.when,
+        next_id=next_cluster_id(night.store),
     )
     steps.begin(6)
     write_assignments(candidate, clusters)
@@ -171,6 +176,15 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
     )
     summary = summarize(night, version, clusters, drift, checks)
     return JobResult(summary=summary, refusals=refusals)
+
+
+def changed_share(night: Night, changes: Changes) -> float:
+    """Share of the documents that are not as they were; 1 where all are clustered anew."""
+    base = night.before.base
+    if base is None or not same_clustering(night.config, base):
+        return 1.0
+    touched = sum(changes.counts[kind] for kind in ("new", "changed", "deleted"))
+    return min(1.0, touched / max(1, base.count()))
 
 
 def check_apart(config: NightConfig, store: Store) -> None:

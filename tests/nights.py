@@ -34,7 +34,7 @@ def config_for(corpus: str, store: str, model: Path | str, **settings) -> NightC
     given = {
         "num_clusters": "5",
         "dtype": "float32",
-        "map_documents": 50,
+        "map_documents": 10,
         "num_actors": "1",
         "max_deleted": 0.5,
         **settings,

@@ -49,6 +49,7 @@ from pipelines.store import Candidate, FragmentRef, Version, assign_fragment, re
 SHARD_ROWS = 200_000
 CENTROIDS = "centroids.parquet"
 CLUSTERS = "clusters.parquet"
+MOST_WARM_ITERATIONS = 25
 _MERGED_AT_A_TIME = 8
 
 
@@ -71,6 +72,7 @@ def cluster_candidate(
     candidate: Candidate,
     old: OldClusters | None,
     *,
+    changed: float,
     when: datetime,
     next_id: int,
 ) -> NightClusters:
@@ -80,10 +82,12 @@ def cluster_candidate(
         config: the night's options.
         candidate: its documents are as they are to be published.
         old: the clusters of the version before.
+        changed: share of the documents that are not as they were; 1 where other settings than
+            those of the version before ask for another clustering.
         when: documents that changed last before are those that this night left untouched.
         next_id: the first cluster id that was never given.
     """
-    settings = cluster_config(config, old)
+    settings = cluster_config(config, old, changed)
     source = open_candidate(candidate, config)
     scan = scan_corpus(source, settings)
     choice = choose_levels(scan, settings)
@@ -116,11 +120,16 @@ def write_assignments(candidate: Candidate, clusters: NightClusters) -> None:
     candidate.set_assignments(map_on_ray(work, candidate.fragments()))
 
 
-def cluster_config(config: NightConfig, old: OldClusters | None) -> ClusterConfig:
+def cluster_config(config: NightConfig, old: OldClusters | None, changed: float) -> ClusterConfig:
     """The settings of the clustering package; ``auto`` keeps the number of clusters there are."""
     number = config.num_clusters
-    if number == "auto" and config.warm and old is not None:
-        number = str(len(old.ids))
+    there = len(old.ids) if config.warm and old is not None else 0
+    if number == "auto" and there:
+        number = str(there)
+    iterations = config.max_iterations
+    if old is not None and old.centroids is not None and number == str(there) and changed < 1:
+        needed = min(MOST_WARM_ITERATIONS, max(1, round(100 * changed)))
+        iterations = config.warm_iterations or needed
     return ClusterConfig(
         embeddings=config.store,
         output="",
@@ -128,7 +137,7 @@ def cluster_config(config: NightConfig, old: OldClusters | None) -> ClusterConfi
         label_column=config.label_column,
         metric=config.metric,
         fit=config.fit,
-        max_iterations=config.max_iterations,
+        max_iterations=iterations,
         sample_documents=config.sample_documents,
         map_documents=config.map_documents,
         seed=config.seed,
@@ -177,7 +186,7 @@ def count_documents(
     shared = np.zeros((len(old_ids), plan.k), dtype=np.int64)
     for tables in run_on_shards(count, source.shards, **pool_of(settings)):
         censuses.append(census_from_tables(tables, plan))
-        pairs = tables["shared"]
+        pairs = tables["untouched"]
         places = pairs["old"].to_numpy(), pairs["new"].to_numpy()
         np.add.at(shared, places, pairs["documents"].to_numpy())
     return merge_censuses(censuses), shared
@@ -229,7 +238,7 @@ class _Counted:
     shared: pa.Table
 
     def to_tables(self) -> dict[str, pa.Table]:
-        return {**self.census.to_tables(), "shared": self.shared}
+        return {**self.census.to_tables(), "untouched": self.shared}
 
 
 def _count_shard(

@@ -24,6 +24,7 @@ CLUSTERING = (
     "fit",
     "max_iterations",
     "warm",
+    "warm_iterations",
     "label_column",
     "sample_documents",
     "seed",
@@ -88,8 +89,11 @@ class NightConfig:
     """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
     warm: bool = True
     """Go on from the centroids of the version before; without, cluster from scratch."""
-    max_iterations: int = 25
-    """Iterations of k-means at most."""
+    max_iterations: int = 100
+    """Iterations of k-means at most, where it starts from scratch or with more clusters."""
+    warm_iterations: int = 0
+    """Iterations that go on from the version before, where few keep ids stable; 0: one for each
+    percent of the documents that changed, 1 to 25."""
     label_column: str | None = None
     """Column of known labels to score against; carried along."""
     sample_documents: int = 20_000
@@ -118,6 +122,8 @@ class NightConfig:
         for name in _FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if self.max_iterations < 1 or self.warm_iterations < 0:
+            raise InputError("max_iterations must be at least 1, warm_iterations not negative")
         if self.max_score_drop < 0:
             raise InputError(f"max_score_drop is {self.max_score_drop}; it must not be negative")
         if self.num_clusters != "auto" and not self.num_clusters.isdecimal():

@@ -141,7 +141,7 @@ def against_faiss(version: Version, night: np.ndarray) -> list[dict[str, Any]]:
     queries = draw_vectors(QUERIES, 10_000)
     _, exact = faiss.knn(queries, vectors, NEIGHBOURS, metric=faiss.METRIC_INNER_PRODUCT)
     rows = []
-    for kind in ("IVF316,SQ8", "IVF316,SQfp16", "IVF316,Flat"):
+    for kind in ("IVF316,SQ8", "IVF316,Flat"):
         started = time.perf_counter()
         index = faiss.index_factory(DIMENSION, kind, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors[:: max(1, len(vectors) // 40_000)])
@@ -155,7 +155,7 @@ def against_faiss(version: Version, night: np.ndarray) -> list[dict[str, Any]]:
             seconds.append(time.perf_counter() - started)
             found += len(set(truth) & set(hits[0]))
         started = time.perf_counter()
-        index.remove_ids(np.arange(len(night), dtype=np.int64))
+        index.remove_ids(faiss.IDSelectorRange(0, len(night)))
         index.add_with_ids(night, np.arange(len(vectors), len(vectors) + len(night)))
         with tempfile.NamedTemporaryFile() as file:
             faiss.write_index(index, file.name)
@@ -257,7 +257,7 @@ def main() -> None:
     print_table("search", [{k: json.dumps(v) for k, v in row.items()} for row in (first, last)])
     print_table("the store's index", [own])
     print_table("FAISS", faiss_rows)
-    print_table("nights of 1%", [nights])
+    print_table("nights of 1%", [{"figure": k, "value": v} for k, v in nights.items()])
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from pipelines.errors import InputError
@@ -65,7 +66,7 @@ def s3_settings(address: str) -> dict[str, str]:
     return found
 
 
-def _s3_filesystem(address: str) -> tuple[object, str]:
+def _s3_filesystem(address: str) -> tuple[Any, str]:
     try:
         import s3fs
     except ImportError as error:

@@ -444,14 +444,19 @@ class Documents:
         fragments = self._dataset.get_fragments()
         rows = [f.count_rows() for f in fragments]
         small = min(_ROWS_A_FILE, max(1, sum(rows) // _MOST_SMALL_FRAGMENTS))
-        deleted = [f.num_deletions / max(1, f.physical_rows) for f in fragments]
         too_many = sum(count < small for count in rows) > _MOST_SMALL_FRAGMENTS
-        if not too_many and max(deleted, default=0.0) <= _MOST_DELETED_SHARE:
+        if not too_many and self.deleted_share() <= _MOST_DELETED_SHARE:
             return False
         self._dataset.optimize.compact_files(
             target_rows_per_fragment=small, materialize_deletions_threshold=_MOST_DELETED_SHARE
         )
         return True
+
+    def deleted_share(self) -> float:
+        """Largest share of a file's rows that are deleted and still there."""
+        fragments = self._dataset.get_fragments()
+        shares = [f.num_deletions / max(1, f.physical_rows) for f in fragments]
+        return max(shares, default=0.0)
 
     def stamp(self, number: int) -> None:
         """Write the version's number into it: the last change of a candidate."""

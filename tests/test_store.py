@@ -508,6 +508,20 @@ def test_verify_finds_a_version_that_cleaning_would_remove(published):
     assert "version 1 has no tag: cleaning would remove its documents" in published.verify()
 
 
+def test_files_stay_few_and_deleted_rows_are_dropped_in_time(published):
+    for night in range(1, 25):
+        word = f"night{night}"
+        version = publish_night(published, numbered([night % 40], word), night=night)
+        fragments = version.fragments()
+        assert len(fragments) <= 12
+        assert version.documents.deleted_share() <= 0.5
+        assert texts_of(version) == {
+            **TEXTS,
+            **{f"d{n % 40}": f"night{n} text {n % 40}" for n in range(1, night + 1)},
+        }
+    assert version.take(["d39"], ["first_seen"]).to_pylist() == [{"first_seen": when(0)}]
+
+
 IDS = st.integers(0, 30)
 NIGHT = st.tuples(
     st.dictionaries(IDS, st.integers(0, 5), max_size=8),
@@ -517,8 +531,8 @@ NIGHT = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(NIGHT, min_size=3, max_size=8))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(NIGHT, min_size=3, max_size=10))
 def test_a_store_is_a_dictionary_with_history(nights):
     folder = Path(tempfile.mkdtemp())
     try:

@@ -4,15 +4,15 @@ import pytest
 from tiny_stores import (
     DIMENSION,
     SCHEMA,
-    assign_fragment,
     change,
-    nearest,
     publish_first,
     publish_night,
+    table_of,
     vector_of,
+    when,
 )
 
-from pipelines.store import Store
+from pipelines.store import Documents, Store
 from pipelines.storing import vector_index
 from pipelines.storing.vector_index import unit
 
@@ -52,7 +52,7 @@ def test_the_measured_recall_is_that_of_the_probes(store):
         exact = documents.nearest(vector, 11, ["id"])
         cosines = [1 - d for i, d in zip(*exact.to_pydict().values(), strict=True) if i != own]
         assert cosines[9] == pytest.approx(least, abs=1e-5)
-    assert vector_index._recall(documents, sample, 10**6) >= 0.97
+    assert vector_index._recall(documents, sample, 10**6, 4) >= 0.97
 
 
 def test_a_night_extends_the_index_and_finds_what_is_new(store):
@@ -83,19 +83,20 @@ def test_parts_of_an_index_are_joined_before_they_are_many(store):
 
 
 def test_an_index_that_has_become_bad_is_trained_anew(store, monkeypatch):
-    measured = iter([0.5])
-    real = vector_index._recall
+    trainings = []
+    recall, train = vector_index._recall, Documents.train_index
 
-    def first_bad(documents, sample, probes):
-        return next(measured, None) or real(documents, sample, probes)
+    def training(documents):
+        trainings.append(1)
+        return train(documents)
 
-    monkeypatch.setattr(vector_index, "_recall", first_bad)
-    monkeypatch.setattr(vector_index, "FIRST_PROBES", 10**6)
+    monkeypatch.setattr(vector_index, "_recall", lambda *a: recall(*a) if trainings else 0.5)
+    monkeypatch.setattr(Documents, "train_index", training)
     with store.take_lease("test") as lease:
         candidate = store.begin(lease)
-        candidate.set_assignments([assign_fragment(r, nearest) for r in candidate.fragments()])
         report = candidate.update_index()
         candidate.abandon()
+    assert trainings == [1]
     assert report.trained
     assert report.recall_at_10 >= 0.95
 
@@ -107,6 +108,36 @@ def test_an_index_is_trained_anew_when_documents_have_doubled(store, monkeypatch
         report = candidate.update_index()
         candidate.abandon()
     assert report.trained
+
+
+def test_where_more_partitions_do_not_help_more_hits_are_compared(store, monkeypatch):
+    tried = []
+
+    def recall(_documents, _sample, probes, refine):
+        tried.append((probes, refine))
+        return 0.9 if refine < 16 else 0.97
+
+    monkeypatch.setattr(vector_index, "_recall", recall)
+    monkeypatch.setattr(vector_index, "FIRST_PROBES", 1)
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        report = candidate.update_index()
+        candidate.abandon()
+    assert tried == [(1, 4), (2, 4), (2, 16)]
+    assert (report.probes, report.refine, report.recall_at_10) == (2, 16, 0.97)
+
+
+def test_vectors_of_zeros_have_no_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_index, "EXACT_BELOW", 512)
+    table = table_of({f"d{i}": f"text {i}" for i in range(600)}).drop_columns("embedding")
+    zeros = pa.array(np.zeros(600 * DIMENSION, np.float32))
+    vectors = pa.FixedSizeListArray.from_arrays(zeros, DIMENSION)
+    store = Store.open_or_create(str(tmp_path / "store"))
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        batches = table.append_column("embedding", vectors).to_batches()
+        candidate.upsert(batches, schema=SCHEMA, when=when(0))
+        assert candidate.update_index().kind == "exact"
 
 
 def test_equal_vectors_do_not_lower_the_recall(tmp_path, monkeypatch):

@@ -70,9 +70,7 @@ def _s3_filesystem(address: str) -> tuple[Any, str]:
     try:
         import s3fs
     except ImportError as error:
-        raise InputError(
-            f"{address}: a store on S3 needs s3fs: pip install 'shoal[s3]'"
-        ) from error
+        raise InputError(f"{address}: a store on S3 needs s3fs: pip install 'shoal[s3]'") from error
     settings = s3_settings(address)
     client = {"region_name": settings["region"]} if "region" in settings else {}
     filesystem = s3fs.S3FileSystem(

@@ -25,8 +25,8 @@ AIMED_RECALL = 0.98
 """What is aimed at, so that a version passes :data:`LEAST_RECALL` on other queries too."""
 NEIGHBOURS = 10
 FIRST_PROBES = 8
-REFINE = 4
-"""The index finds this many times the wanted documents; their full vectors decide the order."""
+FIRST_REFINE = 4
+MOST_REFINE = 64
 _GROWTH = 2.0
 _SAME_COSINE = 1e-5
 
@@ -43,6 +43,8 @@ class IndexReport:
     partitions: int
     probes: int
     """Partitions that a search looks into."""
+    refine: int
+    """It finds this many times the wanted documents; their full vectors decide the order."""
     recall_at_10: float
     """Share of the ten nearest others that it finds, of a sample of the documents' own vectors."""
     recall_queries: int
@@ -77,10 +79,13 @@ def update_index(
     """
     started = time.monotonic()
     rows = documents.count()
-    if rows < EXACT_BELOW:
+    sample = None
+    if rows >= EXACT_BELOW:
+        sample = _draw(documents, recall_queries, np.random.default_rng(seed))
+    if sample is None or not sample.vectors.any():
         documents.drop_index()
-        return IndexReport("exact", rows, rows, 0, 0, 1.0, 0, False, time.monotonic() - started)
-    sample = _draw(documents, recall_queries, np.random.default_rng(seed))
+        seconds = round(time.monotonic() - started, 3)
+        return IndexReport("exact", rows, rows, 0, 0, 0, 1.0, 0, False, seconds)
     report = None
     if earlier is not None and documents.index_rows() is not None:
         last = IndexReport(**earlier)
@@ -90,32 +95,42 @@ def update_index(
     trained = report is None or report.recall_at_10 < LEAST_RECALL
     if trained:
         partitions = documents.train_index()
-        start = IndexReport("IVF_SQ", rows, rows, partitions, FIRST_PROBES, 0.0, 0, True, 0.0)
+        start = IndexReport("IVF_SQ", rows, rows, partitions, 0, 0, 0.0, 0, True, 0.0)
         report = _tune(documents, sample, start)
     assert report is not None
     return replace(report, trained=trained, seconds=round(time.monotonic() - started, 3))
 
 
 def _tune(documents: Documents, sample: _Sample, report: IndexReport) -> IndexReport:
-    """The report with as many probes as the aimed recall takes, and the recall."""
-    probes = min(FIRST_PROBES, report.partitions)
+    """The report with as much searching as the aimed recall takes, and the recall.
+
+    First more partitions are looked into; where all of them do not reach :data:`LEAST_RECALL`, the
+    index's rounding hides near neighbours, and more of what it finds is compared exactly.
+    """
+    probes, refine = min(FIRST_PROBES, report.partitions), FIRST_REFINE
     while True:
-        recall = _recall(documents, sample, probes)
-        if recall >= AIMED_RECALL or probes >= report.partitions:
-            return replace(
-                report,
-                probes=probes,
-                recall_at_10=round(recall, 4),
-                recall_queries=len(sample.vectors),
-            )
-        probes = min(2 * probes, report.partitions)
+        recall = _recall(documents, sample, probes, refine)
+        if recall < AIMED_RECALL and probes < report.partitions:
+            probes = min(2 * probes, report.partitions)
+        elif recall < LEAST_RECALL and refine < MOST_REFINE:
+            refine *= 4
+        else:
+            break
+    found = round(recall, 4)
+    return replace(
+        report,
+        probes=probes,
+        refine=refine,
+        recall_at_10=found,
+        recall_queries=len(sample.vectors),
+    )
 
 
-def _recall(documents: Documents, sample: _Sample, probes: int) -> float:
+def _recall(documents: Documents, sample: _Sample, probes: int, refine: int) -> float:
     """Share of the wanted neighbours that are found; equally near ones count alike."""
     found = 0
     for own, vector, least in zip(sample.ids, sample.vectors, sample.least, strict=True):
-        hits = documents.nearest(vector, sample.wanted + 1, ["id"], probes=probes, refine=REFINE)
+        hits = documents.nearest(vector, sample.wanted + 1, ["id"], probes=probes, refine=refine)
         cosines = 1 - hits["_distance"].to_numpy()
         others = np.array([hit != own for hit in hits["id"].to_pylist()], dtype=bool)
         near = int(np.count_nonzero(cosines[others] >= least - _SAME_COSINE))

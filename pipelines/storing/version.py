@@ -12,7 +12,6 @@ from pipelines.errors import InputError
 from pipelines.storage import join, read_bytes
 from pipelines.storing.columns import EMBEDDING
 from pipelines.storing.records import VersionRecord
-from pipelines.storing.vector_index import REFINE
 
 if TYPE_CHECKING:
     from pipelines.store import Documents, FragmentRef
@@ -101,10 +100,9 @@ class Version:
             )
         names = [n for n in self.schema.names if n != EMBEDDING] if columns is None else columns
         index = self.record.index
-        use_index = not exact and index is not None and index["kind"] != "exact"
-        probes = int(index["probes"]) if use_index and index is not None else None
-        found = self.documents.nearest(
-            vector, limit, names, filter=filter, probes=probes, refine=REFINE
-        )
+        effort = {}
+        if index is not None and index["kind"] != "exact" and not exact:
+            effort = {"probes": int(index["probes"]), "refine": int(index["refine"])}
+        found = self.documents.nearest(vector, limit, names, filter=filter, **effort)
         scores = pa.array(1 - found["_distance"].to_numpy(), pa.float32())
         return found.drop_columns("_distance").add_column(0, "score", scores)

@@ -227,9 +227,13 @@ def clusters_with_names(table: pa.Table, names: Sequence[str]) -> pa.Table:
 
 def map_on_ray(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """``function`` of every item, each in a task of one CPU, in order."""
-    task = ray.remote(num_cpus=1)(function)
-    waiting = [task.remote(item) for item in items]
+    task = ray.remote(num_cpus=1)(_call)  # Ray takes no functools.partial
+    waiting = [task.remote(function, item) for item in items]
     return (ray.get(found) for found in waiting)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
 
 
 @dataclass(frozen=True)

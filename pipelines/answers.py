@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from typing import Any, NoReturn
 
 import tyro
@@ -93,7 +94,7 @@ def _print(answer: Answer, as_json: bool) -> None:
     for line in answer.notes:
         print(line, file=sys.stderr)  # noqa: T201
     if as_json:
-        print(json.dumps(answer.data, ensure_ascii=False, default=str))  # noqa: T201
+        print(json.dumps(answer.data, ensure_ascii=False, default=_to_json))  # noqa: T201
         return
     table = Table(title=answer.title, title_justify="left", show_header=bool(answer.columns))
     for column in answer.columns or ("", ""):
@@ -103,9 +104,13 @@ def _print(answer: Answer, as_json: bool) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
+def _to_json(value: Any) -> str:
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
 def _plain(cell: str) -> str:
     """A cell without the characters that would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else " " for c in cell).replace("[", "\\[")
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in cell)
 
 
 def _print_help(job: str, verbs: Mapping[str, Verb]) -> None:

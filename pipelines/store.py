@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,6 +79,9 @@ __all__ = [
     "document_schema",
     "read_fragment",
 ]
+
+# Every fork warns; Ray's are followed by another program at once.
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 _NUMBER_KEY = "shoal.version"
 _ID_INDEX = "id"

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.errors import InputError
 from pipelines.storage import join, list_files, read_bytes, write_bytes
 from pipelines.storing.exclusive import create_exclusively
 from pipelines.storing.lease import (
@@ -158,6 +159,25 @@ def test_a_file_is_created_once_and_whole(folder):
     assert not create_exclusively(join(folder, "a"), b"second")
     assert read_bytes(join(folder, "a")) == b"first"
     assert list_files(folder) == ["a"]
+
+
+def test_a_creation_whose_answer_was_lost_counts(s3_server, monkeypatch):
+    """The client asks again after its first request arrived, and finds its own file."""
+    s3_server.create_bucket(Bucket="shoal-lost-answer")
+    path = "s3://shoal-lost-answer/a"
+    write_bytes(path, b"mine")
+    assert create_exclusively(path, b"mine")
+    assert not create_exclusively(path, b"another's")
+
+
+def test_a_missing_bucket_is_the_users_error(s3_server):
+    with pytest.raises(InputError, match="Check that the bucket exists"):
+        create_exclusively("s3://shoal-no-such-bucket/a", b"x")
+
+
+def test_other_remote_stores_are_refused():
+    with pytest.raises(InputError, match="a store is a local folder or an s3:// address"):
+        create_exclusively("gs://bucket/a", b"x")
 
 
 def test_a_process_is_told_from_a_later_one_of_the_same_number():

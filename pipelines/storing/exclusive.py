@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from pipelines.errors import InputError
-from pipelines.storage import open_filesystem
+from pipelines.storage import open_filesystem, read_bytes
 
 _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -30,7 +30,13 @@ def create_exclusively(path: str, data: bytes) -> bool:
     try:
         filesystem.pipe_file(key, data, mode="create")
     except FileExistsError:
-        return False
+        # Its own first attempt may have arrived and only the answer been lost.
+        return read_bytes(path) == data
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(
+            f"cannot write {path}: {error}. Check that the bucket exists and the credentials may "
+            "write to it"
+        ) from error
     return True
 
 

@@ -125,7 +125,7 @@ def list_versions(config: ListConfig) -> Answer:
                 str(number),
                 ", ".join(names) or ("refused" if record.reasons else ""),
                 record.created_at,
-                ", ".join(f"{name} {count:,}" for name, count in record.counts.items()),
+                ", ".join(f"{name} {count:,}" for name, count in record.counts.items() if count),
                 ", ".join(f"{k} {_figure(v)}" for k, v in flatten(record.scores).items()),
             ]
         )
@@ -275,6 +275,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _figure(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        entries = (
+            {k: _figure(v) for k, v in entry.items() if k != "says" and v is not None}
+            for entry in value
+        )
+        return "\n".join(", ".join(f"{k} {v}" for k, v in entry.items()) for entry in entries)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

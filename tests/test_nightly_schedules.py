@@ -105,7 +105,8 @@ def test_the_ray_jobs_follow_the_schemas_of_kuberay():
 
 
 def check(value: Any, schema: dict[str, Any], place: str) -> None:
-    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int}
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool}
+    kinds |= {"integer": int, "number": (int, float)}
     if schema.get("x-kubernetes-int-or-string"):
         assert isinstance(value, int | str), place
         return

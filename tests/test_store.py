@@ -2,7 +2,10 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -531,7 +534,7 @@ NIGHT = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(NIGHT, min_size=3, max_size=10))
 def test_a_store_is_a_dictionary_with_history(nights):
     folder = Path(tempfile.mkdtemp())
@@ -573,6 +576,47 @@ def check_history(store, folder, nights):
         assert store.version().number == history[-1]
         assert {v.number: texts_of(v) for v in store.versions()} == contents
     assert store.verify() == []
+
+
+ENDLESS_NIGHTS = """
+import itertools, sys
+from pathlib import Path
+from tiny_stores import numbered, publish_first, publish_night
+from pipelines.store import Store
+
+store = Store.open_or_create(sys.argv[1])
+if store.published() is None:
+    publish_first(store, Path(sys.argv[2]), numbered(range(60), "night0"))
+print("ready", flush=True)
+for number in itertools.count(store.version().number):
+    publish_night(store, numbered(range(60), f"night{number}"), [], night=number)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment_leaves_whole_versions(tmp_path):
+    """Every night changes every text: texts of two nights in one version would be a torn one."""
+    uri, random = str(tmp_path / "store"), np.random.default_rng(0)
+    published = 0
+    for _ in range(5):
+        arguments = [sys.executable, "-c", ENDLESS_NIGHTS, uri, str(tmp_path)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(random.uniform(0.0, 0.5))
+            process.kill()
+        store = Store.open(uri)
+        version = store.version()
+        words = {text.split()[0] for text in texts_of(version).values()}
+        assert version.count() == 60
+        assert len(words) == 1
+        assert version.number >= published
+        published = version.number
+        assert store.verify() == []
+    with store.take_lease("test") as lease:
+        store.prune(lease, keep=1)
+    assert published > 5
+    assert {v.number for v in store.versions()} >= {published}
 
 
 @pytest.fixture(scope="module")

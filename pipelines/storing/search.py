@@ -43,7 +43,7 @@ class SearchConfig:
     exact: bool = False
     """Compare with every vector instead of using the index."""
     json: bool = False
-    """Print JSON: one object with the version and its hits."""
+    """Print JSON: the list of hits."""
 
     def __post_init__(self) -> None:
         if bool(self.query.strip()) == bool(self.similar_to):
@@ -96,7 +96,8 @@ def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
     if prompt:
         template = str(PromptTemplate.parse(prompt))
         description = dataclasses.replace(description, prompt=template)
-    return Encoder.load(description).encode([text])[0]
+    device = "cpu" if description.dtype == "int8" else "auto"
+    return Encoder.load(description, device=device).encode([text])[0]
 
 
 def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
@@ -117,7 +118,6 @@ def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
 def _answer(
     config: SearchConfig, version: Version, found: list[dict[str, Any]], seconds: float
 ) -> Answer:
-    data = {"version": version.number, "seconds": round(seconds, 6), "hits": found}
     columns = ("score", "id", "cluster", "text")
     rows = [
         [f"{hit['score']:.4f}", str(hit["id"]), str(hit["cluster_id"]), _shorten(hit["text"])]
@@ -126,7 +126,8 @@ def _answer(
     title = (
         f"{config.store}: version {version.number}, {len(found)} hits in {seconds * 1000:.1f} ms"
     )
-    return Answer(data, title, columns, rows)
+    notes = [title] if config.json else []
+    return Answer(found, title, columns, rows, notes)
 
 
 def _shorten(text: str | None) -> str:

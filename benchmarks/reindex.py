@@ -27,7 +27,17 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "reindex.json"
 CHANGED = 0.01
-WORDS = "gravity satellite planet orbit goalkeeper penalty league interest market flour milk dough".split()
+WORDS = (
+    "gravity",
+    "satellite",
+    "orbit",
+    "goalkeeper",
+    "league",
+    "interest",
+    "market",
+    "flour",
+    "milk",
+)
 
 
 def main() -> None:

@@ -23,12 +23,13 @@ def build_report(
     map_documents: int,
     seed: int,
     changes: Changes | None = None,
+    linear_map: bool = False,
 ) -> Report:
     """The content of ``report.html``; ``settings`` are shown as they are."""
     documents = outcome.documents.head(map_documents)
     texts = documents.texts.to_pylist() if documents.texts is not None else None
     mapped = MappedDocuments(
-        lay_out(documents.vectors, seed),
+        lay_out(documents.vectors, seed, linear=linear_map),
         outcome.cluster_ids[: len(documents)],
         documents.ids.to_pylist(),
         texts,

@@ -291,6 +291,7 @@ def write_artifacts(
         map_documents=night.config.map_documents,
         seed=night.config.seed,
         changes=describe_changes(night, changes, clusters, drift),
+        linear_map=night.config.map_method == "pca",
     )
     candidate.put("report.html", render_report(report).encode())
 

@@ -100,6 +100,8 @@ class NightConfig:
     """Documents drawn for keywords, examples and scores without labels."""
     map_documents: int = 3_000
     """Documents drawn for the report's map."""
+    map_method: Literal["pca", "umap"] = "pca"
+    """How the report's map is made: pca is quick and moves little from night to night."""
     max_deleted: float = 0.2
     """Check `deleted`: largest share of the documents that may vanish in one night."""
     max_rejected_fraction: float = 0.1

@@ -9,6 +9,7 @@ real one.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -54,8 +55,7 @@ def main() -> None:
 def measure(folder: Path, documents: int, layers: int) -> dict[str, dict[str, Any]]:
     """Records of the nights by name."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from tiny_models import tiny_model
-
+    tiny_model = importlib.import_module("tiny_models").tiny_model
     model = tiny_model(
         folder / "model", num_hidden_layers=layers, hidden_size=128, intermediate_size=384
     )

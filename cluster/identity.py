@@ -247,7 +247,7 @@ def _events(
             old_name=old_names[old_place],
         )
         yield _related(ended, "merged", shared[old_place], found.ids)
-    for place, old_place in enumerate(found.old_places):
+    for place, old_place in enumerate(found.old_places.tolist()):
         if old_place >= 0 and old.names and found.names[place] != old_names[old_place]:
             yield Event(
                 "renamed",

@@ -22,6 +22,7 @@ class Check:
     accepted: bool
     """Whether it may fail this time (``--accept``)."""
     says: str
+    """What is wrong; empty where it passed."""
 
     @property
     def refuses(self) -> bool:
@@ -57,10 +58,13 @@ def run_checks(config: NightConfig, figures: NightFigures) -> list[Check]:
         _imbalance(config, figures),
         _encoder(figures),
     ]
-    return [
-        Check(name, value, limit, value is None or value <= limit, name in config.accept, says)
-        for name, value, limit, says in measured
-    ]
+    checks = []
+    for name, value, limit, says in measured:
+        passed = value is None or value <= limit
+        checks.append(
+            Check(name, value, limit, passed, name in config.accept, "" if passed else says)
+        )
+    return checks
 
 
 _Measured = tuple[CheckName, float | None, float, str]
@@ -88,14 +92,14 @@ def _scores(config: NightConfig, figures: NightFigures) -> Iterator[_Measured]:
     for kind, name in (("internal", "silhouette"), ("labels", "v_measure")):
         before = ((figures.scores_before or {}).get(kind) or {}).get(name)
         now = (figures.scores.get(kind) or {}).get(name)
-        known = before is not None and now is not None
-        says = ""
-        if known:
+        drop, says = None, ""
+        if before is not None and now is not None:
+            drop = before - now
             says = (
                 f"score: {name} fell from {before:.3f} to {now:.3f}, by more than "
                 f"--max-score-drop {config.max_score_drop:g} allows"
             )
-        yield "score", before - now if known else None, config.max_score_drop, says
+        yield "score", drop, config.max_score_drop, says
 
 
 def _drift(config: NightConfig, figures: NightFigures) -> Iterator[_Measured]:

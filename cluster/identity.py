@@ -247,16 +247,16 @@ def _events(
             old_name=old_names[old_place],
         )
         yield _related(ended, "merged", shared[old_place], found.ids)
-    for place, old_place in enumerate(found.old_places.tolist()):
-        if old_place >= 0 and old.names and found.names[place] != old_names[old_place]:
+    for place, before in enumerate(found.old_places.tolist()):
+        if before >= 0 and old.names and found.names[place] != old_names[before]:
             yield Event(
                 "renamed",
                 int(found.ids[place]),
                 None,
-                int(shared[old_place, place]),
-                int(old.sizes[old_place]),
+                int(shared[before, place]),
+                int(old.sizes[before]),
                 int(new.sizes[place]),
-                old_names[old_place],
+                old_names[before],
                 found.names[place],
             )
 

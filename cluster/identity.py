@@ -231,7 +231,7 @@ def _events(
     old: OldClusters, new: NewClusters, shared: np.ndarray, found: Identity
 ) -> Iterator[Event]:
     old_names = list(old.names) or [""] * len(old.ids)
-    for place in np.flatnonzero(found.old_places < 0):
+    for place in np.flatnonzero(found.old_places < 0).tolist():
         begun = Event(
             "born",
             int(found.ids[place]),
@@ -239,7 +239,7 @@ def _events(
             new_name=found.names[place],
         )
         yield _related(begun, "split", shared[:, place], old.ids)
-    for old_place in np.setdiff1d(np.arange(len(old.ids)), found.old_places):
+    for old_place in np.setdiff1d(np.arange(len(old.ids)), found.old_places).tolist():
         ended = Event(
             "died",
             int(old.ids[old_place]),

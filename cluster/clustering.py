@@ -154,7 +154,7 @@ def cluster_corpus(config: ClusterConfig, record: object = None) -> ClusterResul
     scan = scan_corpus(source, config)
     choice = choose_levels(scan, config)
     levels = [choice.k] if choice is not None else config.levels()
-    fits = {k: fit_level(source, scan, k, config) for k in levels}
+    fits = {k: fit_level(source, scan, k, config, load_start(config, source, k)) for k in levels}
     census = assign_corpus(source, scan, fits, config)
     outcome = describe_outcome(
         scan,
@@ -211,12 +211,16 @@ def choose_levels(scan: Scan, config: ClusterConfig) -> Choice | None:
     return choice
 
 
-def fit_level(source: VectorSource, scan: Scan, k: int, config: ClusterConfig) -> Fit:
-    """Centroids for ``k`` clusters, from the sample or (``--fit all``) from every vector."""
+def fit_level(
+    source: VectorSource, scan: Scan, k: int, config: ClusterConfig, start: np.ndarray | None = None
+) -> Fit:
+    """Centroids for ``k`` clusters, from the sample or (``--fit all``) from every vector.
+
+    With ``start``, float32 (k, d), it goes on from there and keeps that order.
+    """
     rows = config.fit_rows()
     vectors = scan.sample.head(rows or START_ROWS).vectors
     options = fit_options(k, config)
-    start = load_start(config, source, k)
     log.info("fitting %d centroids on %d of %d vectors", k, len(vectors), scan.rows)
     if rows is not None:
         return fit_in_memory(vectors, k, options, start=start)

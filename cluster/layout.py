@@ -28,8 +28,15 @@ class MapLayout:
     """For people: what distances on the map mean, and why this method."""
 
 
-def lay_out(vectors: np.ndarray, seed: int) -> MapLayout:
-    """Place ``vectors``, float32 (n, d), on a plane: UMAP where installed, else PCA."""
+def lay_out(vectors: np.ndarray, seed: int, *, linear: bool = False) -> MapLayout:
+    """Place ``vectors``, float32 (n, d), on a plane: UMAP where installed, else PCA.
+
+    ``linear`` asks for PCA: quick, and nearly the same map for nearly the same vectors.
+    """
+    if linear:
+        points, shown = _pca(vectors)
+        note = f"PCA: two directions that hold {shown:.0%} of the variance."
+        return MapLayout(points, "PCA", note)
     has_umap = importlib.util.find_spec("umap") is not None
     if has_umap and len(vectors) >= _UMAP_FROM:
         return MapLayout(_umap(vectors, seed), "UMAP", "UMAP: near means similar, far says little.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +55,22 @@ class Outcome:
     """None where they were not looked for."""
     notices: list[str]
     """What a reader of the result must know."""
+    ids: np.ndarray | None = None
+    """int32 (k,), id of the cluster at each place, where ids are not places."""
+
+    def with_ids(self, ids: np.ndarray) -> Outcome:
+        """The same with each cluster called by its id, int32 (k,), instead of its place."""
+        outliers = _renumbered(self.outliers, ids)
+        duplicates = None if self.duplicates is None else _renumbered(self.duplicates, ids)
+        clusters = [replace(c, cluster_id=int(ids[c.cluster_id])) for c in self.clusters]
+        return replace(
+            self,
+            cluster_ids=ids[self.cluster_ids],
+            clusters=clusters,
+            outliers=outliers,
+            duplicates=duplicates,
+            ids=ids,
+        )
 
     @property
     def fit(self) -> Fit:
@@ -186,6 +202,12 @@ def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
     if len(scan.rejected):
         notices.append(f"Vectors left out: {len(scan.rejected):,}. rejected.parquet says why.")
     return notices
+
+
+def _renumbered(table: pa.Table, ids: np.ndarray) -> pa.Table:
+    column = table.schema.get_field_index("cluster_id")
+    places = table.column("cluster_id").to_numpy()
+    return table.set_column(column, "cluster_id", pa.array(ids[places], pa.int32()))
 
 
 def write_tables(outcome: Outcome, folder: str) -> None:

@@ -12,7 +12,7 @@ import vl_convert
 
 from cluster.describe import Description
 from cluster.metrics import LABEL_SCORES, MEANINGS
-from cluster.report_data import Listing, Report, inline_json, page_data, shorten
+from cluster.report_data import Changes, Listing, Report, inline_json, page_data, shorten
 
 SHOWN_CLUSTERS = 500
 _FOLDER = Path(__file__).parent
@@ -46,6 +46,7 @@ def render_report(report: Report) -> str:
         levels=report.levels,
         confusion_note=_confusion_note(report),
         lists=[_listing(listing) for listing in report.lists],
+        changes=_changes(report.changes),
         facts=list(report.facts.items()),
         css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         javascript=(_FOLDER / "report.js").read_text(encoding="utf-8"),
@@ -67,6 +68,12 @@ def _listing(listing: Listing) -> Listing:
     """The same with every cell short enough for a page."""
     rows = [tuple(shorten(str(cell), 200) for cell in row) for row in listing.rows]
     return replace(listing, rows=rows)
+
+
+def _changes(changes: Changes | None) -> Changes | None:
+    if changes is None:
+        return None
+    return replace(changes, lists=[_listing(listing) for listing in changes.lists])
 
 
 def _figures(report: Report) -> list[dict[str, str]]:

@@ -10,20 +10,26 @@ import pyarrow as pa
 
 from cluster.layout import lay_out
 from cluster.outcome import Outcome
-from cluster.report_data import Listing, MappedDocuments, Report
+from cluster.report_data import Changes, Listing, MappedDocuments, Report
 from cluster.tables import OUTLIER_DEVIATIONS, levels_table
 
 _LISTED = 40
 
 
 def build_report(
-    outcome: Outcome, settings: Mapping[str, Any], *, map_documents: int, seed: int
+    outcome: Outcome,
+    settings: Mapping[str, Any],
+    *,
+    map_documents: int,
+    seed: int,
+    changes: Changes | None = None,
+    linear_map: bool = False,
 ) -> Report:
     """The content of ``report.html``; ``settings`` are shown as they are."""
     documents = outcome.documents.head(map_documents)
     texts = documents.texts.to_pylist() if documents.texts is not None else None
     mapped = MappedDocuments(
-        lay_out(documents.vectors, seed),
+        lay_out(documents.vectors, seed, linear=linear_map),
         outcome.cluster_ids[: len(documents)],
         documents.ids.to_pylist(),
         texts,
@@ -43,6 +49,8 @@ def build_report(
         levels=_levels(outcome),
         lists=[_outliers(outcome), _duplicates(outcome)],
         has_texts=texts is not None,
+        ids=outcome.ids,
+        changes=changes,
     )
 
 

@@ -41,6 +41,15 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What is different from an earlier result."""
+
+    title: str
+    note: str
+    lists: Sequence[Listing]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows."""
 
@@ -59,6 +68,9 @@ class Report:
     levels: Sequence[dict[str, Any]] = ()
     lists: Sequence[Listing] = ()
     has_texts: bool = True
+    ids: np.ndarray | None = None
+    """Ids of the census's clusters, where they are not their places."""
+    changes: Changes | None = None
 
 
 def page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
         "sizeStep": size_step,
         "curve": report.curve,
         "curveTicks": _ticks([int(row["k"]) for row in report.curve or ()]),
-        "confusion": _confusion(report.census),
+        "confusion": _confusion(report.census, report.ids),
     }
 
 
@@ -120,7 +132,7 @@ def _cluster_data(cluster: Description, room: int) -> dict[str, Any]:
     }
 
 
-def _confusion(census: Census) -> dict[str, Any] | None:
+def _confusion(census: Census, ids: np.ndarray | None) -> dict[str, Any] | None:
     """The largest labels and clusters, ordered so that what belongs together lies on a diagonal."""
     if not census.labels:
         return None
@@ -133,7 +145,7 @@ def _confusion(census: Census) -> dict[str, Any] | None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return {
         "labels": [shorten(str(name), 64) for name in names],
-        "clusters": clusters.tolist(),
+        "clusters": (clusters if ids is None else ids[clusters]).tolist(),
         "counts": counts[:, clusters].tolist(),
         "shares": np.round(shares[:, clusters], 4).tolist(),
     }

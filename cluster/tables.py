@@ -15,13 +15,18 @@ from cluster.num_clusters import Choice
 OUTLIER_DEVIATIONS = 3.0
 
 
-def centroids_table(centroids: np.ndarray, sizes: np.ndarray) -> pa.Table:
-    """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d)."""
+def centroids_table(
+    centroids: np.ndarray, sizes: np.ndarray, ids: np.ndarray | None = None
+) -> pa.Table:
+    """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d).
+
+    Without ``ids`` clusters are called by their places.
+    """
     k, dimension = centroids.shape
     flat = pa.array(centroids.ravel(), pa.float32())
     return pa.table(
         {
-            "cluster_id": pa.array(range(k), pa.int32()),
+            "cluster_id": pa.array(range(k) if ids is None else ids, pa.int32()),
             "size": pa.array(sizes, pa.int64()),
             "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
         }

@@ -5,7 +5,7 @@ Parquet (row groups), ``.npy`` matrices (ranges of rows) and Lance datasets (fra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one file: a Parquet row group, a Lance fragment, or a range of ``.npy`` rows."""
+    """Rows of one file: a Parquet row group, a Lance fragment, or a range of ``.npy`` rows.
+
+    With ``read``, rows from wherever that finds them: it is given the columns' names and the most
+    rows of a batch, and must give the same rows in the same order whenever it is called.
+    """
 
     path: str
     part: int
     rows: int
+    read: Callable[[Sequence[str], int], Iterator[pa.RecordBatch]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,8 @@ def _describe_lance(path: str, columns: Columns) -> FileSummary:
 
 
 def _open_lance(path: str) -> Any:
-    try:
-        import lance
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a Lance dataset, but Lance is not installed: pip install 'shoal[store]'"
-        ) from error
+    import lance  # slow, and few inputs are of this kind
+
     return lance.dataset(path)
 
 
@@ -155,7 +156,9 @@ def read_batches(
     filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of ``piece`` in order, up to ``block_rows`` at a time."""
-    if piece.path.endswith(".npy"):
+    if piece.read is not None:
+        yield from piece.read(columns.names(), block_rows)
+    elif piece.path.endswith(".npy"):
         yield from _read_npy(filesystem, piece, columns, block_rows)
     elif piece.path.endswith(".lance"):
         fragment = _open_lance(piece.path).get_fragment(piece.part)

@@ -31,6 +31,8 @@ from pipelines.job_logs import configure_logging, job_logging, mark_lines, show_
 from pipelines.run_record import RunRecord, describe_input, read_run, require_complete
 from pipelines.storage import read_bytes
 
+REFUSED = 3
+
 Config = TypeVar("Config")
 
 log = logging.getLogger(__name__)
@@ -45,11 +47,16 @@ class Stopped(BaseException):
 
 @dataclass
 class JobResult:
-    """What a job hands back: figures for ``run.json`` and a short table for people."""
+    """What a job hands back: figures for ``run.json`` and a short table for people.
+
+    ``refusals`` say why what was made is not to be used: they go to stderr, and the job's exit code
+    is then :data:`REFUSED`.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, str] = field(default_factory=dict)
+    refusals: Sequence[str] = ()
 
 
 def run_job(
@@ -107,6 +114,29 @@ def run_job(
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
         sys.exit(report_error(error))
     sys.exit(0)
+
+
+def run_unrecorded_job(
+    job: str, config_class: type[Config], function: Callable[[Config], JobResult]
+) -> NoReturn:
+    """Like :func:`run_job` for a job that has no output folder but keeps its own records.
+
+    Exits with :data:`REFUSED` where the result has refusals.
+    """
+    try:
+        configure_logging()
+        config = parse(config_class, sys.argv[1:])
+        settings = asdict(config)  # type: ignore[call-overload]
+        refuse_credentials(settings)
+        print_config(job, settings)
+        connect_ray()
+        result = function(config)
+        print_summary(job, result.summary)
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
+        sys.exit(report_error(error))
+    for refusal in result.refusals:
+        print(f"refused: {' '.join(refusal.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(REFUSED if result.refusals else 0)
 
 
 def report_error(error: BaseException) -> int:
@@ -265,13 +295,20 @@ def print_summary(job: str, summary: Mapping[str, str]) -> None:
     Console().print(table)
 
 
-def _plain_message(boxed: str) -> str:
-    """tyro's boxed message as one line: its own words, without frame and advice."""
-    words = []
-    for line in boxed.splitlines():
-        text = line.strip(" │╭╮╰╯─")
-        if line.startswith("│ ──"):
+def _plain_message(framed: str) -> str:
+    """tyro's message as one line: its own words, without frame and advice.
+
+    The frame is a box, or lines of dashes where the output cannot show one.
+    """
+    words: list[str] = []
+    inside = False
+    for line in framed.splitlines():
+        text = line.strip(" │")
+        is_frame = line.startswith("╭") or (text != "" and not text.strip("-─╰╯"))
+        if is_frame and inside:
             break
-        if line.startswith("│") and text:
+        if is_frame:
+            inside = True
+        elif inside and text:
             words.append(text)
     return " ".join(words) or "bad options"

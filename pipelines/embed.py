@@ -143,12 +143,13 @@ def confirm_complete(
 
 def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
     """Check corpus, encoder and Ray cluster, and settle the plan or take up an earlier one."""
+    actors, description = prepare_encoder(config)
+    return settle_run(config, files, actors, description)
+
+
+def prepare_encoder(config: EmbedConfig) -> tuple[ActorPlan, EncoderDescription]:
+    """Check encoder and Ray cluster; the encoder is that of the actors' kind of machine."""
     configure_ray_data()
-    work = join(config.output, WORK_FOLDER)
-    earlier = WorkPlan.load(work)
-    size = sum(file.size_bytes for file in files)
-    shard_bytes = earlier.shard_bytes if earlier else max(SHARD_BYTES, size // MOST_SHARDS)
-    seen = inspect_files(files, config.columns, shard_bytes=shard_bytes)
     nodes = find_nodes()
     actors = plan_actors(
         nodes.resources(),
@@ -157,7 +158,21 @@ def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
     )
-    description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
+    return actors, describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
+
+
+def settle_run(
+    config: EmbedConfig,
+    files: Sequence[CorpusFile],
+    actors: ActorPlan,
+    description: EncoderDescription,
+) -> EmbedRun:
+    """Check the corpus, and settle the plan or take up an earlier one."""
+    work = join(config.output, WORK_FOLDER)
+    earlier = WorkPlan.load(work)
+    size = sum(file.size_bytes for file in files)
+    shard_bytes = earlier.shard_bytes if earlier else max(SHARD_BYTES, size // MOST_SHARDS)
+    seen = inspect_files(files, config.columns, shard_bytes=shard_bytes)
     if earlier is not None and earlier.fingerprint != description.fingerprint:
         raise InputError(
             f"{config.output} was begun with another encoder: the files of the model or the "

@@ -39,6 +39,7 @@ class RunRecord:
     ``failed`` with the error's first line. ``config`` is what would repeat the run.
 
     ``may_change`` names settings that decide no result, so that a run may go on with others.
+    With ``take_over`` the record of whatever run was there before is replaced.
     With ``keep_complete`` a complete folder is not touched: the job finds it in ``previous`` and
     can only confirm it or refuse.
     """
@@ -56,13 +57,15 @@ class RunRecord:
     """By setting: which runs made what this one reads."""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Names this run in its logs; a run that goes on with an earlier one has its own."""
+    take_over: bool = False
     settled: bool = field(default=False, init=False)
     """Whether the record is complete already and leaving will not change it."""
 
     def __enter__(self) -> Self:
-        self.previous = check_output_folder(
-            self.folder, self.job, self.config, may_change=self.may_change
-        )
+        if not self.take_over:
+            self.previous = check_output_folder(
+                self.folder, self.job, self.config, may_change=self.may_change
+            )
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         complete = self.previous is not None and self.previous.get("status") == "complete"
@@ -89,7 +92,8 @@ class RunRecord:
         else:
             self._write("failed", error=(str(error) or type(error).__name__).splitlines()[0])
 
-    def _write(self, status: str, **extra: Any) -> None:
+    def content(self, status: str, **extra: Any) -> bytes:
+        """The record as it is now, as the content of ``run.json``."""
         content = {
             "job": self.job,
             "status": status,
@@ -105,8 +109,10 @@ class RunRecord:
             "metrics": self.metrics,
             **extra,
         }
-        text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-        write_bytes(join(self.folder, FILE_NAME), text.encode())
+        return (json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+
+    def _write(self, status: str, **extra: Any) -> None:
+        write_bytes(join(self.folder, FILE_NAME), self.content(status, **extra))
 
 
 def read_run(folder: str) -> dict[str, Any] | None:

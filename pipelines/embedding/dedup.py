@@ -9,7 +9,9 @@ chunks of about equal work. Out: ``texts/`` and ``documents/`` with a segment a 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -26,17 +28,33 @@ CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
+class Selected:
+    """What of a partition is to be written: ``documents``, None for nothing.
+
+    ``known`` says of which texts there are vectors: ``text_sha256``, each once, and whatever
+    columns tell where. Such texts get chunks of their own, which hold those columns instead of
+    texts. ``counts`` goes into the receipt.
+    """
+
+    documents: pa.Table | None
+    known: pa.Table | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class AssembleSettings:
     """What the tasks of both stages have to know beside their partition.
 
     ``flushes`` names the files that the scan wrote, in corpus order. ``kept_types`` are the
-    settled types of kept columns that came as JSON text.
+    settled types of kept columns that came as JSON text. ``select(name, number, documents)``
+    chooses among a partition's documents; without it all are written.
     """
 
     scan: ScanSettings
     flushes: tuple[str, ...]
     kept_types: dict[str, pa.DataType]
     chunk_tokens: int
+    select: Callable[[str, int, pa.Table | None], Selected] | None = None
 
     def path(self, *parts: str) -> str:
         """A path below the work folder."""
@@ -55,6 +73,8 @@ class Chunk:
     tokens: int
     """Estimated, prompts included."""
     documents_bytes: int
+    known: bool = False
+    """Whether its vectors are to be copied, not computed."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,8 @@ class Assembled:
     distinct: int
     duplicates: int
     repeated_ids: int
+    selected: dict[str, int]
+    """Sums of what ``select`` counted."""
 
 
 def assemble_corpus(settings: AssembleSettings) -> Assembled:
@@ -85,7 +107,10 @@ def assemble_corpus(settings: AssembleSettings) -> Assembled:
         sum(receipt[name] for receipt in receipts.values())
         for name in ("distinct", "duplicates", "repeated_ids")
     )
-    return Assembled(tuple(chunks), distinct, duplicates, repeated_ids)
+    selected: Counter[str] = Counter()
+    for receipt in receipts.values():
+        selected.update(receipt["selected"])
+    return Assembled(tuple(chunks), distinct, duplicates, repeated_ids, dict(selected))
 
 
 def find_repeated_ids(settings: AssembleSettings, name: str, unit: int) -> Receipt:
@@ -109,33 +134,43 @@ def find_repeated_ids(settings: AssembleSettings, name: str, unit: int) -> Recei
 def assemble_partition(settings: AssembleSettings, name: str, unit: int) -> Receipt:
     """Write texts and documents of one partition; the receipt lists its chunks."""
     documents = _read_all(settings, "texts", unit)
-    chunks: list[list[int]] = []
-    repeated = distinct = 0
+    chunks: list[list[int | bool]] = []
+    repeated = distinct = left = 0
     text_parts: list[pa.Table] = []
     document_parts: list[pa.Table] = []
     if documents is not None:
         total = len(documents)
         documents = _without_repeated_ids(settings, name, unit, documents)
         repeated = total - len(documents)
-        texts, position = _distinct_texts(documents)
-        distinct = len(texts)
-        chunk = _cut_chunks(settings, texts)
+    selected = Selected(documents)
+    if settings.select is not None:
+        selected = settings.select(name, unit, documents)
+    if selected.documents is not None:
+        documents = selected.documents
+        texts, position, unknown = _distinct_texts(documents, selected.known)
+        distinct, left = len(texts), len(documents)
+        chunk = _cut_chunks(settings, texts, unknown)
         count = int(chunk[-1]) + 1 if distinct else 0
         text_parts = split_by(texts, chunk, count)
         document_parts = _place_documents(settings, documents, position, chunk, count)
         tokens = np.bincount(chunk, estimate_tokens(texts["text"], settings.scan), count)
+        is_known = np.arange(count) >= (chunk[unknown] if unknown < distinct else count)
         chunks = [
-            [len(t), len(d), int(n), d.nbytes]
-            for t, d, n in zip(text_parts, document_parts, tokens, strict=True)
+            [len(t), len(d), int(n), d.nbytes, bool(k)]
+            for t, d, n, k in zip(text_parts, document_parts, tokens, is_known, strict=True)
         ]
-        documents_left = len(documents)
+        text_parts = [
+            _without_texts(part, selected.known) if known else part.select(["text_sha256", "text"])
+            for part, known in zip(text_parts, is_known, strict=True)
+        ]
     write_segments(settings.path("texts", f"{name}.texts"), text_parts)
     write_segments(settings.path("documents", f"{name}.documents"), document_parts)
     return {
         "chunks": chunks,
         "repeated_ids": repeated,
         "distinct": distinct,
-        "duplicates": documents_left - distinct if documents is not None else 0,
+        "duplicates": left - distinct,
+        "selected": selected.counts,
     }
 
 
@@ -186,24 +221,43 @@ def _places(documents: pa.Table, losers: pa.Table) -> np.ndarray:
     return np.flatnonzero(np.isin(pairs(documents), pairs(losers)))
 
 
-def _distinct_texts(documents: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """Every distinct text once, shortest first, and for each document the row of its text."""
+def _distinct_texts(
+    documents: pa.Table, known: pa.Table | None
+) -> tuple[pa.Table, np.ndarray, int]:
+    """Every distinct text once, for each document the row of its text, and how many are unknown.
+
+    Texts whose vectors are not known come first, each kind shortest first; ``known`` is the row
+    of ``known`` that tells of a text's vector.
+    """
     encoded = pc.dictionary_encode(documents["text_sha256"].combine_chunks())
     group = encoded.indices.to_numpy().astype(np.int64)
     _, first = np.unique(group, return_index=True)
     texts = documents.select(["text_sha256", "text"]).take(first)
-    order = np.argsort(pc.utf8_length(texts["text"]).to_numpy(), kind="stable")
+    where = np.full(len(texts), -1, dtype=np.int64)
+    if known is not None:
+        found = pc.index_in(texts["text_sha256"], value_set=known["text_sha256"])
+        where = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    order = np.lexsort((pc.utf8_length(texts["text"]).to_numpy(), where >= 0))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    return texts.take(order), rank[group]
+    texts = texts.append_column("known", pa.array(where)).take(order)
+    return texts, rank[group], int((where < 0).sum())
 
 
-def _cut_chunks(settings: AssembleSettings, texts: pa.Table) -> np.ndarray:
-    """int64 (n,): the chunk of each text; equal in estimated tokens, bounded in bytes."""
+def _without_texts(texts: pa.Table, known: pa.Table) -> pa.Table:
+    return known.take(texts["known"])
+
+
+def _cut_chunks(settings: AssembleSettings, texts: pa.Table, unknown: int) -> np.ndarray:
+    """int64 (n,): the chunk of each text; equal in estimated tokens, bounded in bytes.
+
+    The first ``unknown`` texts share no chunk with the others.
+    """
     tokens = estimate_tokens(texts["text"], settings.scan)
     size = pc.binary_length(texts["text"]).to_numpy()
     share = np.maximum(tokens / settings.chunk_tokens, size / CHUNK_BYTES)
     wanted = np.floor(np.cumsum(share) - share).astype(np.int64)
+    wanted[unknown:] += 1
     return np.unique(wanted, return_inverse=True)[1].astype(np.int64)
 
 
@@ -228,7 +282,7 @@ def _place_documents(
     starts = np.searchsorted(chunk, np.arange(count))
     place = position - starts[chunk[position]]
     columns = {
-        "id": _fill_ids(documents),
+        "id": fill_ids(documents),
         "text_sha256": documents["text_sha256"],
         "place": place.astype(np.int32),
     }
@@ -239,7 +293,8 @@ def _place_documents(
     return split_by(pa.table(columns), chunk[position], count)
 
 
-def _fill_ids(documents: pa.Table) -> pa.Array:
+def fill_ids(documents: pa.Table) -> pa.Array:
+    """Ids as strings; where a document has none, its text's hash."""
     if not documents["id"].null_count:
         return documents["id"].combine_chunks()
     hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]

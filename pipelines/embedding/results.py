@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +39,8 @@ _ROW_OVERHEAD_BYTES = 32
 class ResultSettings:
     """What every task has to know beside its part.
 
-    ``kept_types`` gives the kept columns and their types, in order.
+    ``kept_types`` gives the kept columns and their types, in order; ``names`` what the result
+    calls those that it renames.
     """
 
     work: str
@@ -50,6 +51,7 @@ class ResultSettings:
     value_type: pa.DataType
     dimension: int
     target_bytes: int
+    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def row_bytes(self) -> int:
@@ -61,7 +63,7 @@ class ResultSettings:
         """Schema of ``embeddings/``: id, kept columns, text_sha256, embedding."""
         fields = [
             pa.field("id", self.id_type, nullable=False),
-            *(pa.field(name, kind) for name, kind in self.kept_types.items()),
+            *(pa.field(self.names.get(n, n), kind) for n, kind in self.kept_types.items()),
             pa.field("text_sha256", pa.string(), nullable=False),
             pa.field("embedding", pa.list_(self.value_type, self.dimension), nullable=False),
         ]

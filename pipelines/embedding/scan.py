@@ -166,11 +166,11 @@ def _flush(settings: ScanSettings, name: str, pending: _Pending) -> None:
     documents = pa.concat_tables(pending.accepted).combine_chunks()
     rejected = pa.concat_tables(pending.rejected)
     digests = digest_matrix(documents["text_sha256"])
-    partition = _partition_of(digests, settings.partitions)
+    partition = partition_of(digests, settings.partitions)
     stem = join(settings.work, "scan", name)
     write_segments(f"{stem}.texts", split_by(documents, partition, settings.partitions))
     keys = _id_keys(documents, partition)
-    id_partition = _partition_of(digest_matrix(keys["digest"]), settings.partitions)
+    id_partition = partition_of(digest_matrix(keys["digest"]), settings.partitions)
     write_segments(f"{stem}.ids", split_by(keys, id_partition, settings.partitions))
     if len(rejected):
         path = join(settings.work, "rejected", f"scan-{name}.arrow")
@@ -193,6 +193,7 @@ def _id_keys(documents: pa.Table, partition: np.ndarray) -> pa.Table:
     )
 
 
-def _partition_of(digests: np.ndarray, partitions: int) -> np.ndarray:
+def partition_of(digests: np.ndarray, partitions: int) -> np.ndarray:
+    """int64 (n,): the partition that each digest, uint8 (n, width), belongs to."""
     leading = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
     return (leading % np.uint64(partitions)).astype(np.int64)

@@ -1,0 +1,266 @@
+"""The store of 100,000 vectors: search, its index against FAISS, and thirty nights of 1%.
+
+Run ``python benchmarks/search_store.py``; figures go to ``benchmarks/results/search_store.json``.
+Vectors (576 numbers) are drawn around 300 centres in 64 uneven directions, as those of texts lie,
+and scaled to length 1; queries are drawn alike and are no documents. A night changes 500 documents,
+adds 250 and deletes 250. ``--documents`` and ``--nights`` make it smaller.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.store import Candidate, Lease, Store, Version, assign_fragment, document_schema
+
+RESULTS = Path(__file__).parent / "results" / "search_store.json"
+DIMENSION, DIRECTIONS, CENTRES, QUERIES, NEIGHBOURS = 576, 64, 300, 500, 10
+SCHEMA = document_schema(pa.string(), {"label": pa.string()}, DIMENSION, pa.float32(), "00" * 32)
+START = datetime(2026, 1, 1, 3, tzinfo=UTC)
+
+
+def draw_vectors(count: int, seed: int) -> np.ndarray:
+    """float32 (n, 576), unit length."""
+    shape = np.random.default_rng(0)
+    scale = 1 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32))
+    directions = shape.standard_normal((DIRECTIONS, DIMENSION), dtype=np.float32) * scale[:, None]
+    centres = shape.standard_normal((CENTRES, DIRECTIONS), dtype=np.float32)
+    random = np.random.default_rng(seed)
+    places = centres[random.integers(0, CENTRES, count)]
+    places = places + 0.7 * random.standard_normal((count, DIRECTIONS), dtype=np.float32)
+    vectors = places @ directions
+    vectors += 0.05 * random.standard_normal((count, DIMENSION), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def documents(first: int, count: int, seed: int) -> pa.Table:
+    """Documents ``d<first>``… with texts of about 400 characters."""
+    vectors = draw_vectors(count, seed)
+    random = np.random.default_rng(seed)
+    words = random.integers(0, 30_000, (count, 60))
+    texts = [" ".join(f"w{word}" for word in row) for row in words]
+    return pa.table(
+        {
+            "id": [f"d{number}" for number in range(first, first + count)],
+            "text": texts,
+            "label": [f"label {number % 20}" for number in range(first, first + count)],
+            "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSION),
+        }
+    )
+
+
+def assign(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A stand-in for clustering: two columns for every row, as a night writes them."""
+    found = vectors[:, :32]
+    return found.argmax(axis=1).astype(np.int32), found.max(axis=1)
+
+
+def bytes_below(folder: str) -> int:
+    """Size of every file."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def finish(store: Store, lease: Lease, candidate: Candidate) -> Version:
+    """Assignments, index, record, publication."""
+    assigned = [assign_fragment(ref, assign) for ref in candidate.fragments()]
+    candidate.set_assignments(assigned)
+    candidate.update_index()
+    version = candidate.seal(counts={}, scores={})
+    store.publish(version.number, lease)
+    return version
+
+
+def build(store: Store, folder: str, count: int) -> tuple[float, Version]:
+    """The first version, from files of 10,000 documents; (seconds, version)."""
+    files = []
+    for number, first in enumerate(range(0, count, 10_000)):
+        path = f"{folder}/documents-{number}.parquet"
+        pq.write_table(documents(first, min(10_000, count - first), 1 + number), path)
+        files.append(path)
+    started = time.perf_counter()
+    with store.take_lease("benchmark") as lease:
+        candidate = store.begin(lease)
+        candidate.replace(files, schema=SCHEMA, when=START)
+        version = finish(store, lease, candidate)
+    return time.perf_counter() - started, version
+
+
+def read_vectors(version: Version) -> tuple[np.ndarray, list[str]]:
+    """float32 (n, 576), and the ids."""
+    parts, ids = [], []
+    for batch in version.batches(["id", "embedding"]):
+        parts.append(batch.column("embedding").flatten().to_numpy().reshape(-1, DIMENSION))
+        ids += batch.column("id").to_pylist()
+    return np.concatenate(parts), ids
+
+
+def searched(version: Version, label: str) -> dict[str, Any]:
+    """Milliseconds and recall of questions to a version, one at a time, after it is loaded."""
+    vectors, ids = read_vectors(version)
+    queries = draw_vectors(QUERIES, 10_000)
+    _, exact = faiss.knn(queries, vectors, NEIGHBOURS, metric=faiss.METRIC_INNER_PRODUCT)
+    started = time.perf_counter()
+    version.load()
+    load_seconds = time.perf_counter() - started
+    ways: dict[str, dict[str, Any]] = {}
+    for way, condition in (("all", None), ("filter", "label = 'label 3'")):
+        seconds, found = [], 0
+        for query, truth in zip(queries, exact, strict=True):
+            started = time.perf_counter()
+            hits = version.search(query, NEIGHBOURS, filter=condition)
+            seconds.append(time.perf_counter() - started)
+            found += len({ids[row] for row in truth} & set(hits["id"].to_pylist()))
+        ways[way] = {
+            "p50_ms": round(float(np.median(seconds)) * 1000, 2),
+            "p95_ms": round(float(np.quantile(seconds, 0.95)) * 1000, 2),
+        }
+        if condition is None:
+            ways[way]["recall_at_10"] = round(found / exact.size, 4)
+    return {"version": label, "load_seconds": round(load_seconds, 3), **ways}
+
+
+def against_faiss(version: Version, night: np.ndarray) -> list[dict[str, Any]]:
+    """A FAISS index of the same kind: training, a night's change, its file, searching."""
+    vectors, _ = read_vectors(version)
+    queries = draw_vectors(QUERIES, 10_000)
+    _, exact = faiss.knn(queries, vectors, NEIGHBOURS, metric=faiss.METRIC_INNER_PRODUCT)
+    rows = []
+    for kind in ("IVF316,SQ8", "IVF316,Flat"):
+        started = time.perf_counter()
+        index = faiss.index_factory(DIMENSION, kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors[:: max(1, len(vectors) // 40_000)])
+        index.add(vectors)
+        train_seconds = time.perf_counter() - started
+        faiss.extract_index_ivf(index).nprobe = 16
+        seconds, found = [], 0
+        for query, truth in zip(queries, exact, strict=True):
+            started = time.perf_counter()
+            _, hits = index.search(query[None], NEIGHBOURS)
+            seconds.append(time.perf_counter() - started)
+            found += len(set(truth) & set(hits[0]))
+        started = time.perf_counter()
+        index.remove_ids(faiss.IDSelectorRange(0, len(night)))
+        index.add_with_ids(night, np.arange(len(vectors), len(vectors) + len(night)))
+        with tempfile.NamedTemporaryFile() as file:
+            faiss.write_index(index, file.name)
+            written = Path(file.name).stat().st_size
+        rows.append(
+            {
+                "index": f"FAISS {kind}",
+                "train_seconds": round(train_seconds, 2),
+                "night_seconds": round(time.perf_counter() - started, 2),
+                "night_bytes": written,
+                "p50_ms": round(float(np.median(seconds)) * 1000, 2),
+                "recall_at_10": round(found / exact.size, 4),
+            }
+        )
+    return rows
+
+
+def run_nights(store: Store, count: int, nights: int) -> dict[str, Any]:
+    """Nights of 1%: how long each took, the recall it measured, and the disk after pruning."""
+    seconds, recalls, index_seconds, trained = [], [], [], 0
+    quarter = count // 400
+    for night in range(1, nights + 1):
+        changed = documents(2 * quarter * night, 2 * quarter, 1000 + night)
+        new = documents(count + quarter * night, quarter, 2000 + night)
+        gone = [f"d{count // 2 + quarter * night + place}" for place in range(quarter)]
+        started = time.perf_counter()
+        with store.take_lease("benchmark") as lease:
+            candidate = store.begin(lease)
+            batches = [*changed.to_batches(), *new.to_batches()]
+            candidate.upsert(batches, schema=SCHEMA, when=START + timedelta(days=night))
+            candidate.delete([pa.array(gone)])
+            version = finish(store, lease, candidate)
+        seconds.append(time.perf_counter() - started)
+        report = version.record.index or {}
+        recalls.append(report["recall_at_10"])
+        index_seconds.append(report["seconds"])
+        trained += report["trained"]
+    found: dict[str, Any] = {
+        "nights": nights,
+        "seconds_median": round(float(np.median(seconds)), 2),
+        "seconds_most": round(max(seconds), 2),
+        "index_seconds_median": round(float(np.median(index_seconds)), 2),
+        "trained_anew": trained,
+        "least_recall": min(recalls),
+    }
+    vectors, _ = read_vectors(store.version())
+    texts = sum(b.nbytes for b in store.version().batches(["id", "text", "label", "text_sha256"]))
+    found["data_bytes"] = vectors.nbytes + texts
+    found["disk_bytes_unpruned"] = bytes_below(store.uri)
+    for keep in (7, 3, 1):
+        with store.take_lease("benchmark") as lease:
+            store.prune(lease, keep)
+        found[f"disk_bytes_keep_{keep}"] = bytes_below(store.uri)
+        found[f"disk_ratio_keep_{keep}"] = round(bytes_below(store.uri) / found["data_bytes"], 3)
+    return found
+
+
+def first_index(store: Store, version: Version) -> dict[str, Any]:
+    """The store's own index, in the columns of :func:`against_faiss`."""
+    report = version.record.index or {}
+    files = bytes_below(f"{store.uri}/documents.lance/_indices")
+    return {"index": f"Lance {report['kind']}", "bytes": files, **report}
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """One column a key of the first row."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(row.get(name, "")) for name in rows[0]))
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Run everything and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--nights", type=int, default=30)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open_or_create(f"{folder}/store")
+        build_seconds, version = build(store, folder, arguments.documents)
+        first = searched(version, "first night")
+        own = first_index(store, version)
+        faiss_rows = against_faiss(version, draw_vectors(arguments.documents // 100, 77))
+        nights = run_nights(store, arguments.documents, arguments.nights)
+        last = searched(store.version(), f"after {arguments.nights} nights")
+        problems = store.verify()
+    content = {
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "documents": arguments.documents,
+        "dimension": DIMENSION,
+        "build_seconds": round(build_seconds, 2),
+        "index": own,
+        "search": [first, last],
+        "faiss": faiss_rows,
+        "nights": nights,
+        "problems": problems,
+    }
+    print_table("search", [{k: json.dumps(v) for k, v in row.items()} for row in (first, last)])
+    print_table("the store's index", [own])
+    print_table("FAISS", faiss_rows)
+    print_table("nights of 1%", [{"figure": k, "value": v} for k, v in nights.items()])
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Bring a store up to date: ``python jobs/nightly_reindex.py --corpus DIR --store DIR``.
+
+On a Ray cluster: ``ray job submit --working-dir . -- python jobs/nightly_reindex.py …``. Exit
+codes: 0 published, or nothing had changed; 3 refused by a check, the candidate is kept; 75 another
+run has the store; 2 bad input; 1 anything else.
+"""
+
+from pipelines.command_line import run_unrecorded_job
+from pipelines.reindex import JOB, NightConfig, reindex
+
+if __name__ == "__main__":
+    run_unrecorded_job(JOB, NightConfig, reindex)

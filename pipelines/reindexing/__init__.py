@@ -1,0 +1,1 @@
+"""Inside a night: what changed, its vectors, warm clusters, checks."""

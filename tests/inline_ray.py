@@ -1,0 +1,57 @@
+"""The same stages in this process, without Ray: for tests of what is computed, not of where."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import ray
+
+from cluster import clustering
+from pipelines import reindex
+from pipelines.embedding import stages, vectors
+from pipelines.reindexing import clusters
+
+
+class InlineDataset:
+    """As much of a Ray dataset as the stages use."""
+
+    def __init__(self, batches):
+        self._batches = batches
+
+    def map_batches(self, function, *, fn_constructor_args=(), **_):
+        call = function(*fn_constructor_args) if isinstance(function, type) else function
+        return InlineDataset(_flat(call(batch) for batch in self._batches))
+
+    def iter_rows(self):
+        for batch in self._batches:
+            yield from batch.to_pylist()
+
+
+def _flat(results):
+    for result in results:
+        if isinstance(result, pa.Table):
+            yield result
+        else:
+            yield from result
+
+
+def inline_units(units):
+    return InlineDataset(
+        pa.table({"name": [name], "unit": [json.dumps(unit)]}) for name, unit in units.items()
+    )
+
+
+def run_inline(patch: pytest.MonkeyPatch) -> None:
+    """Make nights run in this process."""
+    patch.setattr(stages, "unit_dataset", inline_units)
+    patch.setattr(vectors, "unit_dataset", inline_units)
+    for module in (clustering, clusters):
+        patch.setattr(module, "run_on_shards", _on_shards)
+    for module in (reindex, clusters):
+        patch.setattr(module, "map_on_ray", lambda function, items: map(function, items))
+    patch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    patch.setattr(ray, "nodes", lambda: [{}])
+
+
+def _on_shards(function, shards, **_):
+    return (function(shard).to_tables() for shard in shards)

@@ -1,0 +1,47 @@
+"""One night in a process of its own: ``night_driver.py SETTINGS [STEP]``, killed as STEP begins.
+
+SETTINGS is the JSON of a night's options. Runs in this process, without Ray, unless the options
+name a Ray cluster's address in ``RAY_ADDRESS``. Prints what the night counted.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+import trivial_workers
+from inline_ray import run_inline
+
+from pipelines import embed
+from pipelines.command_line import report_error
+from pipelines.reindex import NightConfig, reindex
+from pipelines.reindexing import steps
+from pipelines.run_record import read_run
+
+
+def main() -> int:
+    settings = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(sys.argv[1]).items()
+    }
+    last = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+
+    def announce(number: int) -> None:
+        if number == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    steps.announce = announce
+    embed.WORKERS = trivial_workers.TOPIC_WORKERS
+    if not os.environ.get("RAY_ADDRESS"):
+        run_inline(pytest.MonkeyPatch())
+    try:
+        result = reindex(NightConfig(**settings))
+    except BaseException as error:  # noqa: BLE001 - as the job's front end does
+        return report_error(error)
+    run = read_run(f"{settings['store']}/_work")
+    print(json.dumps({"refusals": list(result.refusals), "counts": run["counts"] if run else {}}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

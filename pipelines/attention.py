@@ -10,6 +10,7 @@ over prompt and body.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -65,10 +66,12 @@ def inspect_attention(config: AttentionConfig, record: RunRecord) -> JobResult:
     work = join(config.output, WORK_FOLDER)
     encoders = describe_encoders(config)
     documents, texts = find_texts(config, work)
-    write_bytes(join(work, "texts.json"), json.dumps([documents, texts]).encode())
+    content = json.dumps([documents, texts]).encode()
+    state = hashlib.sha256(content).hexdigest()[:12]
+    write_bytes(join(work, "texts.json"), content)
     make_folder(join(work, "tables"))
     units = {
-        f"{number:02d}-{description.fingerprint[:16]}": {
+        f"{number:02d}-{description.fingerprint[:16]}-{state}": {
             "label": label, "description": description.to_json()
         }
         for number, (label, description) in enumerate(encoders.items())

@@ -13,6 +13,7 @@ In any script of yours, without this job:
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import logging
@@ -60,9 +61,9 @@ def evaluate_encoders(config: EvaluateConfig, record: RunRecord) -> JobResult:
         return confirm_complete(config, record.previous, contestants, corpus)
     tasks, unreachable = find_tasks(config, work, needed=bool(contestants))
     units = {
-        f"{contestant.key[:24]}-{number:03d}": {"contestant": asdict(contestant), "task": task}
+        unit_name(contestant, task): {"contestant": asdict(contestant), "task": task}
         for contestant in contestants
-        for number, task in enumerate(tasks.values())
+        for task in tasks.values()
     }
     receipts = run_units(config, work, units, list(tasks))
     results = collect(units, receipts)
@@ -130,15 +131,15 @@ def find_tasks(
             config.corpus, work, text_column=config.text_column, label_column=config.label_column,
             documents=config.max_documents, distinct=False,
         )  # fmt: skip
-        labelled_task(name, sample.texts, sample.labels)
-        path = join(work, "corpus.json")
+        revision = labelled_task(name, sample.texts, sample.labels).metadata.revision
+        path = join(work, f"corpus-{revision[:12]}.json")
         write_bytes(path, json.dumps([sample.texts, sample.labels]).encode())
         tasks[name] = {"name": name, "documents": None, "path": path}
     for name in expand_names(config.task_names):
         task = make_task(name, config.max_documents)
         reason = why_unreachable(task)
-        task.unload_data()
         if reason is None:
+            task.unload_data()
             tasks[name] = {"name": name, "documents": config.max_documents, "path": None}
         else:
             unreachable[name] = reason
@@ -250,6 +251,12 @@ def write_outcome(
     remove_folder(join(config.output, WORK_FOLDER))
     left = {f"not reached: {name}": why for name, why in unreachable.items()}
     return JobResult(counts, metrics, {**summary, **left, "output": config.output})
+
+
+def unit_name(contestant: Contestant, task: Mapping[str, Any]) -> str:
+    """What a unit's receipt is called: it changes with encoder and documents."""
+    digest = hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()
+    return f"{contestant.key[:24]}-{digest[:12]}"
 
 
 def stem_of(path: str) -> str:

@@ -66,7 +66,8 @@ def word_kinds(pieces: Sequence[str]) -> list[str]:
         bare = "".join(letter for letter in word if letter.isalnum() or letter == "'").lower()
         if not any(letter.isalpha() for letter in bare):
             continue
-        kind = "function" if bare in ENGLISH_STOP_WORDS or len(bare) == 1 else "content"
+        head = bare.partition("'")[0]  # it's, don't
+        kind = "function" if head in ENGLISH_STOP_WORDS or len(head) <= 1 else "content"
         for place in places:
             if any(letter.isalnum() for letter in pieces[place]):
                 kinds[place] = kind

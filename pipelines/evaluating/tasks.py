@@ -85,6 +85,11 @@ class LabelledCorpusTask(AbsTaskClustering):
         self.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns)})
         self.data_loaded = True
 
+    def unload_data(self) -> None:
+        """Let go of what :meth:`load_data` made; mteb's own would drop the metadata too."""
+        self.dataset = None
+        self.data_loaded = False
+
 
 def packaged_task(name: str, documents: int | None = None) -> LabelledCorpusTask:
     """The test documents of a packaged corpus, or those ``documents`` whose texts hash lowest."""

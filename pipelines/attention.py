@@ -35,7 +35,14 @@ from pipelines.errors import InputError
 from pipelines.packaged import demo_corpus
 from pipelines.run_record import RunRecord
 from pipelines.sampling import sample_corpus
-from pipelines.storage import atomic_output, join, make_folder, read_bytes, remove_folder, write_bytes
+from pipelines.storage import (
+    atomic_output,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    write_bytes,
+)
 
 __all__ = ["AttentionConfig", "inspect_attention"]
 

@@ -30,9 +30,9 @@ from pipelines.embedding.stages import configure_ray_data
 from pipelines.embedding.work_plan import listing_digest, listing_of
 from pipelines.errors import InputError
 from pipelines.evaluating.contestants import Contestant, distinct, parse_contestant
+from pipelines.evaluating.earlier_runs import is_finished_evaluation, read_scores, take_over
 from pipelines.evaluating.evaluate_config import MAY_CHANGE, EvaluateConfig
 from pipelines.evaluating.leaderboard import TaskScore, rank, to_csv, to_markdown
-from pipelines.evaluating.earlier_runs import is_finished_evaluation, read_scores, take_over
 from pipelines.run_record import RunRecord
 from pipelines.sampling import sample_corpus
 from pipelines.storage import join, read_bytes, remove_folder, write_bytes
@@ -187,9 +187,7 @@ def run_units(
     )
 
 
-def collect(
-    units: Mapping[str, Any], receipts: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def collect(units: Mapping[str, Any], receipts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every encoder's description and scores, by its label."""
     results: dict[str, dict[str, Any]] = {}
     for name, unit in units.items():

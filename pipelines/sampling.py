@@ -151,7 +151,11 @@ def _documents(
 ) -> Iterator[dict[str, Any]]:
     for batch in read_shard(shard, settings.columns):
         counted["rows"] += len(batch.texts)
-        kept = list(batch.kept.to_pydict().values()) if isinstance(batch.kept, pa.Table) else batch.kept
+        kept = (
+            list(batch.kept.to_pydict().values())
+            if isinstance(batch.kept, pa.Table)
+            else batch.kept
+        )
         for place, found in enumerate(batch.texts):
             text, raw, reason = check_text(found)
             row_id: str | None = None

@@ -135,9 +135,7 @@ def usable_documents(
 def make_plan(config: SelectConfig, documents: int, labels: Sequence[str] | None) -> TrialPlan:
     """Which layers, poolings and clusterings every prompt is tried with."""
     first = describe_encoder(config.encoder(config.prompts[0]))
-    count = load_model_settings(
-        first.fetch()[0].folder, config.trust_remote_code
-    ).num_hidden_layers
+    count = load_model_settings(first.fetch()[0].folder, config.trust_remote_code).num_hidden_layers
     wanted = config.layers or tuple(range(count + 1))
     for layer in wanted:
         if not -count - 1 <= layer <= count:
@@ -202,9 +200,7 @@ def try_unit(
     return {"candidates": len(plan.candidates)}
 
 
-def candidates_table(
-    selection: Selection, encoders: Mapping[str, EncoderDescription]
-) -> pa.Table:
+def candidates_table(selection: Selection, encoders: Mapping[str, EncoderDescription]) -> pa.Table:
     """Every candidate with its scores, best first: the content of ``candidates.parquet``."""
     ranking = selection.ranking
     order = sorted(range(len(ranking.score)), key=lambda i: (-ranking.score[i], i))
@@ -280,7 +276,8 @@ def summarize(config: SelectConfig, table: pa.Table, metrics: Mapping[str, Any])
         measured = (
             f"V-measure {row['v_measure']:.3f}"
             if row["v_measure"] is not None
-            else f"halves agree {row['half_agreement']:.3f}, partner's rank {row['partner_rank']:.1f}"
+            else f"halves agree {row['half_agreement']:.3f}, "
+            f"partner's rank {row['partner_rank']:.1f}"
         )
         summary[f"{row['rank']}. {what}"] = measured
     sure = metrics["winner"]["probability_best"]

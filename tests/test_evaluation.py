@@ -40,7 +40,9 @@ TOPICS = {
 def documents(count=90):
     generator = np.random.default_rng(0)
     labels = [list(TOPICS)[n % 3] for n in range(count)]
-    texts = [" ".join(generator.choice(TOPICS[label], 6)) + f" {n}" for n, label in enumerate(labels)]
+    texts = [
+        " ".join(generator.choice(TOPICS[label], 6)) + f" {n}" for n, label in enumerate(labels)
+    ]
     return texts, labels
 
 
@@ -124,9 +126,7 @@ def test_mtebs_own_result_files_are_there_and_load(config):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_several_encoders_are_ranked_and_earlier_scores_taken_over(
-    config, other_model, tmp_path
-):
+def test_several_encoders_are_ranked_and_earlier_scores_taken_over(config, other_model, tmp_path):
     run(config)
     describe_encoder(EncoderConfig(model=other_model)).save(str(tmp_path / "encoder"))
     compared = replace(
@@ -181,7 +181,7 @@ def test_work_that_is_done_is_not_done_again(config, monkeypatch):
 @pytest.mark.usefixtures("local_ray")
 def test_tasks_whose_data_cannot_be_had_are_named(config):
     asked = replace(config, tasks=("STS12", "TwentyNewsgroupsClustering.v2"))
-    with pytest.raises(InputError, match="2 of 3 tasks cannot be had: STS12: .*skip-unreachable"):
+    with pytest.raises(InputError, match=r"2 of 3 tasks cannot be had: STS12: .*skip-unreachable"):
         run(asked)
     run(replace(asked, skip_unreachable_tasks=True))
     found = scores_of(asked)

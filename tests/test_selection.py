@@ -89,9 +89,7 @@ def test_one_pass_gives_what_each_candidates_own_encoder_gives(tmp_path, family)
 def test_a_lack_of_memory_halves_the_batch(tiny_model_folder, monkeypatch):
     config = EncoderConfig(model=str(tiny_model_folder), dtype="float32")
     tokenizer = PromptedTokenizer.load(config)
-    model = load_base_model(
-        tiny_model_folder, dtype=torch.float32, device=torch.device("cpu")
-    )
+    model = load_base_model(tiny_model_folder, dtype=torch.float32, device=torch.device("cpu"))
     pooler = AllLayersPooler(model, [1, 2], ("mean",), budget_tokens=4096)
     token_ids = tokenizer.tokenize(SENTENCES)
     expected = pooler.pool(token_ids, tokenizer)
@@ -304,9 +302,7 @@ def test_a_sample_is_the_same_for_any_order_of_files_and_rows(tmp_path):
     assert first.labels == second.labels == [str(int(t.split()[1]) % 3) for t in first.texts]
     assert first.read == 201
     assert first.left_out == {"label is missing": 1}
-    other = sample_corpus(
-        str(tmp_path / "a"), str(tmp_path / "work-c"), documents=20, seed=1
-    )
+    other = sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-c"), documents=20, seed=1)
     assert set(other.texts) != set(first.texts)
     assert len(sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-d")).texts) == 200
     every = sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-e"), distinct=False)

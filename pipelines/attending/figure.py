@@ -92,7 +92,11 @@ def _shares_panel(shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "layer": [
             {
                 "mark": {"type": "bar", "tooltip": True},
-                "encoding": {**across, "x": {**along, "title": "share of attention"}, "color": color},
+                "encoding": {
+                    **across,
+                    "x": {**along, "title": "share of attention"},
+                    "color": color,
+                },
             },
             {
                 "mark": {"type": "rule", "color": "#333"},
@@ -174,9 +178,7 @@ def _slots(table: pa.Table) -> Iterator[dict[str, Any]]:
     yield from sums.values()
 
 
-def _placed(
-    rows: list[dict[str, Any]], whole: bool
-) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _placed(rows: list[dict[str, Any]], whole: bool) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Slot, its label, and the row, for every token of one text but the first."""
     body = [row for row in rows if row["part"] == "body"]
     before = sum(row["part"] == "prefix" for row in rows)

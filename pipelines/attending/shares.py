@@ -9,7 +9,14 @@ import numpy as np
 
 from pipelines.attending.token_kinds import PromptedToken
 
-GROUPS = ("first token", "prompt before", "content words", "function words", "other", "prompt after")
+GROUPS = (
+    "first token",
+    "prompt before",
+    "content words",
+    "function words",
+    "other",
+    "prompt after",
+)
 _OF_KIND = {"content": "content words", "function": "function words", "other": "other"}
 
 

@@ -41,7 +41,9 @@ def describe_tokens(
     """
     stop = len(token_ids) - suffix_tokens
     pieces = [tokenizer.decode([token]) for token in token_ids]
-    kinds = word_kinds(_spaced(tokenizer, token_ids[prefix_tokens:stop], pieces[prefix_tokens:stop]))
+    kinds = word_kinds(
+        _spaced(tokenizer, token_ids[prefix_tokens:stop], pieces[prefix_tokens:stop])
+    )
     tokens = []
     for place, (token, piece) in enumerate(zip(token_ids, pieces, strict=True)):
         part = "prefix" if place < prefix_tokens else "body" if place < stop else "suffix"
@@ -69,9 +71,7 @@ def word_kinds(pieces: Sequence[str]) -> list[str]:
         head = bare.partition("'")[0]  # it's, don't
         kind = "function" if head in ENGLISH_STOP_WORDS or len(head) <= 1 else "content"
         for place in places:
-            if any(letter.isalnum() for letter in pieces[place]):
-                kinds[place] = kind
-            elif "�" in pieces[place]:  # a part of a letter
+            if any(letter.isalnum() for letter in pieces[place]) or "�" in pieces[place]:
                 kinds[place] = kind
     return kinds
 

@@ -119,9 +119,7 @@ def distinct(contestants: Sequence[Contestant]) -> list[Contestant]:
     """Each encoder once, with labels that differ."""
     once = list({contestant.key: contestant for contestant in contestants}.values())
     labels = Counter(contestant.label for contestant in once)
-    return [
-        replace(c, label=f"{c.label} {c.key[:6]}") if labels[c.label] > 1 else c for c in once
-    ]
+    return [replace(c, label=f"{c.label} {c.key[:6]}") if labels[c.label] > 1 else c for c in once]
 
 
 def _peer(label: str, folder: str) -> Contestant:
@@ -142,9 +140,7 @@ def _parse_settings(name: str) -> dict[str, str] | None:
     if not found or found[0].start() != 0:
         return None
     ends = [match.start() for match in found[1:]] + [len(name)]
-    return {
-        match.group(1): name[match.end() : end] for match, end in zip(found, ends, strict=True)
-    }
+    return {match.group(1): name[match.end() : end] for match, end in zip(found, ends, strict=True)}
 
 
 def _with_settings(base: EncoderConfig, settings: Mapping[str, str], name: str) -> EncoderConfig:

@@ -31,7 +31,8 @@ class EvaluateConfig:
     task_name: str = ""
     """What to call the task of your corpus; its file's name by default."""
     max_documents: int | None = None
-    """Documents of a packaged corpus or your own to use: those whose texts hash lowest; None: all."""
+    """Documents of a packaged corpus or your own to use, those whose texts hash lowest; by default
+    all."""
     output: str = field(default_factory=lambda: default_output("evaluate_mteb"))
     """Folder of the result, local or remote; an unfinished run in it is gone on with."""
     compare: tuple[str, ...] = ()

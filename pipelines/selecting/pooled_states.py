@@ -126,9 +126,7 @@ class AllLayersPooler:
         count = len(self._stack)
         inner = [layer for layer in self._layers if layer < count]
         with record_outputs(self._stack, inner, pool_layer) as recorded:
-            output = self._model(
-                input_ids=input_ids, attention_mask=mask.long(), use_cache=False
-            )
+            output = self._model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False)
         if count in self._layers:
             recorded[count] = pool_layer(output.last_hidden_state)
         return recorded

@@ -1,4 +1,4 @@
-"""Put the committed results into the tables of ``docs/results.md``: ``python benchmarks/results_page.py``.
+"""Put results into the tables of ``docs/results.md``: ``python benchmarks/results_page.py``.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` and is written anew from the
 JSON in ``benchmarks/results/``. With ``--check`` nothing is written, and the exit code says whether

@@ -45,8 +45,7 @@ from pipelines.selecting.select_config import DEFAULT_POOLINGS
 from pipelines.storage import shoal_home
 
 CORPORA = ("20newsgroups", "reuters-r8")
-PROMPTS = ("none", "one-word", "cluster", "summary")
-TABLE_PROMPTS = PROMPTS[:3]
+PROMPTS = ("none", "one-word", "cluster")
 TABLE_POOLINGS = ("last", "mean", "last+mean")
 PAPER_DEFAULT = ("cluster", "last")
 LAYERS = 30
@@ -135,7 +134,7 @@ def prompt_table(
     """mteb's score of prompt × pooling of the last layer, by corpus."""
     table: dict[str, Any] = {}
     for corpus, task in tasks.items():
-        for prompt in TABLE_PROMPTS:
+        for prompt in PROMPTS:
             states = states_of(model, prompt, corpus, task.texts, revision)
             for pooling in TABLE_POOLINGS:
                 vectors = states.vectors(LAYERS, pooling)  # type: ignore[arg-type]
@@ -243,7 +242,7 @@ def v_measures(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapter", help="folder of a tuned adapter, for the tuned table")
-    parser.add_argument("--parts", nargs="+", default=["baselines", "untuned", "selection"])
+    parser.add_argument("--parts", nargs="*", default=["baselines", "untuned", "selection"])
     arguments = parser.parse_args()
     configure_logging()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -28,9 +28,21 @@ from pipelines.corpus import find_files
 from pipelines.embedding.actor_stage import plan_unit_actors, run_actor_stage
 from pipelines.embedding.stages import configure_ray_data
 from pipelines.embedding.work_plan import listing_digest, listing_of
+from pipelines.encoder import describe_encoder
 from pipelines.errors import InputError
-from pipelines.evaluating.contestants import Contestant, distinct, parse_contestant
-from pipelines.evaluating.earlier_runs import is_finished_evaluation, read_scores, take_over
+from pipelines.evaluating.contestants import (
+    Contestant,
+    distinct,
+    encoder_contestant,
+    parse_contestant,
+)
+from pipelines.evaluating.earlier_runs import (
+    add_results,
+    check_same_documents,
+    is_finished_evaluation,
+    read_scores,
+    take_over,
+)
 from pipelines.evaluating.evaluate_config import MAY_CHANGE, EvaluateConfig
 from pipelines.evaluating.leaderboard import TaskScore, rank, to_csv, to_markdown
 from pipelines.run_record import RunRecord
@@ -68,7 +80,7 @@ def evaluate_encoders(config: EvaluateConfig, record: RunRecord) -> JobResult:
     receipts = run_units(config, work, units, list(tasks))
     results = collect(units, receipts)
     for folder in folders:
-        results |= take_over(folder, config.output)
+        add_results(results, take_over(folder, config.output))
     record.metrics["corpus_digest"] = corpus
     return write_outcome(config, record, results, unreachable)
 
@@ -107,7 +119,8 @@ def find_contestants(config: EvaluateConfig, names: Sequence[str]) -> list[Conte
     """The encoders to run: those of ``names``, or the one that the flags describe."""
     device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
     if not config.compare:
-        return [parse_contestant(config.model, config.encoder, config.prompts, device)]
+        described = describe_encoder(config.encoder, device=device)
+        return [encoder_contestant(described, config.prompts)]
     found = [parse_contestant(name, config.encoder, config.prompts, device) for name in names]
     return distinct(found)
 
@@ -219,6 +232,7 @@ def write_outcome(
     shared = [t for t in next(iter(scores.values())) if all(t in s for s in scores.values())]
     if not shared:
         raise InputError("the encoders compared have no task in common: nothing to rank them by")
+    check_same_documents(results, shared)
     table: dict[str, list[TaskScore]] = {
         label: [found[task] for task in shared] for label, found in scores.items()
     }

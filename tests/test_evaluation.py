@@ -16,6 +16,8 @@ from tiny_models import SENTENCES, tiny_model
 
 from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
 from pipelines.errors import InputError
+from pipelines.evaluating.contestants import distinct, parse_contestant
+from pipelines.evaluating.earlier_runs import add_results, check_same_documents
 from pipelines.evaluating.leaderboard import TaskScore, paired_bootstrap, rank, to_markdown
 from pipelines.evaluating.mteb_encoder import MtebEncoder
 from pipelines.evaluating.tasks import (
@@ -266,6 +268,41 @@ def test_the_leaderboard_has_the_best_first_and_says_how_far_ahead():
     assert ranking["encoders"][0]["mean"] == pytest.approx(0.7)
     assert ranking["differences"][0]["difference"] == pytest.approx(0.4)
     assert "| poor \\| one | 0.200 | 0.400 | 0.300 |" in to_markdown(table)
+
+
+def test_scores_on_other_documents_are_not_compared():
+    def entry(revision, documents):
+        return {"revision": revision, "tasks": {"t": {"dataset_revision": documents}}}
+
+    results = {"a": entry("1", "x")}
+    add_results(results, {"a": entry("234567", "x")})
+    assert list(results) == ["a", "a 234567"]
+    check_same_documents(results, ["t"])
+    add_results(results, {"b": entry("8", "y")})
+    with pytest.raises(InputError, match="other documents for b than for a"):
+        check_same_documents(results, ["t"])
+
+
+def test_contestants_are_told_by_one_word(tiny_model_folder, tmp_path):
+    base = EncoderConfig(model=str(tiny_model_folder), max_tokens=32)
+
+    def parse(name):
+        return parse_contestant(name, base, {}, "cpu")
+
+    found = parse("prompt=see: {text}, or a=b,pooling=mean,layer=1+2,max_tokens=9")
+    described = found.description
+    assert described["prompt"] == "see: {text}, or a=b"
+    assert described["layers"] == (1, 2)
+    assert (described["pooling"], described["max_tokens"]) == ("mean", 9)
+    assert parse(str(tiny_model_folder)).description["max_tokens"] == 32
+    assert parse("tf-idf").kind == "tf-idf"
+    once = distinct([parse("prompt=none"), parse("prompt={text}"), parse("tf-idf")])
+    assert [contestant.kind for contestant in once] == ["encoder", "tf-idf"]
+    for bad in ("pooling=middle", "layer=x", "prompt=no place"):
+        with pytest.raises(InputError, match=f"--compare {bad}"):
+            parse(bad)
+    with pytest.raises(InputError, match="no such model"):
+        parse("./nowhere")
 
 
 @pytest.mark.parametrize(

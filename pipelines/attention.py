@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -167,7 +168,7 @@ def token_table(
 def shares_by_text(table: pa.Table, encoder: str) -> dict[str, dict[str, float]]:
     """An encoder's attention on each group of tokens, for every document."""
     texts: dict[str, tuple[list[PromptedToken], list[float]]] = {}
-    for row in table.filter(pa.compute.field("encoder") == encoder).to_pylist():
+    for row in table.filter(pc.field("encoder") == encoder).to_pylist():
         tokens, weights = texts.setdefault(row["document"], ([], []))
         tokens.append(PromptedToken(row["token_id"], row["token"], row["part"], row["kind"]))
         weights.append(row["attention"])

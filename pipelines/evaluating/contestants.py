@@ -21,6 +21,7 @@ from pipelines.encoder import EncoderConfig, EncoderDescription, describe_encode
 from pipelines.errors import InputError
 from pipelines.model_sources import digest_folder, fetch_model
 from pipelines.packaged import MINILM_WHEEL, extract_wheel
+from pipelines.run_record import read_run, require_complete
 from pipelines.storage import exists, join
 
 TF_IDF = "tf-idf"
@@ -66,6 +67,8 @@ def parse_contestant(
     settings = _parse_settings(name)
     if settings is None:
         if exists(join(name, "encoder.json")):
+            if read_run(name) is not None:
+                require_complete(name)
             return encoder_contestant(EncoderDescription.load(name), prompts, label=name)
         if (Path(name).expanduser() / "modules.json").is_file():
             return _peer(Path(name).name, name)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -172,7 +173,9 @@ def shares_by_text(table: pa.Table, encoder: str) -> dict[str, dict[str, float]]
         tokens, weights = texts.setdefault(row["document"], ([], []))
         tokens.append(PromptedToken(row["token_id"], row["token"], row["part"], row["kind"]))
         weights.append(row["attention"])
-    return {name: group_shares(tokens, weights) for name, (tokens, weights) in texts.items()}
+    return {
+        name: group_shares(tokens, np.array(weights)) for name, (tokens, weights) in texts.items()
+    }
 
 
 def write_outcome(

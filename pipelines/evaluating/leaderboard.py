@@ -92,15 +92,15 @@ def rank(results: Mapping[str, Sequence[TaskScore]]) -> dict[str, Any]:
     Args:
         results: every encoder's scores of the same tasks in the same order, by its label.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, scores in results.items():
         mean, spread = mean_and_spread(scores)
         rows.append({"encoder": label, "mean": mean, "spread": spread})
-    rows.sort(key=lambda row: -float(row["mean"] or 0.0))
-    best = str(rows[0]["encoder"])
+    rows.sort(key=lambda row: -row["mean"])
+    best = rows[0]["encoder"]
     differences = [
         {"first": best, "second": row["encoder"]}
-        | paired_bootstrap(results[best], results[str(row["encoder"])])
+        | paired_bootstrap(results[best], results[row["encoder"]])
         for row in rows[1:]
     ]
     return {"encoders": rows, "differences": differences}

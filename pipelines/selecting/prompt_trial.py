@@ -63,8 +63,10 @@ class Trial:
     def to_bytes(self) -> bytes:
         """As the content of a file."""
         sink = io.BytesIO()
-        ranks = {} if self.log_ranks is None else {"log_ranks": self.log_ranks}
-        np.savez_compressed(sink, clusterings=self.clusterings, **ranks)
+        arrays: dict[str, Any] = {"clusterings": self.clusterings}
+        if self.log_ranks is not None:
+            arrays["log_ranks"] = self.log_ranks
+        np.savez_compressed(sink, **arrays)
         return sink.getvalue()
 
     @classmethod

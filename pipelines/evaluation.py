@@ -38,20 +38,16 @@ from pipelines.evaluating.contestants import (
 )
 from pipelines.evaluating.earlier_runs import (
     add_results,
-    check_same_documents,
     is_finished_evaluation,
-    read_scores,
     take_over,
 )
 from pipelines.evaluating.evaluate_config import MAY_CHANGE, EvaluateConfig
-from pipelines.evaluating.leaderboard import TaskScore, rank, to_csv, to_markdown
+from pipelines.evaluating.outcome import WORK_FOLDER, collect, write_outcome
 from pipelines.run_record import RunRecord
 from pipelines.sampling import sample_corpus
-from pipelines.storage import join, read_bytes, remove_folder, write_bytes
+from pipelines.storage import join, read_bytes, write_bytes
 
 __all__ = ["MAY_CHANGE", "EvaluateConfig", "evaluate_encoders"]
-
-WORK_FOLDER = "_work"
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +78,7 @@ def evaluate_encoders(config: EvaluateConfig, record: RunRecord) -> JobResult:
     for folder in folders:
         add_results(results, take_over(folder, config.output))
     record.metrics["corpus_digest"] = corpus
-    return write_outcome(config, record, results, unreachable)
+    return write_outcome(config.output, record, results, unreachable)
 
 
 def corpus_digest(corpus: str) -> str | None:
@@ -198,71 +194,6 @@ def run_units(
         cpus=cpus,
         on_done=tell,
     )
-
-
-def collect(units: Mapping[str, Any], receipts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every encoder's description and scores, by its label."""
-    results: dict[str, dict[str, Any]] = {}
-    for name, unit in units.items():
-        contestant = unit["contestant"]
-        entry = results.setdefault(
-            contestant["label"],
-            {
-                "revision": contestant["key"],
-                "encoder": contestant["description"],
-                "task_prompts": contestant["prompts"],
-                "tasks": {},
-            },
-        )
-        entry["tasks"][unit["task"]["name"]] = receipts[name]
-    return results
-
-
-def write_outcome(
-    config: EvaluateConfig,
-    record: RunRecord,
-    results: Mapping[str, dict[str, Any]],
-    unreachable: Mapping[str, str],
-) -> JobResult:
-    """Write the tables; the job's own short one.
-
-    Encoders are ranked over the tasks that all of them have scores of.
-    """
-    scores = {label: read_scores(entry["tasks"]) for label, entry in results.items()}
-    shared = [t for t in next(iter(scores.values())) if all(t in s for s in scores.values())]
-    if not shared:
-        raise InputError("the encoders compared have no task in common: nothing to rank them by")
-    check_same_documents(results, shared)
-    table: dict[str, list[TaskScore]] = {
-        label: [found[task] for task in shared] for label, found in scores.items()
-    }
-    ranking = rank(table)
-    content = {
-        "tasks": shared,
-        "results": results,
-        "ranking": ranking["encoders"],
-        "differences": ranking["differences"],
-        "unreachable": dict(unreachable),
-    }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_bytes(join(config.output, "scores.json"), text.encode())
-    write_bytes(join(config.output, "leaderboard.md"), to_markdown(table).encode())
-    write_bytes(join(config.output, "leaderboard.csv"), to_csv(table).encode())
-    summary = {
-        f"{row['encoder']}": ", ".join(
-            [f"{s.task} {s.score:.3f}" for s in table[row["encoder"]]]
-            + ([f"mean {row['mean']:.3f}"] if len(shared) > 1 else [])
-        )
-        for row in ranking["encoders"]
-    }
-    metrics = {row["encoder"]: row["mean"] for row in ranking["encoders"]}
-    counts = {"encoders": len(results), "tasks": len(shared), "unreachable": len(unreachable)}
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
-    remove_folder(join(config.output, WORK_FOLDER))
-    left = {f"not reached: {name}": why for name, why in unreachable.items()}
-    return JobResult(counts, metrics, {**summary, **left, "output": config.output})
 
 
 def unit_name(contestant: Contestant, task: Mapping[str, Any]) -> str:

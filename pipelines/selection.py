@@ -14,10 +14,8 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -29,9 +27,9 @@ from pipelines.encoding.encoder_description import load_model_settings
 from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
 from pipelines.packaged import demo_corpus
-from pipelines.pooling import Pooling, pooled_dimension
 from pipelines.run_record import RunRecord
 from pipelines.sampling import Sample, sample_corpus
+from pipelines.selecting.candidates import Selection, candidates_table, summarize
 from pipelines.selecting.prompt_trial import (
     FEWEST_HALF_TOKENS,
     LoadedModel,
@@ -41,7 +39,7 @@ from pipelines.selecting.prompt_trial import (
     plan_runs,
     try_prompt,
 )
-from pipelines.selecting.ranking import Ranking, rank_candidates
+from pipelines.selecting.ranking import rank_candidates
 from pipelines.selecting.select_config import FEWEST_DOCUMENTS, MAY_CHANGE, SelectConfig
 from pipelines.storage import (
     atomic_output,
@@ -55,16 +53,6 @@ from pipelines.storage import (
 __all__ = ["MAY_CHANGE", "SelectConfig", "select_encoder"]
 
 WORK_FOLDER = "_work"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What was tried on what, and how it came out; ``names`` are the candidates' prompts."""
-
-    names: list[str]
-    candidates: list[tuple[int, Pooling]]
-    ranking: Ranking
-    documents: int
 
 
 def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
@@ -200,43 +188,6 @@ def try_unit(
     return {"candidates": len(plan.candidates)}
 
 
-def candidates_table(selection: Selection, encoders: Mapping[str, EncoderDescription]) -> pa.Table:
-    """Every candidate with its scores, best first: the content of ``candidates.parquet``."""
-    ranking = selection.ranking
-    order = sorted(range(len(ranking.score)), key=lambda i: (-ranking.score[i], i))
-    best = ranking.score[order[0]]
-    wide = {name: e.dimension // len(e.pooling.split("+")) for name, e in encoders.items()}
-    rows = []
-    for rank, place in enumerate(order, start=1):
-        name, (layer, pooling) = selection.names[place], selection.candidates[place]
-        optional = (ranking.v_measure, ranking.half_agreement, ranking.partner_rank)
-        v_measure, halves, partner = (None if v is None else float(v[place]) for v in optional)
-        rows.append(
-            {
-                "prompt": name,
-                "template": encoders[name].prompt,
-                "pooling": pooling,
-                "layer": layer,
-                "rank": rank,
-                "score": float(ranking.score[place]),
-                "standard_error": float(ranking.standard_error[place]),
-                "behind": float(best - ranking.score[place]),
-                "behind_error": float(ranking.behind_error[place]),
-                "probability_best": float(ranking.probability_best[place]),
-                "v_measure": v_measure,
-                "half_agreement": halves,
-                "partner_rank": partner,
-                "dimension": pooled_dimension(pooling, wide[name]),
-            }
-        )
-    floats = {"v_measure", "half_agreement", "partner_rank"}
-    table = pa.Table.from_pylist(rows)
-    for name in floats:  # all null where it was not measured
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, table[name].cast(pa.float64()))
-    return table
-
-
 def write_outcome(
     config: SelectConfig,
     record: RunRecord,
@@ -265,24 +216,4 @@ def write_outcome(
     record.metrics.update(metrics)
     record.complete()
     remove_folder(join(config.output, WORK_FOLDER))
-    return JobResult(counts, metrics, summarize(config, table, metrics))
-
-
-def summarize(config: SelectConfig, table: pa.Table, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The table that a person sees at the end: the first five, and how sure it is."""
-    summary = {"candidates": f"{len(table):,}", "scored by": metrics["scored_by"]}
-    for row in table.slice(0, 5).to_pylist():
-        what = f"{row['prompt']}, {row['pooling']}, layer {row['layer']}"
-        measured = (
-            f"V-measure {row['v_measure']:.3f}"
-            if row["v_measure"] is not None
-            else f"halves agree {row['half_agreement']:.3f}, "
-            f"partner's rank {row['partner_rank']:.1f}"
-        )
-        summary[f"{row['rank']}. {what}"] = measured
-    sure = metrics["winner"]["probability_best"]
-    summary["how sure"] = (
-        f"first in {sure:.0%} of resamples; {metrics['as_good']} candidates are within two "
-        "standard errors of the first"
-    )
-    return {**summary, "output": config.output}
+    return JobResult(counts, metrics, summarize(table, metrics, config.output))

@@ -222,6 +222,13 @@ def test_without_labels_every_candidate_is_scored_and_the_winner_written(config)
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_int8_candidates_are_scored_as_int8(config):
+    table = run(replace(config, dtype="int8", prompts=("none",), poolings=("mean",), layers=(2,)))
+    assert len(table) == 1
+    assert Encoder.from_folder(config.output).description.dtype == "int8"
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_with_labels_candidates_are_scored_by_v_measure(config):
     config = replace(config, label_column="topic", layers=(-1, 1), poolings=("mean",))
     table = run(config)

@@ -40,7 +40,7 @@ class AttentionConfig:
     max_tokens: int = 256
     """Tokens of the text itself that are read; the prompt comes on top."""
     dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where the hardware has it, else float32."""
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
     append_eos: bool = False
     """Put the end-of-sequence token after the prompt."""
     trust_remote_code: bool = False

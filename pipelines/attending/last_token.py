@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.encoding.base_model import load_base_model
 from pipelines.encoding.batching import token_budget_batches
+from pipelines.encoding.described_model import load_described_model
 from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.encoding.padded_decoder import find_layers, pad_right
 from pipelines.errors import InputError
@@ -25,14 +25,7 @@ def load_eager(description: EncoderDescription, device: torch.device) -> Any:
 
     Raises :class:`InputError` for a model without such attention.
     """
-    model_files, adapter_files = description.fetch()
-    model = load_base_model(
-        model_files.folder,
-        dtype=getattr(torch, description.dtype),
-        device=device,
-        adapter=None if adapter_files is None else adapter_files.folder,
-        trust_remote_code=description.trust_remote_code,
-    )
+    model = load_described_model(description, device)
     try:
         model.set_attn_implementation("eager")
     except (ValueError, NotImplementedError) as error:

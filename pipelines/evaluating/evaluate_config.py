@@ -59,7 +59,7 @@ class EvaluateConfig:
     normalize: bool = True
     """Scale vectors to length 1."""
     dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where the hardware has it, else float32."""
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
     append_eos: bool = False
     """Put the end-of-sequence token after the prompt."""
     trust_remote_code: bool = False

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from pipelines.encoder import EncoderDescription
-from pipelines.encoding.base_model import load_base_model
 from pipelines.encoding.batching import default_budget_tokens
+from pipelines.encoding.described_model import load_described_model
 from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.pooling import Pooling
 from pipelines.selecting.criteria import cluster_vectors, partner_log_ranks
@@ -97,14 +97,7 @@ class LoadedModel:
         torch.set_num_threads(threads)
         encoder = EncoderDescription.from_json(description)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, adapter = encoder.fetch()
-        self.model = load_base_model(
-            model.folder,
-            dtype=getattr(torch, encoder.dtype),
-            device=self.device,
-            adapter=None if adapter is None else adapter.folder,
-            trust_remote_code=encoder.trust_remote_code,
-        )
+        self.model = load_described_model(encoder, self.device)
         settings = self.model.config.get_text_config()
         self.budget_tokens = default_budget_tokens(settings, self.device)
 

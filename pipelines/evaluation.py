@@ -42,7 +42,12 @@ from pipelines.evaluating.earlier_runs import (
     take_over,
 )
 from pipelines.evaluating.evaluate_config import MAY_CHANGE, EvaluateConfig
-from pipelines.evaluating.outcome import WORK_FOLDER, collect, write_outcome
+from pipelines.evaluating.outcome import (
+    WORK_FOLDER,
+    collect,
+    progress_table,
+    write_outcome,
+)
 from pipelines.run_record import RunRecord
 from pipelines.sampling import sample_corpus
 from pipelines.storage import join, read_bytes, write_bytes
@@ -165,7 +170,7 @@ def find_tasks(
 def run_units(
     config: EvaluateConfig, work: str, units: Mapping[str, Any], tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """Score every encoder on every task; a line tells of each as it is done."""
+    """Score every encoder on every task; a table tells of each as it is done."""
     from pipelines.evaluating.task_runner import ContestantCache, run_unit
 
     if not units:
@@ -179,9 +184,9 @@ def run_units(
     def tell(name: str, receipt: Mapping[str, Any]) -> None:
         done[name] = receipt
         log.info(
-            "%d of %d: %s on %s: %.4f (%.0f s)", len(done), len(units),
+            "%d of %d: %s on %s took %.0f s\n%s", len(done), len(units),
             units[name]["contestant"]["label"], units[name]["task"]["name"],
-            receipt["score"], receipt["seconds"] or 0.0,
+            receipt["seconds"] or 0.0, progress_table(units, done),
         )  # fmt: skip
 
     return run_actor_stage(

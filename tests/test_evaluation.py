@@ -20,6 +20,7 @@ from pipelines.evaluating.contestants import distinct, parse_contestant
 from pipelines.evaluating.earlier_runs import add_results, check_same_documents
 from pipelines.evaluating.leaderboard import TaskScore, paired_bootstrap, rank, to_markdown
 from pipelines.evaluating.mteb_encoder import MtebEncoder
+from pipelines.evaluating.outcome import progress_table
 from pipelines.evaluating.tasks import (
     PACKAGED_TASKS,
     TRACKS,
@@ -269,6 +270,16 @@ def test_the_leaderboard_has_the_best_first_and_says_how_far_ahead():
     assert ranking["encoders"][0]["mean"] == pytest.approx(0.7)
     assert ranking["differences"][0]["difference"] == pytest.approx(0.4)
     assert "| poor \\| one | 0.200 | 0.400 | 0.300 |" in to_markdown(table)
+
+
+def test_progress_shows_what_is_done_and_what_is_to_come():
+    units = {
+        f"{label}{task}": {"contestant": {"label": label}, "task": {"name": task}}
+        for label in ("good", "b")
+        for task in ("STS12", "own")
+    }
+    lines = progress_table(units, {"goodown": {"score": 0.5}}).splitlines()
+    assert lines == ["      STS12  own", "good  …      0.5000", "b     …      …"]
 
 
 def test_scores_on_other_documents_are_not_compared():

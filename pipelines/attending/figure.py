@@ -60,6 +60,7 @@ def attention_spec(table: pa.Table, shares: Mapping[str, Mapping[str, Any]]) -> 
             "axis": {"labelFontSize": 11, "titleFontSize": 12, "labelLimit": 160},
             "legend": {"labelFontSize": 11, "titleFontSize": 12},
         },
+        "resolve": {"scale": {"color": "independent"}},
         "spacing": 28,
     }
 
@@ -84,7 +85,7 @@ def _shares_panel(shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "scale": {"domain": list(shares), "range": _colors(len(shares))},
         "title": "encoder",
     }
-    along = {"field": "share", "type": "quantitative", "axis": {"format": "%"}}
+    along = {"field": "share", "type": "quantitative", "axis": {"format": "%", "tickCount": 8}}
     return {
         "data": {"values": values},
         "width": _WIDTH,
@@ -155,7 +156,6 @@ def _tokens_panel(table: pa.Table, encoders: list[str]) -> dict[str, Any]:
                 },
             },
         },
-        "resolve": {"scale": {"color": "independent"}},
     }  # fmt: skip
 
 

@@ -16,6 +16,21 @@ from pipelines.storage import join, remove_folder, write_bytes
 WORK_FOLDER = "_work"
 
 
+def progress_table(units: Mapping[str, Any], done: Mapping[str, Any]) -> str:
+    """Scores so far, a line an encoder and a column a task; dots are still to come."""
+    tasks = list(dict.fromkeys(unit["task"]["name"] for unit in units.values()))
+    rows: dict[str, dict[str, str]] = {}
+    for name, unit in units.items():
+        score = f"{done[name]['score']:.4f}" if name in done else "…"
+        rows.setdefault(unit["contestant"]["label"], {})[unit["task"]["name"]] = score
+    first = max(map(len, rows))
+    lines = ["  ".join([" " * first, *tasks])]
+    for label, scores in rows.items():
+        cells = [scores[task].ljust(len(task)) for task in tasks]
+        lines.append("  ".join([label.ljust(first), *cells]).rstrip())
+    return "\n".join(lines)
+
+
 def collect(units: Mapping[str, Any], receipts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every encoder's description and scores, by its label."""
     results: dict[str, dict[str, Any]] = {}

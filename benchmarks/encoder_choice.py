@@ -93,8 +93,8 @@ def states_of(
     tokenizer = PromptedTokenizer.load(config_of(prompt, None))
     pooler = AllLayersPooler(model.model, range(LAYERS + 1), DEFAULT_POOLINGS, model.budget_tokens)
     states = pooler.pool(tokenizer.tokenize(texts), tokenizer)
-    arrays: dict[str, Any] = {f"{layer} {part}": v for (layer, part), v in states.parts.items()}
-    np.savez(path, **arrays)
+    named: dict[str, Any] = {f"{layer} {part}": v for (layer, part), v in states.parts.items()}
+    np.savez(path, **named)
     return states
 
 

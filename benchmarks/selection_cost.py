@@ -44,18 +44,15 @@ def seconds_of_selection(texts: list[str], config: EncoderConfig, layers: int) -
 
 
 def seconds_of_embedding(texts: list[str], config: EncoderConfig, layers: int) -> float:
-    """Embedding the texts once with each candidate, the encoders' loading left out.
-
-    One model is loaded; each encoder cuts the layers above its own, so the highest come first.
-    """
+    """Embedding the texts once with each candidate, the encoders' loading left out."""
     description = describe_encoder(config)
     files, _ = description.fetch()
     dtype = getattr(torch, description.dtype)
-    model = load_base_model(files.folder, dtype=dtype, device=torch.device("cpu"))
     tokenizer = PromptedTokenizer.load(config)
     total = 0.0
-    for layer in range(layers, -1, -1):
+    for layer in range(layers + 1):
         for pooling in DEFAULT_POOLINGS:
+            model = load_base_model(files.folder, dtype=dtype, device=torch.device("cpu"))
             described = describe_encoder(replace(config, layer=layer, pooling=pooling))
             encoder = Encoder(described, tokenizer, model, torch.device("cpu"))
             started = time.perf_counter()

@@ -25,7 +25,7 @@ from pipelines.selecting.prompt_trial import LoadedModel, TrialPlan, plan_runs, 
 from pipelines.selecting.ranking import rank_candidates
 from pipelines.selecting.select_config import DEFAULT_POOLINGS
 
-DOCUMENTS = 48
+DOCUMENTS = 24
 CUT_TOKENS = 64
 PROMPT = "one-word"
 RESULTS = Path(__file__).parent / "results" / "selection_cost.json"

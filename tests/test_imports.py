@@ -8,7 +8,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipelines", "cluster", "jobs")
 FREE_OF_RAY = {
-    "pipelines": ("prompts", "pooling", "encoder", "contrastive", "encoding/*"),
+    "pipelines": (
+        "prompts",
+        "pooling",
+        "encoder",
+        "contrastive",
+        "encoding/*",
+        "selecting/*",
+        "attending/*",
+    ),
     "cluster": ("kmeans", "assign", "metrics", "identity", "describe"),
 }
 ALLOWED = {

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 
+from pipelines.embedding.actor_plan import TOKENIZE_CPUS, plan_actors
 from pipelines.embedding.stage_metrics import StageMetrics
 from pipelines.embedding.stages import Receipt, blame, read_receipts, take_unit, unit_dataset
 from pipelines.ray_nodes import OFF_HEAD, find_nodes
@@ -27,6 +29,8 @@ def run_actor_stage(
     load: Callable[[], Any],
     *,
     num_actors: int,
+    cpus: float = 1,
+    on_done: Callable[[str, Receipt], None] | None = None,
 ) -> dict[str, Receipt]:
     """Do every unit that has no receipt yet; the receipts of all, in the units' order.
 
@@ -37,13 +41,15 @@ def run_actor_stage(
         function: ``function(name, unit, loaded)`` does one unit.
         load: what an actor loads once; a whole GPU is its own where the Ray cluster has any.
         num_actors: how many load it.
+        cpus: CPUs, and so threads, of one of them where it has no GPU.
+        on_done: is told of each unit as it is done.
     """
     folder = join(work, stage)
     make_folder(folder)
     receipts = read_receipts(folder, units)
     missing = {name: unit for name, unit in units.items() if name not in receipts}
     if missing:
-        resources: dict[str, Any] = {"num_cpus": 1}
+        resources: dict[str, Any] = {"num_cpus": cpus}
         if find_nodes().resources()["GPU"]:
             resources = {"num_gpus": 1, "label_selector": OFF_HEAD}
         dataset = unit_dataset(missing).map_batches(
@@ -58,7 +64,32 @@ def run_actor_stage(
         for row in dataset.iter_rows():
             receipts[row["name"]] = json.loads(row["receipt"])
             metrics.done()
+            if on_done is not None:
+                on_done(row["name"], receipts[row["name"]])
     return {name: receipts[name] for name in units}
+
+
+def plan_unit_actors(units: int, *, num_actors: int, cpus: float | None) -> tuple[int, float]:
+    """How many actors share ``units`` units of work on this Ray cluster, and the CPUs of each.
+
+    Without a wish (``num_actors`` 0, ``cpus`` None) as many as there are units and GPUs; where
+    there are no GPUs, as many as there are CPUs, and CPUs that are left over become threads.
+
+    Raises :class:`pipelines.errors.InputError` where what is asked for does not fit.
+    """
+    nodes = find_nodes()
+    plan = plan_actors(
+        nodes.resources(),
+        nodes.count,
+        num_actors=str(num_actors) if num_actors else "",
+        cpus=cpus,
+    )
+    count = num_actors or max(1, min(units, plan.largest))
+    if cpus is None and not plan.gpus:
+        largest_node = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes())
+        share = plan.largest * plan.cpus // count
+        return count, max(1.0, min(share, largest_node - TOKENIZE_CPUS))
+    return count, plan.cpus
 
 
 class _UnitActor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,16 +102,23 @@ def read_states(
 
 
 @contextmanager
-def record_outputs(stack: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the states after some layers while a model runs; no others are kept."""
+def record_outputs(
+    stack: nn.ModuleList,
+    layers: Sequence[int],
+    keep: Callable[[Tensor], Tensor] = lambda states: states,
+) -> Iterator[dict[int, Tensor]]:
+    """Collect the states after some layers while a model runs; no others are kept.
+
+    ``keep`` makes of a layer's states what is kept of them, before the next layer runs.
+    """
     recorded: dict[int, Tensor] = {}
 
     def record_input(_: nn.Module, arguments: tuple, keywords: dict) -> None:
-        recorded[0] = arguments[0] if arguments else keywords["hidden_states"]
+        recorded[0] = keep(arguments[0] if arguments else keywords["hidden_states"])
 
     def record_output(layer: int) -> Any:
         def record(_: nn.Module, __: tuple, output: Tensor | tuple) -> None:
-            recorded[layer] = output if isinstance(output, Tensor) else output[0]
+            recorded[layer] = keep(output if isinstance(output, Tensor) else output[0])
 
         return record
 

@@ -1,0 +1,212 @@
+"""Put results into the tables of ``docs/results.md``: ``python benchmarks/results_page.py``.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` and is written anew from the
+JSON in ``benchmarks/results/``. With ``--check`` nothing is written, and the exit code says whether
+the page is what the results give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluating.leaderboard import TaskScore, paired_bootstrap
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "results.md"
+CORPORA = {"20newsgroups": "20 Newsgroups", "reuters-r8": "Reuters R8"}
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def aggregation() -> str:
+    """Prompt × pooling, untuned and tuned, with the baselines."""
+    found = read("encoder_choice")
+    rows = []
+    for name, scores in found["baselines"].items():
+        cells = [shown(scores[corpus]) for corpus in CORPORA]
+        rows.append([name, "", cells[0], "", cells[1], ""])
+    prompts = found["untuned"][next(iter(CORPORA))]
+    for prompt, poolings in prompts.items():
+        for pooling in poolings:
+            cells = []
+            for corpus in CORPORA:
+                for state in ("untuned", "tuned"):
+                    place = found.get(state, {}).get(corpus, {}).get(prompt, {}).get(pooling)
+                    cells.append("" if place is None else shown(place))
+            rows.append([f"`{prompt}`", f"`{pooling}`", *cells])
+    head = ["prompt", "pooling"]
+    for title in CORPORA.values():
+        head += [f"{title}, untuned", "tuned"]
+    return table(head, rows)
+
+
+def gains() -> str:
+    """What prompt, pooling and tuning each change, with paired intervals over draws."""
+    found = read("encoder_choice")
+    steps = [
+        ("the prompt, last token: `cluster` over none", ("untuned", "cluster", "last"),
+         ("untuned", "none", "last")),
+        ("the prompt, last token: `one-word` over none", ("untuned", "one-word", "last"),
+         ("untuned", "none", "last")),
+        ("the prompt, mean: `cluster` over none", ("untuned", "cluster", "mean"),
+         ("untuned", "none", "mean")),
+        ("mean over last token, no prompt", ("untuned", "none", "mean"),
+         ("untuned", "none", "last")),
+        ("mean over last token, `cluster`", ("untuned", "cluster", "mean"),
+         ("untuned", "cluster", "last")),
+        ("both over mean, `cluster`", ("untuned", "cluster", "last+mean"),
+         ("untuned", "cluster", "mean")),
+        ("tuning, `one-word`, last token", ("tuned", "one-word", "last"),
+         ("untuned", "one-word", "last")),
+        ("tuning, `cluster`, last token", ("tuned", "cluster", "last"),
+         ("untuned", "cluster", "last")),
+        ("tuning, `cluster`, mean", ("tuned", "cluster", "mean"),
+         ("untuned", "cluster", "mean")),
+    ]  # fmt: skip
+    rows = []
+    for title, first, second in steps:
+        if not (found.get(first[0]) and found.get(second[0])):
+            continue
+        cells = []
+        for corpus in CORPORA:
+            one, other = (
+                task_score(found[state][corpus][prompt][pooling])
+                for state, prompt, pooling in (first, second)
+            )
+            gain = paired_bootstrap([one], [other])
+            cells.append(f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})")
+        rows.append([title, *cells])
+    return table(["what changes", *CORPORA.values()], rows)
+
+
+def selection() -> str:
+    """What is chosen without labels, beside the defaults and the best there is."""
+    found = read("encoder_choice")["selection"]
+    rows = []
+    names = {
+        "chosen": "chosen without labels",
+        "paper_default": "the paper's default",
+        "our_default": "our default",
+        "best_by_labels": "best of all candidates, by labels",
+    }
+    for key, title in names.items():
+        cells = []
+        for corpus in CORPORA:
+            prompt, layer, pooling = found[corpus][key]["candidate"]
+            cells += [f"`{prompt}`, `{pooling}`, layer {layer}", shown(found[corpus][key])]
+        rows.append([title, *cells])
+    head = [""]
+    for title in CORPORA.values():
+        head += [title, "V-measure"]
+    return table(head, rows)
+
+
+def selection_ranks() -> str:
+    """How the label-free ranking agrees with the one by V-measure."""
+    found = read("encoder_choice")["selection"]
+    lines = {
+        "candidates": "candidates",
+        "documents": "documents",
+        "spearman": "Spearman of score and V-measure",
+        "spearman_half_agreement": "of half agreement alone",
+        "spearman_partner_rank": "of partner rank alone",
+        "gain_over_paper_default": "chosen over the paper's default",
+        "probability_best": "chosen one first in resamples",
+        "as_good": "candidates within two standard errors",
+    }
+    rows = []
+    for key, title in lines.items():
+        cells = [found[corpus][key] for corpus in CORPORA]
+        signed = key == "gain_over_paper_default"
+        rows.append([title, *(f"{cell:+.3f}" if signed else str(cell) for cell in cells)])
+    return table(["", *CORPORA.values()], rows)
+
+
+def selection_cost() -> str:
+    """Seconds of choosing against embedding once per candidate."""
+    found = read("selection_cost")
+    rows = [
+        ["candidates", str(found["candidates"])],
+        ["choosing, seconds", f"{found['seconds_selection']:.1f}"],
+        [
+            "embedding once per candidate, seconds",
+            f"{found['seconds_embedding_once_per_candidate']:.1f}",
+        ],
+        ["times cheaper", f"{found['times_cheaper']:.1f}"],
+    ]
+    return table([f"{found['documents']} documents of {found['cut_tokens']} tokens", ""], rows)
+
+
+def attention() -> str:
+    """Shares of attention before and after tuning, and their shift."""
+    found = read("attention_shift")
+    rows = []
+    for corpus, title in CORPORA.items():
+        for prompt, entry in found[corpus].items():
+            before, after = entry["shares"]["untuned"], entry["shares"]["tuned"]
+            change = entry["shift"]["tuned"]
+            cells = []
+            for name in ("prompt", "content", "first token"):
+                moved = change[name]
+                cells.append(
+                    f"{before[name]['mean']:.1%} → {after[name]['mean']:.1%} "
+                    f"({100 * moved['mean']:+.1f} ± {100 * moved['standard_error']:.1f})"
+                )
+            rows.append([f"{title}, `{prompt}`", *cells])
+    return table(["", "prompt", "content words", "first token"], rows)
+
+
+TABLES = {
+    "aggregation": aggregation,
+    "gains": gains,
+    "selection": selection,
+    "selection-ranks": selection_ranks,
+    "selection-cost": selection_cost,
+    "attention": attention,
+}
+
+
+def task_score(found: dict[str, Any]) -> TaskScore:
+    return TaskScore("task", "v_measure", found["v_measure"], tuple(found["draws"]))
+
+
+def shown(found: dict[str, Any]) -> str:
+    return f"{found['v_measure']:.3f}"
+
+
+def render(page: str) -> str:
+    """The page with every table written anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match.group(1)}{TABLES[match.group(2)]()}{match.group(3)}"
+
+    return _TABLE.sub(fill, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    arguments = parser.parse_args()
+    page = PAGE.read_text()
+    if arguments.check:
+        sys.exit(render(page) != page)
+    PAGE.write_text(render(page))
+
+
+if __name__ == "__main__":
+    main()

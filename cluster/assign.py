@@ -33,17 +33,20 @@ class Assignment:
     """float64 (n,), distance to the second centroid less that to the first; NaN without one."""
 
 
+def flat_index(dimension: int) -> faiss.Index:
+    """An index that compares with every vector in it, on the GPU where FAISS has one."""
+    index: faiss.Index = faiss.IndexFlatL2(dimension)
+    return faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() > 0 else index
+
+
 class NearestCentroids:
     """Finds the nearest of k centroids, float32 (k, d), on the GPU where FAISS has one."""
 
     def __init__(self, centroids: np.ndarray) -> None:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._squared_norms = squared_lengths(self.centroids)
-        index: faiss.Index = faiss.IndexFlatL2(self.centroids.shape[1])
-        if faiss.get_num_gpus() > 0:
-            index = faiss.index_cpu_to_all_gpus(index)
-        index.add(self.centroids)
-        self._index = index
+        self._index = flat_index(self.centroids.shape[1])
+        self._index.add(self.centroids)
 
     def assign(self, vectors: np.ndarray) -> Assignment:
         """Nearest and second-nearest centroid of each row of ``vectors``, float32 (n, d)."""

@@ -32,6 +32,7 @@ def run_on_shards(
     *,
     num_workers: int,
     num_cpus: float,
+    num_gpus: int = 0,
 ) -> Iterator[dict[str, pa.Table]]:
     """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
 
@@ -46,6 +47,7 @@ def run_on_shards(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(num_workers, len(shards))),
         num_cpus=num_cpus,
+        num_gpus=num_gpus,
     )
     for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         tables = {
@@ -92,13 +94,22 @@ class RayVectors:
     """
 
     def __init__(
-        self, source: VectorSource, *, count: int, largest: float, num_workers: int, num_cpus: float
+        self,
+        source: VectorSource,
+        *,
+        count: int,
+        largest: float,
+        num_workers: int,
+        num_cpus: float,
+        num_gpus: int = 0,
     ) -> None:
         """``count`` vectors, none with a coordinate beyond ``largest`` in size."""
         self._shape = (count, source.dimension)
         self._largest = largest
         shares = [source.shards[i::num_workers] for i in range(num_workers)]
-        actor = ray.remote(num_cpus=num_cpus, max_restarts=3, max_task_retries=3)(_VectorHolder)
+        actor = ray.remote(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=3, max_task_retries=3
+        )(_VectorHolder)
         self._actors = [actor.remote(source, share) for share in shares if share]
 
     def count(self) -> int:

@@ -79,14 +79,13 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, l
     root, pattern = path, ""
     filesystem, inner = open_filesystem(root)
     info = filesystem.get_file_info(inner)
-    if info.type == pafs.FileType.NotFound:
-        root, pattern = _split_glob(path)
-        if not pattern:
-            raise InputError(f"no such file or folder: {path}")
+    for root, pattern in _split_globs(path) if info.type == pafs.FileType.NotFound else ():
         filesystem, inner = open_filesystem(root)
         info = filesystem.get_file_info(inner)
-        if info.type == pafs.FileType.NotFound:
-            raise InputError(f"no such folder: {root}, where {path} was looked for")
+        if info.type == pafs.FileType.Directory:
+            break
+    if info.type == pafs.FileType.NotFound:
+        raise InputError(f"no such file or folder: {path}")
     inner = info.path.rstrip("/")
     if info.type == pafs.FileType.File or inner.endswith(_FOLDER_SUFFIXES):
         return filesystem, [inner]
@@ -103,15 +102,17 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, l
     return filesystem, names
 
 
-def _split_glob(path: str) -> tuple[str, str]:
-    """The folder above the first part that holds a wildcard, and the rest; '' without one."""
+def _split_globs(path: str) -> Iterator[tuple[str, str]]:
+    """Where a glob may be cut into a folder and a pattern below it, the longest folder first.
+
+    Which cut is right only the filesystem can tell: a folder's name may hold ``[`` or ``*``.
+    """
     base, options = _split_options(path) if "://" in path else (path, "")
     parts = base.split("/")
-    wild = [i for i, part in enumerate(parts) if any(mark in part for mark in "*?[")]
-    if not wild:
-        return path, ""
-    root = "/".join(parts[: wild[0]]) or ("/" if base.startswith("/") else ".")
-    return root + options, "/".join(parts[wild[0] :])
+    for place in reversed(range(len(parts))):
+        if any(mark in parts[place] for mark in "*?["):
+            root = "/".join(parts[:place]) or ("/" if base.startswith("/") else ".")
+            yield root + options, "/".join(parts[place:])
 
 
 def _quoted(text: str) -> str:

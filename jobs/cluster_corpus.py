@@ -15,7 +15,7 @@ from pipelines.command_line import run_job
 def ask_model(model: str, briefs: Sequence[Brief]) -> list[str | None]:
     """Names for clusters by an instruct LLM."""
     # Here, because torch is large and most runs ask for no names.
-    from pipelines.naming import name_groups
+    from pipelines.titles import name_groups
 
     return name_groups(model, briefs)
 

@@ -79,7 +79,8 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[pafs.FileSystem, l
     root, pattern = path, ""
     filesystem, inner = open_filesystem(root)
     info = filesystem.get_file_info(inner)
-    for root, pattern in _split_globs(path) if info.type == pafs.FileType.NotFound else ():
+    cuts = _split_globs(path) if info.type == pafs.FileType.NotFound else ()
+    for root, pattern in cuts:  # noqa: B007 - the last cut is used below
         filesystem, inner = open_filesystem(root)
         info = filesystem.get_file_info(inner)
         if info.type == pafs.FileType.Directory:

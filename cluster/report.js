@@ -199,7 +199,7 @@
   }
 
   function drawCurve() {
-    if (!data.curve) return null;
+    if (!data.curve || !data.curve.length) return null;
     const colors = theme();
     const names = { silhouette: "Silhouette", stability: "Stability", elbow: "Elbow" };
     const values = data.curve.flatMap((row) => Object.keys(names).map((key) => ({ k: row.k, measure: names[key], value: row[key] })));

@@ -41,7 +41,7 @@ def render_report(report: Report) -> str:
         has_labels=bool(report.census.labels),
         scores=_score_cards(report.scores),
         even_size=f"{report.census.sizes.mean():,.0f}",
-        has_curve=report.curve is not None,
+        has_curve=bool(report.curve),
         curve_note=report.curve_note,
         has_levels=bool(report.levels),
         levels=report.levels,

@@ -67,6 +67,8 @@ def _facts(outcome: Outcome, settings: Mapping[str, Any]) -> dict[str, str]:
         "inertia": f"{outcome.census.inertia:,.6g} (squared distances, all documents)",
         "imbalance": f"{outcome.scores['imbalance']:.2f} (1 when all clusters are equal)",
     }
+    if outcome.choice is not None:
+        found["why so many clusters"] = outcome.choice.reason
     named = {name.replace("_", " "): str(value) for name, value in settings.items()}
     named = {name: value for name, value in named.items() if value not in ("None", "")}
     return found | {name: value for name, value in named.items() if name not in found}

@@ -88,8 +88,8 @@ def title_of(answer: str) -> str | None:
     lines = [line.strip() for line in clean_answer(answer).splitlines() if line.strip()]
     if not lines or REFUSAL.match(lines[0]):
         return None
-    title = re.sub(r"^(title|name)\s*:\s*", "", lines[0].strip("*#- "), flags=re.IGNORECASE)
-    title = clean_answer(title).rstrip(".").strip()
+    title = re.sub(r"^\W*(title|name)\W*:\s*", "", lines[0], flags=re.IGNORECASE)
+    title = clean_answer(title.strip("*#-_ ")).rstrip(".").strip()
     if not any(character.isalpha() for character in title):
         return None
     if len(title) <= _LONGEST_NAME:

@@ -169,6 +169,7 @@ def test_several_levels_are_nested_and_written(tmp_path):
     assert min(row["parent_share"] for row in levels) == 1.0
 
 
+@pytest.mark.slow
 def test_every_level_is_scored_and_described(tmp_path):
     write_corpus(tmp_path / "in")
     cluster_corpus(config_of(tmp_path, num_clusters="2,4", label_column="label"))
@@ -333,7 +334,7 @@ def test_nothing_but_bad_vectors_is_said(tmp_path):
 
 
 def test_a_label_column_of_ids_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.clustering._MOST_CELLS", 20)
+    monkeypatch.setattr("cluster.clustering._MOST_CELLS", 19)
     write_vectors(
         tmp_path / "in", [[1.0], [2.0]] * 5, label=[f"x{i}" for i in range(10)], id=list(range(10))
     )
@@ -360,6 +361,7 @@ def test_odd_texts_and_ids_pass_through(tmp_path):
     assert len(page.encode()) < 5_000_000
 
 
+@pytest.mark.slow
 def test_an_auto_choice_that_had_no_choice_is_drawn(tmp_path):
     write_vectors(tmp_path / "in", [[1.0, 0.0], [0.0, 1.0]] * 4)
     result = cluster_corpus(config_of(tmp_path, num_clusters="auto"))
@@ -367,6 +369,7 @@ def test_an_auto_choice_that_had_no_choice_is_drawn(tmp_path):
     assert "only 2 different vectors" in result.summary["why so many clusters"]
 
 
+@pytest.mark.slow
 def test_buckets_are_read_and_written(tmp_path, s3_server):
     s3_server.create_bucket(Bucket="clusters")
     write_corpus(tmp_path / "in")

@@ -108,8 +108,8 @@ class FinetuneConfig(EncoderConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout is {self.lora_dropout}; from 0 to below 1 is required")
-        if self.dtype == "float16":
-            raise InputError("dtype float16 overflows in training: use bfloat16 or float32")
+        if self.dtype in ("float16", "int8"):
+            raise InputError(f"dtype {self.dtype} cannot train: use bfloat16 or float32")
         smallest, largest = self.workers
         if smallest > largest or (smallest == 0 < largest):
             raise InputError(f"num_workers is {self.num_workers!r}; N or MIN:MAX is required")

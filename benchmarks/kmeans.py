@@ -77,7 +77,6 @@ def against_scikit_learn() -> dict[str, Any]:
     ways: dict[str, Callable[[], np.ndarray]] = {
         "shoal_sample_50_a_cluster": lambda: fitted_on_sample(vectors, k, 50 * k, 8),
         "shoal_sample_160_a_cluster": lambda: fitted_on_sample(vectors, k, 160 * k, 15),
-        "shoal_all": lambda: fitted_on_sample(vectors, k, len(vectors), 25),
         "minibatch_kmeans": lambda: (
             MiniBatchKMeans(k, n_init=1, random_state=0).fit(vectors).cluster_centers_
         ),
@@ -88,6 +87,7 @@ def against_scikit_learn() -> dict[str, Any]:
         seconds, centroids = timed(way)
         found = inertia(vectors, centroids.astype(np.float32))
         rows[name] = {"seconds": seconds, "inertia": found}
+        print(name, rows[name], flush=True)
     for row in rows.values():
         row["inertia_over_kmeans"] = round(row["inertia"] / rows["kmeans"]["inertia"] - 1, 4)
     show(rows)

@@ -151,9 +151,9 @@ def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
                 f"{path} has {found}; its columns are {', '.join(schema.names)}. Name the right "
                 f"one with {flag}"
             )
-    for name in (columns.text, columns.label):
-        if name is not None:
-            check_readable(schema, name, path)
+    for shown in (columns.text, columns.label):
+        if shown is not None:
+            check_readable(schema, shown, path)
     kind = plain_type(schema.field(columns.id).type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "string"

@@ -27,8 +27,13 @@ _PROMPT_TOKENS = 1_024
 class Group(Protocol):
     """What is shown of one group."""
 
-    keywords: list[str]
-    texts: list[str]
+    @property
+    def keywords(self) -> list[str]:
+        """Words that set it apart."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Beginnings of its documents."""
 
 
 class GroupNamer:

@@ -75,8 +75,8 @@ def against_scikit_learn() -> dict[str, Any]:
     """200,000 × 576 into 256 clusters: time and inertia, all assigned, each from one start."""
     vectors, k = draw_vectors(200_000, 576), 256
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "shoal_sample_50_a_cluster": lambda: fitted_on_sample(vectors, k, 50 * k, 8),
-        "shoal_sample_160_a_cluster": lambda: fitted_on_sample(vectors, k, 160 * k, 15),
+        "shoal_sample_32_a_cluster": lambda: fitted_on_sample(vectors, k, 32 * k, 5),
+        "shoal_sample_256_a_cluster": lambda: fitted_on_sample(vectors, k, 256 * k, 15),
         "minibatch_kmeans": lambda: (
             MiniBatchKMeans(k, n_init=1, random_state=0).fit(vectors).cluster_centers_
         ),

@@ -22,7 +22,7 @@ _TRIED_ON = 20_000
 _TRIED_ON_PER_CLUSTER = 50
 _TRIAL_ITERATIONS = 6
 _SETTLED = 1e-5
-_REPAIR_ITERATIONS = 5
+_REPAIR_ITERATIONS = 3
 _REPAIR_GROUPS = 8
 
 
@@ -112,6 +112,8 @@ def check_enough_vectors(vectors: np.ndarray, k: int) -> None:
             f"{k} clusters asked for, but there are only {len(vectors)} vectors to fit them on: "
             f"ask for at most {len(vectors)}, or fit on more"
         )
+    if k <= count_distinct(vectors[: _TRIED_ON_PER_CLUSTER * k]):
+        return
     distinct = count_distinct(vectors)
     if k > distinct:
         raise InputError(
@@ -122,11 +124,11 @@ def check_enough_vectors(vectors: np.ndarray, k: int) -> None:
 
 def count_distinct(vectors: np.ndarray) -> int:
     """Number of different rows of float32 (n, d), told apart by a 64-bit hash of their bits."""
-    bits = np.ascontiguousarray(vectors + np.float32(0)).view(np.uint32)
-    weights = np.random.default_rng(0).integers(1, 2**63, bits.shape[1], dtype=np.uint64) | 1
-    hashes = np.zeros(len(bits), dtype=np.uint64)
-    for start in range(0, len(bits), 4096):
-        block = bits[start : start + 4096].astype(np.uint64)
+    weights = np.random.default_rng(0).integers(1, 2**63, vectors.shape[1], dtype=np.uint64) | 1
+    hashes = np.zeros(len(vectors), dtype=np.uint64)
+    for start in range(0, len(vectors), 4096):
+        # Adding zero makes -0.0 and 0.0, which are equal, the same bits.
+        block = (vectors[start : start + 4096] + np.float32(0)).view(np.uint32).astype(np.uint64)
         hashes[start : start + 4096] = (block * weights).sum(axis=1, dtype=np.uint64)
     return len(np.unique(hashes))
 

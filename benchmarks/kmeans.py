@@ -9,9 +9,12 @@ import argparse
 import json
 import os
 import platform
-import resource
+import re
+import subprocess
+import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,17 +26,15 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
+from rich.console import Console
+from rich.table import Table
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from cluster.assign import NearestCentroids
-from cluster.census import CensusPlan
-from cluster.kmeans import FitOptions, fit_in_memory, refine_on_all
-from cluster.shard_assignment import assign_shard
-from cluster.vectors import Columns, open_vectors
-from cluster.workers import RayVectors
+from cluster.kmeans import FitOptions, fit_in_memory
 
-RESULTS = Path(__file__).parent / "results" / "kmeans.json"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "kmeans.json"
 
 
 def draw_vectors(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -63,31 +64,33 @@ def inertia(vectors: np.ndarray, centroids: np.ndarray) -> float:
     return float(sum(faiss.knn(b, centroids, 1)[0].sum(dtype=np.float64) for b in blocks))
 
 
+def fitted_on_sample(vectors: np.ndarray, k: int, rows: int, iterations: int) -> np.ndarray:
+    """Centroids fitted on the first ``rows``, with all vectors then assigned."""
+    found = fit_in_memory(vectors[:rows], k, FitOptions(max_iterations=iterations)).centroids
+    NearestCentroids(found).nearest(vectors)
+    return found
+
+
 def against_scikit_learn() -> dict[str, Any]:
-    """200,000 × 576 into 256 clusters: time and inertia of four ways."""
+    """200,000 × 576 into 256 clusters: time and inertia, all assigned, each from one start."""
     vectors, k = draw_vectors(200_000, 576), 256
-
-    def sampled() -> np.ndarray:
-        found = fit_in_memory(vectors[: 160 * k], k, FitOptions(max_iterations=15)).centroids
-        NearestCentroids(found).nearest(vectors)
-        return found
-
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "shoal_sample": sampled,
-        "shoal_all": lambda: fit_in_memory(vectors, k, FitOptions()).centroids,
+        "shoal_sample_32_a_cluster": lambda: fitted_on_sample(vectors, k, 32 * k, 5),
+        "shoal_sample_256_a_cluster": lambda: fitted_on_sample(vectors, k, 256 * k, 15),
         "minibatch_kmeans": lambda: (
             MiniBatchKMeans(k, n_init=1, random_state=0).fit(vectors).cluster_centers_
         ),
         "kmeans": lambda: KMeans(k, n_init=1, random_state=0).fit(vectors).cluster_centers_,
     }
-    rows = {}
+    rows: dict[str, Any] = {}
     for name, way in ways.items():
         seconds, centroids = timed(way)
-        rows[name] = {
-            "seconds": seconds,
-            "inertia": inertia(vectors, centroids.astype(np.float32)),
-        }
+        found = inertia(vectors, centroids.astype(np.float32))
+        rows[name] = {"seconds": seconds, "inertia": found}
         print(name, rows[name], flush=True)
+    for row in rows.values():
+        row["inertia_over_kmeans"] = round(row["inertia"] / rows["kmeans"]["inertia"] - 1, 4)
+    show(rows)
     return rows
 
 
@@ -106,8 +109,14 @@ def growth() -> dict[str, Any]:
         options = FitOptions(max_iterations=10)
         fit_seconds, fit = timed(partial(fit_in_memory, vectors[:n], 256, options))
         assign_seconds, _ = timed(partial(assign_blocks, vectors[:n], fit.centroids))
-        rows[str(n)] = {"fit_seconds": fit_seconds, "assign_seconds": assign_seconds}
-        print(n, rows[str(n)], flush=True)
+        million = n / 1_000_000
+        rows[str(n)] = {
+            "fit_seconds": fit_seconds,
+            "assign_seconds": assign_seconds,
+            "fit_seconds_a_million": round(fit_seconds / million, 2),
+            "assign_seconds_a_million": round(assign_seconds / million, 2),
+        }
+    show(rows)
     return rows
 
 
@@ -119,59 +128,71 @@ def two_levels() -> dict[str, Any]:
         seconds, fit = timed(partial(fit_in_memory, vectors, 10_000, options))
         rows[name] = {"seconds": seconds, "inertia": fit.inertia}
         print(name, rows[name], flush=True)
+    show(rows)
     return rows
 
 
 def on_disk() -> dict[str, Any]:
-    """2 million × 128 from Parquet: fit on all (5 iterations) and assign; memory a process."""
-    n, d, k = 2_000_000, 128, 256
+    """The job itself on 2 million × 128 in Parquet: --fit all, 256 clusters, 5 iterations."""
+    n, d = 2_000_000, 128
     with tempfile.TemporaryDirectory() as folder:
         for i in range(8):
             part = draw_vectors(n // 8, d, seed=i)
             ids = np.arange(i * len(part), (i + 1) * len(part))
             column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), d)
-            pq.write_table(
-                pa.table({"id": ids, "embedding": column}),
-                f"{folder}/{i}.parquet",
-                row_group_size=50_000,
-            )
-        start = fit_in_memory(part[:20_000], k, FitOptions(max_iterations=5))
-        source = open_vectors(folder, Columns())
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        reading, vectors = timed(
-            lambda: RayVectors(source, count=n, largest=1.0, num_workers=2, num_cpus=1)
+            table = pa.table({"id": ids, "embedding": column})
+            pq.write_table(table, f"{folder}/{i}.parquet", row_group_size=50_000)
+        command = [
+            *(sys.executable, str(ROOT / "jobs" / "cluster_corpus.py")),
+            *("--embeddings", folder, "--output", f"{folder}/out", "--num-clusters", "256"),
+            *("--fit", "all", "--max-iterations", "5", "--restarts", "1", "--num-workers", "2"),
+        ]
+        seconds, peaks = timed(lambda: peaks_of(command))
+        rows = sum(
+            pq.read_metadata(path).num_rows for path in Path(folder, "out/assignments").iterdir()
         )
-        seconds, fit = timed(
-            lambda: refine_on_all(vectors, start, FitOptions(max_iterations=5), keep_order=False)
-        )
-        holders = vectors.peak_memory_bytes()
-        vectors.close()
-        plan = CensusPlan((k,), 5, n, 4.0)
-
-        @ray.remote(num_cpus=1)
-        def assign(shards: list[Any]) -> int:
-            for shard in shards:
-                path = f"{folder}/out/{shard.name}.parquet"
-                assign_shard(source, shard, {k: fit.centroids}, plan, path, seed=0)
-            return peak_memory()
-
-        assigning, peaks = timed(
-            lambda: ray.get([assign.remote(source.shards[i::2]) for i in range(2)])
-        )
-        ray.shutdown()
-    row = {
-        "fit_seconds_with_reading": round(reading + seconds, 2),
-        "assign_seconds": assigning,
-        "fit_peak_bytes_a_process": max(holders),
-        "assign_peak_bytes_a_process": max(peaks),
+    row: dict[str, Any] = {
+        "seconds": seconds,
+        "rows_assigned": rows,
+        "peak_bytes_of_largest_process": max(peaks.values()),
+        "peak_bytes_by_kind": peaks,
     }
     print(row, flush=True)
     return row
 
 
-def peak_memory() -> int:
-    """Most resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peaks_of(command: list[str]) -> dict[str, int]:
+    """Run a job; the most resident memory of any process of each kind, by the kernel's count."""
+    mark = f"SHOAL_BENCHMARK={uuid.uuid4().hex}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **dict([mark.split("=")])}
+    peaks: dict[str, int] = {}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    while running.poll() is None:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                # Ray's processes inherit the mark but not always the parent.
+                if mark.encode() not in (process / "environ").read_bytes():
+                    continue
+                status = (process / "status").read_text()
+                kind = (process / "cmdline").read_text().split("\0")[0].rsplit("/", 1)[-1]
+            except OSError:  # gone meanwhile, or another user's
+                continue
+            kilobytes = re.search(r"VmHWM:\s+(\d+)", status)
+            if kilobytes:
+                kind = "driver" if process.name == str(running.pid) else kind
+                peaks[kind] = max(peaks.get(kind, 0), 1024 * int(kilobytes[1]))
+        time.sleep(0.5)
+    if running.returncode:
+        raise RuntimeError(f"the job ended with code {running.returncode}")
+    return peaks
+
+
+def show(rows: dict[str, Any]) -> None:
+    """Print named rows of figures as a table."""
+    table = Table(*["", *next(iter(rows.values()))])
+    for name, row in rows.items():
+        table.add_row(name, *[f"{value:,.6g}" for value in row.values()])
+    Console().print(table)
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {

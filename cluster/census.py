@@ -7,7 +7,7 @@ sums are of integers, and the documents kept are chosen by distance and hash of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cluster.assign import Assignment
 from cluster.distances import fixed_point_bits
-from cluster.vectors import Block
+from cluster.vectors import Block, shorten_texts
 
 TEXT_CHARACTERS = 600
 
@@ -37,6 +37,10 @@ class CensusPlan:
     def k(self) -> int:
         """Clusters of the finest level."""
         return self.levels[-1]
+
+    def of_level(self, k: int) -> CensusPlan:
+        """The plan of one level alone."""
+        return replace(self, levels=(k,))
 
     @property
     def distance_bits(self) -> int:
@@ -68,6 +72,8 @@ class Census:
     """The documents nearest to each centroid: cluster_id, distance, order, id, text, label."""
     farthest: pa.Table | None = None
     """Those farthest from it."""
+    coarser: dict[int, Census] = field(default_factory=dict)
+    """clusters of a coarser level -> the census by its clusters."""
 
     @property
     def inertia(self) -> float:
@@ -93,7 +99,10 @@ class Census:
             "shared": _to_long(self.shared),
         }
         ends = {"nearest": self.nearest, "farthest": self.farthest}
-        return tables | {name: table for name, table in ends.items() if table is not None}
+        tables |= {name: table for name, table in ends.items() if table is not None}
+        for k, census in self.coarser.items():
+            tables |= {f"{k}/{name}": table for name, table in census.to_tables().items()}
+        return tables
 
 
 def census_from_tables(tables: Mapping[str, pa.Table], plan: CensusPlan) -> Census:
@@ -101,6 +110,11 @@ def census_from_tables(tables: Mapping[str, pa.Table], plan: CensusPlan) -> Cens
     sizes, distances, squares = (column.to_numpy() for column in tables["clusters"].columns)
     labels = _from_long(tables["labels"], {})
     shared = _from_long(tables["shared"], empty_census(plan).shared)
+    coarser = {}
+    for k in plan.levels[:-1]:
+        own = {name.removeprefix(f"{k}/"): tables[name] for name in tables if "/" in name}
+        own = {name: table for name, table in own.items() if "/" not in name}
+        coarser[k] = census_from_tables(own, plan.of_level(k))
     return Census(
         plan,
         sizes,
@@ -110,6 +124,7 @@ def census_from_tables(tables: Mapping[str, pa.Table], plan: CensusPlan) -> Cens
         shared,
         tables.get("nearest"),
         tables.get("farthest"),
+        coarser,
     )
 
 
@@ -119,29 +134,35 @@ def empty_census(plan: CensusPlan) -> Census:
         coarse: np.zeros((coarse, fine), dtype=np.int64) for coarse, fine in pairwise(plan.levels)
     }
     sizes, distances, squares = np.zeros((3, plan.k), dtype=np.int64)
-    return Census(plan, sizes, distances, squares, shared=shared)
+    coarser = {k: empty_census(plan.of_level(k)) for k in plan.levels[:-1]}
+    return Census(plan, sizes, distances, squares, shared=shared, coarser=coarser)
 
 
 def count_block(
     block: Block,
     orders: np.ndarray,
-    assignment: Assignment,
-    ids_by_level: Mapping[int, np.ndarray],
+    assignments: Mapping[int, Assignment],
     plan: CensusPlan,
 ) -> Census:
-    """The census of one block; ``ids_by_level`` maps levels to the cluster ids there, int (n,)."""
+    """The census of one block; ``assignments`` maps each level to where its rows belong there."""
     census = empty_census(plan)
-    ids, distances = assignment.cluster_ids, assignment.distances
+    ids, distances = assignments[plan.k].cluster_ids, assignments[plan.k].distances
     census.sizes = np.bincount(ids, minlength=plan.k)
     np.add.at(census.distance_sums, ids, _to_fixed(distances, plan.distance_bits))
     np.add.at(census.square_sums, ids, _to_fixed(distances**2, plan.square_bits))
     for coarse, fine in pairwise(plan.levels):
-        np.add.at(census.shared[coarse], (ids_by_level[coarse], ids_by_level[fine]), 1)
+        pair = (assignments[coarse].cluster_ids, assignments[fine].cluster_ids)
+        np.add.at(census.shared[coarse], pair, 1)
+    for k in plan.levels[:-1]:
+        census.coarser[k] = count_block(block, orders, assignments, plan.of_level(k))
     if block.labels is not None:
         encoded = block.labels.dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy()
-        for code, label in enumerate(encoded.dictionary.to_pylist()):
-            census.labels[label] = np.bincount(ids[codes == code], minlength=plan.k)
+        names = encoded.dictionary.to_pylist()
+        there = codes >= 0
+        pairs = codes[there].astype(np.int64) * plan.k + ids[there]
+        counts = np.bincount(pairs, minlength=len(names) * plan.k).reshape(-1, plan.k)
+        census.labels = dict(zip(names, counts, strict=True))
     rows = pa.table(
         {"cluster_id": ids, "distance": distances, "order": orders, "row": np.arange(len(ids))}
     )
@@ -167,6 +188,7 @@ def merge_censuses(censuses: Iterable[Census]) -> Census:
         {k: np.sum([part.shared[k] for part in parts], axis=0) for k in plan.levels[:-1]},
         _merge_ends([part.nearest for part in parts], plan.kept, 1.0),
         _merge_ends([part.farthest for part in parts], plan.kept, -1.0),
+        {k: merge_censuses([part.coarser[k] for part in parts]) for k in plan.levels[:-1]},
     )
 
 
@@ -179,9 +201,8 @@ def _with_texts(chosen: pa.Table, block: Block) -> pa.Table:
     table = chosen.drop_columns("row").append_column("id", block.ids.take(rows))
     for name, values in (("text", block.texts), ("label", block.labels)):
         if values is not None:
-            texts = values.take(rows).cast(pa.string()).to_pylist()
-            short = [None if text is None else text[:TEXT_CHARACTERS] for text in texts]
-            table = table.append_column(name, pa.array(short, pa.string()))
+            short = shorten_texts(values.take(rows), TEXT_CHARACTERS)
+            table = table.append_column(name, short)
     return table
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from cluster.census import Census, CensusPlan, census_from_tables, merge_censuses
+from cluster.cluster_config import ClusterConfig
 from cluster.errors import InputError
 from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
+from cluster.naming import Namer, name_clusters
 from cluster.num_clusters import Choice, choose_num_clusters
 from cluster.outcome import describe_outcome, write_tables
 from cluster.report import render_report
@@ -27,112 +27,11 @@ from cluster.workers import RayVectors, count_cpus, run_on_shards
 
 KEPT_DOCUMENTS = 5
 """Nearest and farthest documents kept of every cluster."""
+_MOST_CELLS = 5_000_000
 START_ROWS = 100_000
 """Vectors that the start of a fit on all vectors is found on."""
 
 log = logging.getLogger(__name__)
-
-
-def _default_folder(job: str) -> str:
-    home = Path(os.environ.get("SHOAL_HOME") or "~/.cache/shoal").expanduser().absolute()
-    return str(home / "outputs" / job)
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Settings of one clustering run."""
-
-    embeddings: str = field(default_factory=lambda: _default_folder("embed_corpus"))
-    """Vectors: output of embed_corpus, or any Parquet, .npy or Lance; file, folder or glob."""
-    output: str = field(default_factory=lambda: _default_folder("cluster_corpus"))
-    """Folder to write to."""
-    num_clusters: str = "auto"
-    """How many clusters: a number, 'auto', or several ('10,20,50') for one level each."""
-    label_column: str | None = None
-    """Column of known labels to score against; rows without a label are left out of the scores."""
-    text_column: str = "text"
-    """Column of texts for keywords and examples; without it the report has none."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
-    """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
-    fit: str = "sample:200000"
-    """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
-    restarts: int = 3
-    """Independent k-means++ starts, of which the best is kept."""
-    two_level: Literal["auto", "yes", "no"] = "auto"
-    """Cluster coarsely first, then within: much faster for many clusters; auto: from 2,000 on."""
-    initial_centroids: str | None = None
-    """Start from these centroids (centroids.parquet of an earlier run) and keep their numbers."""
-    max_clusters: int = 0
-    """Most clusters that 'auto' tries; 0 for the square root of the sample, 20 to 150."""
-    max_iterations: int = 25
-    """Iterations of k-means at most."""
-    sample_documents: int = 20_000
-    """Documents drawn for keywords, diverse examples and scores without labels."""
-    map_documents: int = 3_000
-    """Documents drawn for the report's map."""
-    duplicate_similarity: float = 0.98
-    """Cosine from which documents of a cluster are near-duplicates; 0 for no search."""
-    drop_bad_vectors: bool = False
-    """Leave out vectors that cannot be clustered and list them, instead of stopping."""
-    num_workers: int = 0
-    """Workers that read and assign; 0 for one a CPU of the Ray cluster."""
-    cpus_per_worker: float = 1.0
-    """CPUs that Ray reserves for a worker."""
-    seed: int = 0
-    """Decides every draw; the same seed gives the same bits."""
-
-    def __post_init__(self) -> None:
-        self.levels()
-        self.fit_rows()
-        for name in ("restarts", "max_iterations", "sample_documents", "map_documents"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.duplicate_similarity <= 1:
-            raise InputError(
-                f"--duplicate-similarity is {self.duplicate_similarity}; it must be from 0 to 1"
-            )
-        self._check_combinations()
-        if self.num_workers < 0 or self.cpus_per_worker <= 0:
-            raise InputError("--num-workers must not be negative, --cpus-per-worker be positive")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
-
-    def _check_combinations(self) -> None:
-        """Refuse settings that would have no effect, or none together."""
-        if self.max_clusters and self.num_clusters != "auto":
-            raise InputError("--max-clusters bounds --num-clusters auto; leave one of them out")
-        if self.max_clusters < 0 or self.max_clusters == 1:
-            raise InputError(f"--max-clusters is {self.max_clusters}; it must be at least 2")
-        if self.initial_centroids is not None and len(self.levels()) != 1:
-            raise InputError("--initial-centroids needs --num-clusters with one number")
-
-    def levels(self) -> list[int]:
-        """The numbers of clusters asked for, ascending; empty for 'auto'."""
-        if self.num_clusters == "auto":
-            return []
-        try:
-            levels = sorted({int(part) for part in self.num_clusters.split(",")})
-        except ValueError as error:
-            raise InputError(
-                f"--num-clusters is {self.num_clusters!r}; it must be a number, 'auto', or numbers "
-                "joined by commas"
-            ) from error
-        if levels[0] < 1:
-            raise InputError(f"--num-clusters is {self.num_clusters}; at least 1 is needed")
-        return levels
-
-    def fit_rows(self) -> int | None:
-        """Rows to fit on, None for all."""
-        kind, _, number = self.fit.partition(":")
-        if self.fit == "all":
-            return None
-        if kind == "sample" and number.isdecimal() and int(number) > 0:
-            return int(number)
-        raise InputError(f"--fit is {self.fit!r}; it must be 'all' or 'sample:N' with N above 0")
 
 
 @dataclass(frozen=True)
@@ -144,16 +43,20 @@ class ClusterResult:
     summary: dict[str, str]
 
 
-def cluster_corpus(config: ClusterConfig, record: object = None) -> ClusterResult:
+def cluster_corpus(
+    config: ClusterConfig, record: object = None, *, namer: Namer | None = None
+) -> ClusterResult:
     """Cluster the vectors of ``config.embeddings`` into the folder ``config.output``.
 
-    Needs a running Ray; ``record`` is the open run record, which takes what this returns. Raises
-    :class:`InputError` for vectors or settings that cannot be used.
+    Needs a running Ray; ``record`` is the open run record, which takes what this returns, and
+    ``namer`` asks ``config.name_model`` for names. Raises :class:`InputError` for vectors or
+    settings that cannot be used.
     """
     source = find_source(config)
     scan = scan_corpus(source, config)
     choice = choose_levels(scan, config)
     levels = [choice.k] if choice is not None else config.levels()
+    _check_table_of_labels(scan, levels, config)
     fits = {k: fit_level(source, scan, k, config, load_start(config, source, k)) for k in levels}
     census = assign_corpus(source, scan, fits, config)
     outcome = describe_outcome(
@@ -165,6 +68,8 @@ def cluster_corpus(config: ClusterConfig, record: object = None) -> ClusterResul
         has_labels=config.label_column is not None,
         similarity=config.duplicate_similarity or None,
     )
+    if config.name_model is not None and namer is not None:
+        outcome = name_clusters(outcome, partial(namer, config.name_model))
     write_tables(outcome, config.output)
     report = build_report(
         outcome, asdict(config), map_documents=config.map_documents, seed=config.seed
@@ -180,6 +85,12 @@ def find_source(config: ClusterConfig) -> VectorSource:
     source = open_vectors(config.embeddings, columns, optional_text=config.text_column)
     if source.columns.text is None:
         log.info("no column %r: the report has no keywords and no texts", config.text_column)
+        if config.name_model is not None:
+            raise InputError(
+                f"--name-model names clusters by their texts, but {config.embeddings} has no "
+                f"column {config.text_column!r}: name one with --text-column, or leave "
+                "--name-model out"
+            )
     return replace(source, unit_norm=config.metric == "cosine", drop_bad=config.drop_bad_vectors)
 
 
@@ -192,12 +103,27 @@ def scan_corpus(source: VectorSource, config: ClusterConfig) -> Scan:
         partial(scan_shard, source, plan=plan), source.shards, stage="scan", **pool_of(config)
     )
     scan = merge_scans([scan_from_tables(table) for table in tables], source, plan)
+    if not scan.rows:
+        raise InputError(
+            f"{config.embeddings}: none of the {len(scan.rejected):,} vectors can be clustered; "
+            f"the first is {scan.rejected.column('reason')[0].as_py()}"
+        )
     if config.label_column is not None and not scan.labelled:
         raise InputError(
             f"column {config.label_column!r} holds no label in {scan.rows:,} rows: name another "
             "column, or leave --label-column out"
         )
     return scan
+
+
+def _check_table_of_labels(scan: Scan, levels: list[int], config: ClusterConfig) -> None:
+    cells = len(scan.labels) * max(levels)
+    if cells > _MOST_CELLS:
+        raise InputError(
+            f"{len(scan.labels):,} different labels in column {config.label_column!r} times "
+            f"{max(levels):,} clusters are more than the {_MOST_CELLS:,} counts that can be kept: "
+            "name a coarser --label-column, or ask for fewer clusters"
+        )
 
 
 def choose_levels(scan: Scan, config: ClusterConfig) -> Choice | None:
@@ -290,8 +216,8 @@ def _assign_to_file(
 def pool_of(config: ClusterConfig) -> dict[str, Any]:
     """The size of the pool of workers, as :func:`run_on_shards` takes it."""
     workers = config.num_workers or max(1, int(count_cpus() / config.cpus_per_worker))
-    return {"num_workers": workers, "num_cpus": config.cpus_per_worker}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return {
+        "num_workers": workers,
+        "num_cpus": config.cpus_per_worker,
+        "num_gpus": config.gpus_per_worker,
+    }

@@ -120,11 +120,11 @@ class ArrayVectors:
 
     def assign_to(self, centroids: np.ndarray) -> Totals:
         """Assign every vector to its nearest centroid and add up."""
-        blocks = (
+        blocks = [
             self._vectors[start : start + _ROWS_AT_A_TIME]
             for start in range(0, self.count(), _ROWS_AT_A_TIME)
-        )
-        largest = float(np.abs(self._vectors).max(initial=0))
+        ]
+        largest = max((float(np.abs(block).max(initial=0)) for block in blocks), default=0.0)
         return sum_by_cluster(blocks, centroids, self.count(), largest).totals(centroids)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from cluster.census import Census
 from cluster.describe import Description, describe_clusters
 from cluster.duplicates import find_duplicates
 from cluster.kmeans import Fit
-from cluster.metrics import MEANINGS, explain_collapse, score_clustering
+from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
 from cluster.num_clusters import Choice
 from cluster.sample import Sample, Scan
-from cluster.storage import join, write_table, write_text
+from cluster.storage import delete_others, join, write_table, write_text
 from cluster.tables import (
     centroids_table,
     clusters_table,
@@ -32,6 +31,32 @@ from cluster.tables import (
 
 SCORED_DOCUMENTS = 10_000
 """Documents that scores without labels are computed on; the silhouette's cost is their square."""
+_SCORES_OF_A_LEVEL = (
+    "num_clusters",
+    "labels",
+    "internal",
+    "inertia",
+    "imbalance",
+    "empty_clusters",
+    "undefined",
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """The documents in one number of clusters, described and scored."""
+
+    fit: Fit
+    census: Census
+    cluster_ids: np.ndarray
+    """int32 (n,), clusters of the outcome's ``documents``."""
+    clusters: list[Description]
+    scores: dict[str, Any]
+
+    @property
+    def k(self) -> int:
+        """Its number of clusters."""
+        return len(self.census.sizes)
 
 
 @dataclass(frozen=True)
@@ -39,17 +64,14 @@ class Outcome:
     """One clustering, described and scored."""
 
     scan: Scan
-    fits: Mapping[int, Fit]
-    """Number of clusters -> fit; the largest number is the level that cluster_id speaks of."""
+    levels: Sequence[Level]
+    """By rising number of clusters; ``cluster_id`` speaks of the last, the finest."""
     choice: Choice | None
     """How the number of clusters was chosen, where it was."""
-    census: Census
     documents: Sample
     """The sample that keywords, examples, the map and scores without labels come from."""
-    cluster_ids: np.ndarray
-    """int32 (n,), clusters of ``documents``."""
-    clusters: list[Description]
     scores: dict[str, Any]
+    """Those of the finest level, and what concerns all levels."""
     outliers: pa.Table
     duplicates: pa.Table | None
     """None where they were not looked for."""
@@ -62,11 +84,12 @@ class Outcome:
         """The same with each cluster called by its id, int32 (k,), instead of its place."""
         outliers = _renumbered(self.outliers, ids)
         duplicates = None if self.duplicates is None else _renumbered(self.duplicates, ids)
-        clusters = [replace(c, cluster_id=int(ids[c.cluster_id])) for c in self.clusters]
+        finest = self.levels[-1]
+        clusters = [replace(c, cluster_id=int(ids[c.cluster_id])) for c in finest.clusters]
+        finest = replace(finest, cluster_ids=ids[finest.cluster_ids], clusters=clusters)
         return replace(
             self,
-            cluster_ids=ids[self.cluster_ids],
-            clusters=clusters,
+            levels=[*self.levels[:-1], finest],
             outliers=outliers,
             duplicates=duplicates,
             ids=ids,
@@ -75,7 +98,17 @@ class Outcome:
     @property
     def fit(self) -> Fit:
         """The finest level's fit."""
-        return self.fits[max(self.fits)]
+        return self.levels[-1].fit
+
+    @property
+    def census(self) -> Census:
+        """The finest level's census, which knows the coarser ones."""
+        return self.levels[-1].census
+
+    @property
+    def clusters(self) -> list[Description]:
+        """The finest level's clusters."""
+        return self.levels[-1].clusters
 
     def fitted_on(self) -> str:
         """Which vectors the centroids were fitted on, in words."""
@@ -130,28 +163,25 @@ def describe_outcome(
     has_labels: bool,
     similarity: float | None,
 ) -> Outcome:
-    """Describe and score the finest level.
+    """Describe and score every level.
 
-    Keywords and scores without labels use the first ``documents`` rows of the scan's sample,
-    near-duplicates (from cosine ``similarity`` on; None for no search) all of it.
+    ``fits`` maps numbers of clusters to fits. Keywords and scores without labels use the first
+    ``documents`` rows of the scan's sample, near-duplicates (from cosine ``similarity`` on; None
+    for no search) all of it, within clusters of the finest level.
     """
-    assigned = NearestCentroids(fits[max(fits)].centroids).assign(scan.sample.vectors)
-    ids, distances = assigned.cluster_ids, assigned.distances
     described = scan.sample.head(documents)
-    clusters = describe_clusters(census, described, ids[:documents], distances[:documents])
-    confusion = np.array(list(census.labels.values())).reshape(-1, len(census.sizes))
-    scores = score_clustering(
-        census.sizes,
-        census.inertia,
-        confusion if has_labels else None,
-        described.vectors[:SCORED_DOCUMENTS],
-        ids[: len(described)][:SCORED_DOCUMENTS],
-    )
-    if len(fits) > 1:
-        scores["levels"] = level_scores(census)
+    levels = [
+        describe_level(described, fits[k], census.coarser.get(k, census), has_labels=has_labels)
+        for k in sorted(fits)
+    ]
+    scores = dict(levels[-1].scores)
+    if len(levels) > 1:
+        scores["levels"] = level_scores(levels)
     notices = find_notices(scan, census, described)
     duplicates = None
     if similarity is not None:
+        assigned = NearestCentroids(levels[-1].fit.centroids).assign(scan.sample.vectors)
+        ids, distances = assigned.cluster_ids, assigned.distances
         found = find_duplicates(scan.sample.vectors, ids, distances, similarity)
         duplicates = duplicates_table(found, scan.sample.ids, ids)
         scores["near_duplicates"] = {
@@ -161,39 +191,51 @@ def describe_outcome(
             "sliced_clusters": found.sliced_clusters,
         }
     return Outcome(
-        scan,
-        fits,
-        choice,
-        census,
-        described,
-        ids[: len(described)],
-        clusters,
-        scores,
-        outliers_table(census),
-        duplicates,
-        notices,
+        scan, levels, choice, described, scores, outliers_table(census), duplicates, notices
     )
 
 
-def level_scores(census: Census) -> list[dict[str, Any]]:
-    """For each level but the coarsest, the share of documents that lie in their cluster's parent.
+def describe_level(documents: Sample, fit: Fit, census: Census, *, has_labels: bool) -> Level:
+    """Describe and score one level; its census is of all documents, ``documents`` a sample."""
+    assigned = NearestCentroids(fit.centroids).assign(documents.vectors)
+    confusion = np.array(list(census.labels.values())).reshape(-1, len(census.sizes))
+    scores = score_clustering(
+        census.sizes,
+        census.inertia,
+        confusion if has_labels else None,
+        documents.vectors[:SCORED_DOCUMENTS],
+        assigned.cluster_ids[:SCORED_DOCUMENTS],
+    )
+    clusters = describe_clusters(census, documents, assigned.cluster_ids, assigned.distances)
+    return Level(fit, census, assigned.cluster_ids, clusters, scores)
 
-    1 means that every cluster lies in one cluster of the next coarser level.
+
+def level_scores(levels: Sequence[Level]) -> list[dict[str, Any]]:
+    """The scores of each level, and how it lies in the next coarser one.
+
+    ``nested_share`` is the share of documents that lie in their cluster's parent: 1 means that
+    every cluster lies in one cluster of ``in_level_of``. The coarsest level lies in none.
     """
     found = []
-    for coarse, fine in pairwise(census.plan.levels):
-        shared = census.shared[coarse]
-        nested = float(shared.max(axis=0).sum() / shared.sum())
-        found.append({"num_clusters": fine, "in_level_of": coarse, "nested_share": nested})
+    shared = levels[-1].census.shared
+    for coarser, level in zip([None, *levels], levels, strict=False):
+        row = {name: level.scores[name] for name in _SCORES_OF_A_LEVEL}
+        if coarser is not None:
+            counts = shared[coarser.k]
+            row |= {
+                "in_level_of": coarser.k,
+                "nested_share": float(counts.max(axis=0).sum() / counts.sum()),
+            }
+        found.append(row)
     return found
 
 
 def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
     """Collapse, empty clusters, zero vectors, rows left out."""
     notices = []
-    collapse = explain_collapse(census.sizes, documents.vectors)
-    if collapse:
-        notices.append(collapse)
+    uneven = explain_collapse(census.sizes, documents.vectors) or explain_imbalance(census.sizes)
+    if uneven:
+        notices.append(uneven)
     empty = int((census.sizes == 0).sum())
     if empty:
         notices.append(f"Empty clusters: {empty}. Ask for fewer clusters, or fit on more vectors.")
@@ -212,20 +254,17 @@ def _renumbered(table: pa.Table, ids: np.ndarray) -> pa.Table:
 
 def write_tables(outcome: Outcome, folder: str) -> None:
     """Write tables and ``scores.json`` into ``folder``, each whole or not at all."""
-    found = {
-        "centroids": centroids_table(outcome.fit.centroids, outcome.census.sizes),
-        "clusters": clusters_table(outcome.clusters, outcome.documents.ids.type),
-        "outliers": outcome.outliers,
-    }
-    for k in outcome.census.plan.levels[:-1]:
-        found[f"centroids_{k}"] = centroids_table(
-            outcome.fits[k].centroids, outcome.census.shared[k].sum(axis=1)
-        )
+    found = {"outliers": outcome.outliers}
+    for level in outcome.levels:
+        suffix = "" if level is outcome.levels[-1] else f"_{level.k}"
+        id_type = outcome.documents.ids.type
+        found[f"centroids{suffix}"] = centroids_table(level.fit.centroids, level.census.sizes)
+        found[f"clusters{suffix}"] = clusters_table(level.clusters, id_type)
     if outcome.duplicates is not None:
         found["near_duplicates"] = outcome.duplicates
     if outcome.census.labels:
         found["confusion"] = confusion_table(outcome.census)
-    if len(outcome.fits) > 1:
+    if len(outcome.levels) > 1:
         found["levels"] = levels_table(outcome.census)
     if outcome.choice is not None:
         found["k_curve"] = curve_table(outcome.choice)
@@ -233,5 +272,6 @@ def write_tables(outcome: Outcome, folder: str) -> None:
         found["rejected"] = outcome.scan.rejected
     for name, table in found.items():
         write_table(join(folder, f"{name}.parquet"), table)
+    delete_others(folder, {f"{name}.parquet" for name in found})
     text = json.dumps(outcome.scores, indent=2, ensure_ascii=False) + "\n"
     write_text(join(folder, "scores.json"), text)

@@ -67,7 +67,7 @@
     const panel = document.getElementById("detail");
     if (!cluster) { panel.replaceChildren(element("p", "hint", `Cluster ${id} is among the small ones this page leaves out.`)); return; }
     const head = element("div", "detail-head");
-    head.append(markOf(id), element("h2", "", `Cluster ${id}`));
+    head.append(markOf(id), element("h2", "", cluster.name ? `Cluster ${id}: ${cluster.name}` : `Cluster ${id}`));
     head.append(element("span", "hint", `${number.format(cluster.size)} documents, ${(100 * cluster.share).toFixed(1)}% of all`));
     const children = [head];
     if (cluster.label) children.push(element("p", "hint", `Most frequent label: ${cluster.label} (${Math.round(100 * cluster.labelShare)}%)`));
@@ -199,7 +199,7 @@
   }
 
   function drawCurve() {
-    if (!data.curve) return null;
+    if (!data.curve || !data.curve.length) return null;
     const colors = theme();
     const names = { silhouette: "Silhouette", stability: "Stability", elbow: "Elbow" };
     const values = data.curve.flatMap((row) => Object.keys(names).map((key) => ({ k: row.k, measure: names[key], value: row[key] })));

@@ -37,22 +37,22 @@ def render_report(report: Report) -> str:
         rows=_rows(report, shown),
         table_note=_table_note(report, shown),
         has_texts=report.has_texts,
+        has_names=_has_names(report),
         has_labels=bool(report.census.labels),
         scores=_score_cards(report.scores),
         even_size=f"{report.census.sizes.mean():,.0f}",
-        has_curve=report.curve is not None,
+        has_curve=bool(report.curve),
         curve_note=report.curve_note,
         has_levels=bool(report.levels),
         levels=report.levels,
+        level_scores=_level_scores(report.scores.get("levels", [])),
         confusion_note=_confusion_note(report),
         lists=[_listing(listing) for listing in report.lists],
         changes=_changes(report.changes),
         facts=list(report.facts.items()),
         css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         javascript=(_FOLDER / "report.js").read_text(encoding="utf-8"),
-        vega_bundle=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
-            "</script", "<\\/script"
-        ),
+        vega_bundle=_chart_library(),
         data_json=inline_json(page_data(report, shown)),
     )
 
@@ -92,12 +92,18 @@ def _figures(report: Report) -> list[dict[str, str]]:
 
 def _columns(report: Report) -> list[dict[str, str]]:
     columns = [{"key": "id", "title": "Cluster"}, {"key": "size", "title": "Documents"}]
+    if _has_names(report):
+        columns.append({"key": "name", "title": "Name"})
     if report.has_texts:
         columns.append({"key": "keywords", "title": "Keywords"})
     if report.census.labels:
         columns.append({"key": "label", "title": "Most frequent label"})
     columns.append({"key": "spread", "title": "Mean distance"})
     return columns
+
+
+def _has_names(report: Report) -> bool:
+    return any(cluster.name for cluster in report.clusters)
 
 
 def _rows(report: Report, shown: list[Description]) -> list[dict[str, Any]]:
@@ -108,6 +114,7 @@ def _rows(report: Report, shown: list[Description]) -> list[dict[str, Any]]:
             "size": cluster.size,
             "size_text": f"{cluster.size:,}",
             "bar": round(100 * cluster.size / largest, 1),
+            "name": shorten(cluster.name, 96) or "",
             "keywords": ", ".join(shorten(word, 48) or "" for word in cluster.keywords),
             "label": shorten(cluster.top_label, 64) or "",
             "label_share": f"{cluster.top_label_share:.0%}" if cluster.top_label_share else "",
@@ -144,6 +151,21 @@ def _score_cards(scores: dict[str, Any]) -> list[dict[str, str]]:
             }
         )
     return cards
+
+
+def _level_scores(levels: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row of figures for each level; those that it lacks are a dash."""
+    return [
+        {
+            "num_clusters": f"{level['num_clusters']:,}",
+            "nested": f"{level['nested_share']:.0%}" if "nested_share" in level else "–",
+            "v_measure": _figure((level["labels"] or {}).get("v_measure")),
+            "silhouette": _figure(level["internal"]["silhouette"]),
+            "inertia": f"{level['inertia']:,.5g}",
+            "imbalance": f"{level['imbalance']:.2f}",
+        }
+        for level in levels
+    ]
 
 
 def _figure(value: float | None) -> str:

@@ -30,7 +30,7 @@ def build_report(
     texts = documents.texts.to_pylist() if documents.texts is not None else None
     mapped = MappedDocuments(
         lay_out(documents.vectors, seed, linear=linear_map),
-        outcome.cluster_ids[: len(documents)],
+        outcome.levels[-1].cluster_ids[: len(documents)],
         documents.ids.to_pylist(),
         texts,
     )
@@ -75,12 +75,15 @@ def _facts(outcome: Outcome, settings: Mapping[str, Any]) -> dict[str, str]:
         "inertia": f"{outcome.census.inertia:,.6g} (squared distances, all documents)",
         "imbalance": f"{outcome.scores['imbalance']:.2f} (1 when all clusters are equal)",
     }
+    if outcome.choice is not None:
+        found["why so many clusters"] = outcome.choice.reason
     named = {name.replace("_", " "): str(value) for name, value in settings.items()}
+    named = {name: value for name, value in named.items() if value not in ("None", "")}
     return found | {name: value for name, value in named.items() if name not in found}
 
 
 def _levels(outcome: Outcome) -> list[dict[str, Any]]:
-    if len(outcome.fits) < 2:
+    if len(outcome.levels) < 2:
         return []
     return [
         {**row, "share": f"{row['parent_share']:.0%}"}

@@ -123,6 +123,7 @@ def _cluster_data(cluster: Description, room: int) -> dict[str, Any]:
     return {
         "id": cluster.cluster_id,
         "size": cluster.size,
+        "name": shorten(cluster.name, 96),
         "share": cluster.share,
         "keywords": [shorten(word, 48) for word in cluster.keywords],
         "label": shorten(cluster.top_label, 64),

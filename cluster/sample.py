@@ -6,16 +6,18 @@ spread over files, and a sample of fewer rows is the beginning of a sample of mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.errors import InputError
-from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks
+from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks, shorten_texts
 
 TEXT_CHARACTERS = 2_000
+MOST_LABELS = 10_000
+"""Different labels that can be scored against."""
 _CHECKED_IDS = 20_000_000
 _LAST = float(2**64)
 
@@ -74,6 +76,9 @@ class Scan:
     zeros: int
     """Vectors of length zero among ``rows``."""
     labelled: int
+    """Rows with a label."""
+    labels: frozenset[str]
+    """All different labels."""
     largest: float
     """The largest absolute coordinate."""
     rejected: pa.Table
@@ -97,6 +102,7 @@ class Scan:
             "totals": pa.table({k: [v] for k, v in {**numbers, "largest": self.largest}.items()}),
             "rejected": self.rejected,
             "hashes": pa.table({"hash": self.hashes}),
+            "labels": pa.table({"label": pa.array(sorted(self.labels), pa.string())}),
             "sample": pa.table(columns),
         }
 
@@ -105,6 +111,7 @@ def scan_shard(source: VectorSource, shard: Shard, plan: SamplePlan) -> Scan:
     """Read one shard once; raises :class:`InputError` for vectors that cannot be clustered."""
     rows = zeros = labelled = 0
     largest = 0.0
+    found_labels: set[str] = set()
     rejected, hashes, drawn = [], [], []
     keep_below, text_below = plan.limit(plan.vectors), plan.limit(plan.documents)
     for block in read_blocks(source, shard):
@@ -120,14 +127,26 @@ def scan_shard(source: VectorSource, shard: Shard, plan: SamplePlan) -> Scan:
         if block.labels is not None:
             labelled += len(block.labels) - block.labels.null_count
             labels = block.labels.take(chosen)
+            found_labels.update(block.labels.unique().drop_null().to_pylist())
+            _refuse_too_many(found_labels, source)
         if block.texts is not None:
-            texts = _short_texts(block.texts.take(chosen), orders[keep] <= text_below)
+            wanted = orders[keep] <= text_below
+            texts = shorten_texts(block.texts.take(chosen), TEXT_CHARACTERS, wanted)
         drawn.append(
             Sample(block.ids.take(chosen), orders[keep], block.vectors[keep], texts, labels)
         )
     sample = _join(drawn, source.dimension)
     left_out = pa.concat_tables(rejected)
-    return Scan(rows, zeros, labelled, largest, left_out, np.concatenate(hashes), sample)
+    return Scan(
+        rows,
+        zeros,
+        labelled,
+        frozenset(found_labels),
+        largest,
+        left_out,
+        np.concatenate(hashes),
+        sample,
+    )
 
 
 def scan_from_tables(tables: Mapping[str, pa.Table]) -> Scan:
@@ -137,6 +156,7 @@ def scan_from_tables(tables: Mapping[str, pa.Table]) -> Scan:
     names = sample.column_names
     return Scan(
         **tables["totals"].to_pylist()[0],
+        labels=frozenset(tables["labels"].column("label").to_pylist()),
         rejected=tables["rejected"],
         hashes=tables["hashes"].column("hash").to_numpy(),
         sample=Sample(
@@ -167,15 +187,27 @@ def merge_scans(scans: Iterable[Scan], source: VectorSource, plan: SamplePlan) -
     )
     hashes = np.sort(np.concatenate([part.hashes for part in parts]))
     _refuse_repeats(hashes, sample, source)
+    labels = frozenset().union(*(part.labels for part in parts))
+    _refuse_too_many(labels, source)
     return Scan(
         sum(part.rows for part in parts),
         sum(part.zeros for part in parts),
         sum(part.labelled for part in parts),
+        labels,
         max(part.largest for part in parts),
         pa.concat_tables([part.rejected for part in parts]).sort_by("id"),
         hashes,
         sample.head(plan.vectors),
     )
+
+
+def _refuse_too_many(labels: Collection[str], source: VectorSource) -> None:
+    if len(labels) > MOST_LABELS:
+        raise InputError(
+            f"{source.uri}: column {source.columns.label!r} holds more than {MOST_LABELS:,} "
+            f"different labels, such as {min(labels)[:60]!r}: it looks like an id or a text. Name "
+            "another --label-column"
+        )
 
 
 def _refuse_repeats(hashes: np.ndarray, sample: Sample, source: VectorSource) -> None:
@@ -187,17 +219,6 @@ def _refuse_repeats(hashes: np.ndarray, sample: Sample, source: VectorSource) ->
     raise InputError(
         f"{source.uri}: {repeats} rows repeat the {source.columns.id!r} of another{example}; ids "
         "must be unique. Was the corpus embedded twice into one folder?"
-    )
-
-
-def _short_texts(texts: pa.Array, wanted: np.ndarray) -> pa.Array:
-    values = texts.to_pylist()
-    return pa.array(
-        [
-            None if text is None or not keep else str(text)[:TEXT_CHARACTERS]
-            for text, keep in zip(values, wanted, strict=True)
-        ],
-        pa.string(),
     )
 
 

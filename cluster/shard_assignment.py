@@ -35,14 +35,12 @@ def assign_shard(
     writer = None
     with written_whole(path) as stream:
         for block in read_blocks(source, shard):
-            assignment = indexes[plan.k].assign(block.vectors)
-            ids = {k: indexes[k].nearest(block.vectors)[:, 0] for k in plan.levels[:-1]}
-            ids[plan.k] = assignment.cluster_ids
-            table = _to_table(block, assignment, ids)
+            assignments = {k: index.assign(block.vectors) for k, index in indexes.items()}
+            table = _to_table(block, assignments, plan.k)
             writer = writer or pq.ParquetWriter(stream, table.schema)
             writer.write_table(table)
             orders = hash_ids(block.ids, seed)
-            censuses.append(count_block(block, orders, assignment, ids, plan))
+            censuses.append(count_block(block, orders, assignments, plan))
             if len(censuses) == _MERGED_AT_A_TIME:
                 censuses = [merge_censuses(censuses)]
         if writer is not None:
@@ -50,9 +48,8 @@ def assign_shard(
     return merge_censuses(censuses)
 
 
-def _to_table(
-    block: Block, assignment: Assignment, ids_by_level: Mapping[int, np.ndarray]
-) -> pa.Table:
+def _to_table(block: Block, assignments: Mapping[int, Assignment], finest: int) -> pa.Table:
+    assignment = assignments[finest]
     columns = {
         "id": block.ids,
         "cluster_id": assignment.cluster_ids,
@@ -60,6 +57,6 @@ def _to_table(
         "second_cluster_id": assignment.second_cluster_ids,
         "margin": assignment.margins.astype(np.float32),
     }
-    if len(ids_by_level) > 1:
-        columns |= {f"cluster_id_{k}": ids for k, ids in sorted(ids_by_level.items())}
+    if len(assignments) > 1:
+        columns |= {f"cluster_id_{k}": assignments[k].cluster_ids for k in sorted(assignments)}
     return pa.table(columns)

@@ -39,6 +39,7 @@ def clusters_table(found: list[Description], id_type: pa.DataType) -> pa.Table:
         {
             "cluster_id": pa.array([d.cluster_id for d in found], pa.int32()),
             "size": pa.array([d.size for d in found], pa.int64()),
+            "name": pa.array([d.name for d in found], pa.string()),
             "share": pa.array([d.share for d in found], pa.float64()),
             "keywords": pa.array([d.keywords for d in found], pa.list_(pa.string())),
             "representative_ids": pa.array(

@@ -5,6 +5,7 @@ Parquet (row groups), ``.npy`` matrices (ranges of rows) and Lance datasets (fra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 SUFFIXES = (".parquet", ".npy", ".lance")
 ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
+_TEXT_BYTES = 64 << 20
+_LANCE_TEXT_ROWS = 2_048
 
 
 @dataclass(frozen=True)
@@ -57,39 +60,44 @@ class FileSummary:
 
     dimension: int
     fingerprint: str | None
-    id_type: str
-    names: tuple[str, ...]
+    id_kind: str
+    """'string', 'int64' or 'uint64': what its ids are read as."""
+    schema: pa.Schema
     pieces: list[Piece]
 
 
-def describe_file(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
+def describe_file(
+    filesystem: pafs.FileSystem, path: str, address: str, columns: Columns
+) -> FileSummary:
     """Dimension, fingerprint, columns and pieces of a file, from its header.
 
-    Raises :class:`InputError` for a file that cannot be read or lacks a column.
+    ``path`` is that on ``filesystem``, ``address`` the same with its scheme. Raises
+    :class:`InputError` for a file that cannot be read, lacks a column, or has one of a type that
+    cannot be used.
     """
     if path.endswith(".npy"):
         return _describe_npy(filesystem, path, columns)
     if path.endswith(".lance"):
-        return _describe_lance(path, columns)
+        return _describe_lance(address, columns)
     try:
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
             schema = file.schema_arrow
-            _require_columns(schema, columns, path)
+            id_kind = _check_columns(schema, columns, path)
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             dimension = _vector_length(schema, columns, path)
             filled = [i for i, rows in enumerate(groups) if rows]
             if dimension is None and filled:
                 head = next(file.iter_batches(_HEAD_ROWS, [filled[0]], columns=[columns.embedding]))
-                dimension = _first_length(head.column(0), path)
+                dimension = _first_length(plain(head.column(0)), path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
     fingerprint = (schema.metadata or {}).get(FINGERPRINT_KEY)
     return FileSummary(
         dimension or 0,
         fingerprint.decode() if fingerprint else None,
-        str(schema.field(columns.id).type),
-        tuple(schema.names),
+        id_kind,
+        schema,
         [Piece(path, i, rows) for i, rows in enumerate(groups) if rows],
     )
 
@@ -104,18 +112,18 @@ def _describe_npy(filesystem: pafs.FileSystem, path: str, columns: Columns) -> F
         raise InputError(f"{path} holds {dtype} {shape}; required is a matrix of numbers (n, d)")
     starts = range(0, shape[0], ROWS_PER_SHARD)
     pieces = [Piece(path, start, min(ROWS_PER_SHARD, shape[0] - start)) for start in starts]
-    return FileSummary(shape[1], None, "row number", (), pieces)
+    return FileSummary(shape[1], None, "int64", pa.schema([]), pieces)
 
 
 def _describe_lance(path: str, columns: Columns) -> FileSummary:
     dataset = _open_lance(path)
-    _require_columns(dataset.schema, columns, path)
+    id_kind = _check_columns(dataset.schema, columns, path)
     fingerprint = (dataset.schema.metadata or {}).get(FINGERPRINT_KEY)
     return FileSummary(
         _vector_length(dataset.schema, columns, path) or 0,
         fingerprint.decode() if fingerprint else None,
-        str(dataset.schema.field(columns.id).type),
-        tuple(dataset.schema.names),
+        id_kind,
+        dataset.schema,
         [Piece(path, f.fragment_id, f.count_rows()) for f in dataset.get_fragments()],
     )
 
@@ -123,26 +131,85 @@ def _describe_lance(path: str, columns: Columns) -> FileSummary:
 def _open_lance(path: str) -> Any:
     import lance  # slow, and few inputs are of this kind
 
-    return lance.dataset(path)
+    # A store on plain HTTP is one of a test or of one's own network, named by the environment.
+    plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    options = {"allow_http": "true"} if path.startswith("s3://") and plain_http else None
+    try:
+        return lance.dataset(path, storage_options=options)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not a Lance dataset: {_first_line(error)}") from error
 
 
-def _require_columns(schema: pa.Schema, columns: Columns, path: str) -> None:
+def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
+    """What kind the ids are; :class:`InputError` for a column that is missing or cannot be used."""
+    flags = {columns.id: "--id-column", columns.embedding: "--embedding-column"}
     for name in columns.names():
-        if schema.get_field_index(name) < 0:
+        places = schema.get_all_field_indices(name)
+        if len(places) != 1:
+            found = f"{len(places)} columns {name!r}" if places else f"no column {name!r}"
+            flag = flags.get(name, "--label-column")
             raise InputError(
-                f"{path} has no column {name!r}; its columns are {', '.join(schema.names)}"
+                f"{path} has {found}; its columns are {', '.join(schema.names)}. Name the right "
+                f"one with {flag}"
             )
+    for shown in (columns.text, columns.label):
+        if shown is not None:
+            check_readable(schema, shown, path)
+    kind = plain_type(schema.field(columns.id).type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_integer(kind):
+        return "uint64" if pa.types.is_uint64(kind) else "int64"
+    raise InputError(
+        f"{path}: column {columns.id!r} is {kind}; ids must be strings or integers. Name another "
+        "with --id-column, or cast it"
+    )
+
+
+def check_readable(schema: pa.Schema, name: str, path: str) -> None:
+    """Raise :class:`InputError` unless column ``name`` holds single values that can be shown."""
+    kind = plain_type(schema.field(name).type)
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise InputError(
+            f"{path}: column {name!r} is {kind}; texts and labels must be strings or numbers. "
+            "Name other columns with --text-column and --label-column"
+        )
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type under a dictionary encoding or an extension, as tensors of Ray or Hugging Face."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """The same values without dictionary encoding or extension type."""
+    while True:
+        if isinstance(column.type, pa.BaseExtensionType):
+            column = column.storage
+        elif pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        else:
+            return column
 
 
 def _vector_length(schema: pa.Schema, columns: Columns, path: str) -> int | None:
     """The length that a fixed-size list's type states; None where only the rows can tell."""
-    kind = schema.field(columns.embedding).type
-    is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
-    if not (is_list or pa.types.is_large_list(kind)) or not pa.types.is_floating(kind.value_type):
-        raise InputError(
-            f"{path}: column {columns.embedding!r} is {kind}; required is a list of floats"
-        )
-    return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    kind = plain_type(schema.field(columns.embedding).type)
+    is_fixed = pa.types.is_fixed_size_list(kind)
+    if is_fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        values = kind.value_type
+        if pa.types.is_floating(values) or pa.types.is_integer(values):
+            return kind.list_size if is_fixed else None
+    raise InputError(
+        f"{path}: column {columns.embedding!r} is {kind}; required is a list of numbers. Name the "
+        "right one with --embedding-column"
+    )
 
 
 def _first_length(column: pa.Array, path: str) -> int:
@@ -155,19 +222,28 @@ def _first_length(column: pa.Array, path: str) -> int:
 def read_batches(
     filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of ``piece`` in order, up to ``block_rows`` at a time."""
+    """The rows of ``piece`` in order, ``block_rows`` at a time or, where texts are long, fewer."""
     if piece.read is not None:
         yield from piece.read(columns.names(), block_rows)
     elif piece.path.endswith(".npy"):
         yield from _read_npy(filesystem, piece, columns, block_rows)
     elif piece.path.endswith(".lance"):
         fragment = _open_lance(piece.path).get_fragment(piece.part)
-        yield from fragment.to_batches(columns=columns.names(), batch_size=block_rows)
+        rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
+        yield from fragment.to_batches(columns=columns.names(), batch_size=rows)
     else:
         with filesystem.open_input_file(piece.path) as stream:
             # A buffered reader holds pages instead of the row group's whole column.
             file = pq.ParquetFile(stream, buffer_size=4 << 20)
-            yield from file.iter_batches(block_rows, [piece.part], columns=columns.names())
+            rows = min(block_rows, _rows_that_fit(file.metadata.row_group(piece.part), columns))
+            yield from file.iter_batches(rows, [piece.part], columns=columns.names())
+
+
+def _rows_that_fit(group: Any, columns: Columns) -> int:
+    """Rows of a Parquet row group whose texts fill about 64 MiB, by its own sizes."""
+    parts = [group.column(i) for i in range(group.num_columns)]
+    text_bytes = sum(p.total_uncompressed_size for p in parts if p.path_in_schema == columns.text)
+    return max(1, int(_TEXT_BYTES * group.num_rows / max(1, text_bytes)))
 
 
 def _read_npy(

@@ -7,6 +7,7 @@ Leaves: :class:`Block`, a few thousand rows at a time, so memory does not grow w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,17 +17,22 @@ import pyarrow.compute as pc
 
 from cluster.distances import squared_lengths
 from cluster.errors import InputError
-from cluster.storage import find_files, open_filesystem
+from cluster.storage import find_files, open_filesystem, with_inner_path
 from cluster.vector_files import (
     ROWS_PER_SHARD,
     SUFFIXES,
     Columns,
     Piece,
+    check_readable,
     describe_file,
+    plain,
     read_batches,
 )
 
 BLOCK_BYTES = 32 << 20
+_PARALLEL_READS = 16
+LONGEST = 1e18
+"""Length of a vector from which its square leaves the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class VectorSource:
     """The path as the user gave it; decides the filesystem."""
     columns: Columns
     dimension: int
+    id_kind: str
+    """'string', 'int64' or 'uint64'."""
     shards: tuple[Shard, ...]
     fingerprint: str | None = None
     """Fingerprint of the encoder that made the vectors, where the files carry one."""
@@ -97,7 +105,13 @@ def open_vectors(
             f"{uri} holds {len(paths)} files with .npy among them: an .npy has no ids, so it must "
             "come alone; use Parquet with an id column for vectors in several files"
         )
-    described = [describe_file(filesystem, path, columns) for path in paths]
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        described = list(
+            pool.map(
+                lambda path: describe_file(filesystem, path, with_inner_path(uri, path), columns),
+                paths,
+            )
+        )
     found = [(path, about) for path, about in zip(paths, described, strict=True) if about.pieces]
     if not found:
         raise InputError(f"{uri} holds no rows: nothing to cluster")
@@ -113,15 +127,18 @@ def open_vectors(
                 f"mixed encoders: {first_path} was embedded with fingerprint {first.fingerprint}, "
                 f"{path} with {about.fingerprint}; embed the corpus with one encoder"
             )
-        if about.id_type != first.id_type:
+        if about.id_kind != first.id_kind:
             raise InputError(
-                f"mixed id types: {first_path} has {first.id_type}, {path} has {about.id_type}"
+                f"mixed ids: column {columns.id!r} is {first.id_kind} in {first_path}, "
+                f"{about.id_kind} in {path}; write them as one type"
             )
-    pieces = [piece for _, about in found for piece in about.pieces]
-    if optional_text is not None and all(optional_text in about.names for _, about in found):
+    if optional_text is not None and all(optional_text in about.schema.names for _, about in found):
+        for path, about in found:
+            check_readable(about.schema, optional_text, path)
         columns = replace(columns, text=optional_text)
+    pieces = [piece for _, about in found for piece in about.pieces]
     shards = _group_into_shards(pieces, rows_per_shard)
-    return VectorSource(uri, columns, first.dimension, shards, first.fingerprint)
+    return VectorSource(uri, columns, first.dimension, first.id_kind, shards, first.fingerprint)
 
 
 def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -> Iterator[Block]:
@@ -158,6 +175,27 @@ def hash_ids(ids: pa.Array, seed: int) -> np.ndarray:
     return pd.util.hash_array(text, hash_key=f"shoal{seed % 10**11:011d}", categorize=False)
 
 
+def shorten_texts(texts: pa.Array, characters: int, wanted: np.ndarray | None = None) -> pa.Array:
+    """The first ``characters`` of each text as strings; null where not ``wanted``, bool (n,).
+
+    Bytes that are no UTF-8, which Parquet files may hold, become replacement characters.
+    """
+    if wanted is not None:
+        texts = pc.if_else(pa.array(wanted), texts, pa.scalar(None, texts.type))
+    if not pa.types.is_string(texts.type):
+        texts = texts.cast(pa.string())
+    found = (value.as_buffer() for value in texts)
+    return pa.array(
+        [
+            # A character has at most 4 bytes, so a long text need not be decoded whole.
+            None if text is None else text[: 4 * characters].to_pybytes()
+            .decode("utf-8", errors="replace")[:characters]
+            for text in found
+        ],
+        pa.string(),
+    )  # fmt: skip
+
+
 def _group_into_shards(pieces: list[Piece], rows_per_shard: int) -> tuple[Shard, ...]:
     groups: list[list[Piece]] = []
     room = 0
@@ -173,14 +211,15 @@ def _group_into_shards(pieces: list[Piece], rows_per_shard: int) -> tuple[Shard,
 def _checked_block(
     batch: pa.RecordBatch, path: str, source: VectorSource, columns: Columns
 ) -> Block:
-    ids = batch.column(columns.id)
+    ids = _to_ids(batch.column(columns.id), source.id_kind, path)
     if ids.null_count:
         raise InputError(
             f"{path}: {ids.null_count} rows have a null {columns.id!r}; ids must be set"
         )
-    vectors, reasons = _to_matrix(batch.column(columns.embedding), source.dimension)
+    vectors, reasons = _to_matrix(plain(batch.column(columns.embedding)), source.dimension)
     squared = squared_lengths(vectors)
     reasons[~np.isfinite(squared) & (reasons == "")] = "not finite (NaN or infinite)"
+    reasons[(squared > LONGEST**2) & (reasons == "")] = f"longer than {LONGEST:g}"
     if source.unit_norm:
         reasons[(squared == 0) & (reasons == "")] = "zero, so it has no direction"
     bad = np.flatnonzero(reasons != "")
@@ -193,7 +232,7 @@ def _checked_block(
             f"{columns.id}={ids[int(bad[0])].as_py()!r}, is {reasons[bad[0]]}. Remove them, or "
             "leave them out with --drop-bad-vectors"
         )
-    texts = batch.column(columns.text) if columns.text else None
+    texts = plain(batch.column(columns.text)) if columns.text else None
     labels = _to_labels(batch.column(columns.label)) if columns.label else None
     if len(bad):
         keep = np.flatnonzero(reasons == "")
@@ -203,6 +242,14 @@ def _checked_block(
     if source.unit_norm:
         vectors = vectors / np.sqrt(squared)[:, None].astype(np.float32)
     return Block(ids, np.ascontiguousarray(vectors), texts, labels, rejected)
+
+
+def _to_ids(column: pa.Array, kind: str, path: str) -> pa.Array:
+    """Ids as the one type that all files of the source share."""
+    try:
+        return plain(column).cast(kind)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: an id cannot be read as {kind}: {error}") from error
 
 
 def _to_matrix(column: pa.Array, dimension: int) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +272,7 @@ def _to_matrix(column: pa.Array, dimension: int) -> tuple[np.ndarray, np.ndarray
 
 def _to_labels(column: pa.Array) -> pa.Array:
     """Labels as strings, null where there is none (a float NaN counts as none)."""
+    column = plain(column)
     labels = column.cast(pa.string())
     missing = pc.is_null(column, nan_is_null=True)
     return pc.if_else(missing, pa.scalar(None, pa.string()), labels)

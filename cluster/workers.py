@@ -38,6 +38,7 @@ def run_on_shards(
     *,
     num_workers: int,
     num_cpus: float,
+    num_gpus: int = 0,
     stage: str = "",
 ) -> Iterator[dict[str, pa.Table]]:
     """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
@@ -56,6 +57,7 @@ def run_on_shards(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(num_workers, len(shards))),
         num_cpus=num_cpus,
+        **(_placement(num_gpus) if num_gpus else {}),
     )
     for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         tables = {
@@ -110,12 +112,19 @@ class RayVectors:
     """
 
     def __init__(
-        self, source: VectorSource, *, count: int, largest: float, num_workers: int, num_cpus: float
+        self,
+        source: VectorSource,
+        *,
+        count: int,
+        largest: float,
+        num_workers: int,
+        num_cpus: float,
+        num_gpus: int = 0,
     ) -> None:
         """``count`` vectors, none with a coordinate beyond ``largest`` in size."""
         self._shape = (count, source.dimension)
         self._largest = largest
-        options: dict[str, Any] = {"num_cpus": num_cpus, "label_selector": _selector()}
+        options = {"num_cpus": num_cpus, **_placement(num_gpus)}
         actor = ray.remote(max_restarts=3, max_task_retries=3, **options)(_VectorHolder)
         wanted = min(num_workers, len(source.shards))
         self._passes = 0
@@ -214,6 +223,13 @@ def count_cpus() -> int:
 def _selector() -> dict[str, str] | None:
     """Labels of the nodes that work may run on, as the job has set them for Ray Data."""
     return DataContext.get_current().execution_options.label_selector
+
+
+def _placement(num_gpus: int) -> dict[str, Any]:
+    """What Ray is told beside CPUs; work with GPUs goes where they are, off the head."""
+    if num_gpus:
+        return {"num_gpus": num_gpus, "label_selector": {"shoal-role": "!head"}}
+    return {"label_selector": _selector()}
 
 
 def _started(actors: list[Any]) -> list[Any]:

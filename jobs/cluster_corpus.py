@@ -4,8 +4,22 @@ Run ``python jobs/cluster_corpus.py --embeddings DIR --num-clusters 20 --label-c
 submit it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/cluster_corpus.py``.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 from cluster.clustering import ClusterConfig, cluster_corpus
+from cluster.naming import Brief
 from pipelines.command_line import run_job
 
+
+def ask_model(model: str, briefs: Sequence[Brief]) -> list[str | None]:
+    """Names for clusters by an instruct LLM."""
+    # Here, because torch is large and most runs ask for no names.
+    from pipelines.titles import name_groups
+
+    return name_groups(model, briefs)
+
+
 if __name__ == "__main__":
-    run_job("cluster_corpus", ClusterConfig, cluster_corpus, inputs=("embeddings",))
+    work = partial(cluster_corpus, namer=ask_model)
+    run_job("cluster_corpus", ClusterConfig, work, inputs=("embeddings",))

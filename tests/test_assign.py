@@ -1,11 +1,13 @@
 """Assignment equals NumPy's argmin, however the rows are cut into blocks."""
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.assign import NearestCentroids
+from cluster.kmeans import FitOptions, fit_in_memory
 
 
 def by_numpy(vectors, centroids):
@@ -60,3 +62,20 @@ def test_one_centroid_has_no_second():
     found = NearestCentroids(np.zeros((1, 2), np.float32)).assign(np.ones((3, 2), np.float32))
     assert found.second_cluster_ids.tolist() == [-1, -1, -1]
     assert np.isnan(found.margins).all()
+
+
+def test_the_gpu_is_used_where_faiss_has_one(monkeypatch):
+    moved = []
+
+    def to_gpus(index):
+        moved.append(index)
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_gpus, raising=False)
+    vectors = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    found = NearestCentroids(vectors[:5]).assign(vectors)
+    assert found.cluster_ids.tolist() == by_numpy(vectors, vectors[:5]).argmin(axis=1).tolist()
+    assert len(moved) == 1
+    fit_in_memory(vectors, 3, FitOptions())
+    assert len(moved) > 2

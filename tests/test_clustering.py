@@ -18,6 +18,7 @@ from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.lloyd import ArrayVectors
 from cluster.vectors import Columns, open_vectors
 from cluster.workers import RayVectors
+from pipelines.command_line import load_config
 
 WORDS = ("apple pear plum", "engine wheel brake", "goal match league", "court judge trial")
 
@@ -168,6 +169,25 @@ def test_several_levels_are_nested_and_written(tmp_path):
     assert min(row["parent_share"] for row in levels) == 1.0
 
 
+@pytest.mark.slow
+def test_every_level_is_scored_and_described(tmp_path):
+    write_corpus(tmp_path / "in")
+    cluster_corpus(config_of(tmp_path, num_clusters="2,4", label_column="label"))
+    cluster_corpus(
+        config_of(tmp_path, num_clusters="2", label_column="label", output=str(tmp_path / "coarse"))
+    )
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    alone = json.loads((tmp_path / "coarse" / "scores.json").read_text())
+    coarse, fine = scores["levels"]
+    for name in ("num_clusters", "labels", "internal", "inertia", "imbalance", "undefined"):
+        assert coarse[name] == alone[name]
+        assert fine[name] == scores[name]
+    assert fine["nested_share"] == 1.0
+    for name in ("clusters", "centroids"):
+        level = pq.read_table(tmp_path / "out" / f"{name}_2.parquet")
+        assert level.equals(pq.read_table(tmp_path / "coarse" / f"{name}.parquet")), name
+
+
 def test_auto_finds_the_number_of_blobs_and_says_why(tmp_path):
     write_corpus(tmp_path / "in")
     result = cluster_corpus(config_of(tmp_path, num_clusters="auto", max_clusters=8))
@@ -250,7 +270,7 @@ def write_vectors(folder, vectors, name="a.parquet", **columns):
         ([[0.0, 0.0], [1.0, 1.0]], {"metric": "cosine"}, "id=0, is zero, so it has no direction"),
         ([[1.0, 1.0]], {"label_column": "topic"}, "no column 'topic'; its columns are id, emb"),
         ([[1.0, 1.0]], {"id_column": "key"}, "no column 'key'"),
-        ([[1, 2]], {}, "required is a list of floats"),
+        ([["1", "2"]], {}, "required is a list of numbers"),
     ],
 )
 def test_input_that_cannot_be_clustered_is_one_clear_error(tmp_path, vectors, settings, message):
@@ -307,6 +327,72 @@ def test_bad_vectors_can_be_left_out_and_are_listed(tmp_path):
     assert rejected[2]["reason"] == "of 1 numbers, not 2"
 
 
+def test_nothing_but_bad_vectors_is_said(tmp_path):
+    write_vectors(tmp_path / "in", [[float("nan"), 1.0], None])
+    with pytest.raises(InputError, match="none of the 2 vectors can be clustered; the first is"):
+        cluster_corpus(config_of(tmp_path, num_clusters="auto", drop_bad_vectors=True))
+
+
+def test_a_label_column_of_ids_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.clustering._MOST_CELLS", 19)
+    write_vectors(
+        tmp_path / "in", [[1.0], [2.0]] * 5, label=[f"x{i}" for i in range(10)], id=list(range(10))
+    )
+    with pytest.raises(InputError, match="10 different labels in column 'label' times 2 clusters"):
+        cluster_corpus(config_of(tmp_path, num_clusters="2,1", label_column="label"))
+
+
+def test_odd_texts_and_ids_pass_through(tmp_path):
+    texts = [
+        "",
+        None,
+        "<script>alert(1)</script>",
+        "x" * 3_000_000,
+        "\x00\u2028 ' \" \\",
+        "漢字かな " * 50,
+    ]
+    ids = ["it's", '"', "a\nb", "<b>", "ä", "-1"]
+    vectors = np.eye(6, 4, dtype=np.float16) + np.arange(6, dtype=np.float16)[:, None]
+    write_vectors(tmp_path / "in", list(vectors), id=ids, text=texts)
+    cluster_corpus(config_of(tmp_path, num_clusters="3"))
+    assert set(read_assignments(tmp_path / "out")["id"].to_pylist()) == set(ids)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert len(page.encode()) < 5_000_000
+
+
+@pytest.mark.slow
+def test_an_auto_choice_that_had_no_choice_is_drawn(tmp_path):
+    write_vectors(tmp_path / "in", [[1.0, 0.0], [0.0, 1.0]] * 4)
+    result = cluster_corpus(config_of(tmp_path, num_clusters="auto"))
+    assert result.counts["clusters"] == 2
+    assert "only 2 different vectors" in result.summary["why so many clusters"]
+
+
+@pytest.mark.slow
+def test_buckets_are_read_and_written(tmp_path, s3_server):
+    s3_server.create_bucket(Bucket="clusters")
+    write_corpus(tmp_path / "in")
+    for file in (tmp_path / "in").iterdir():
+        s3_server.upload_file(str(file), "clusters", f"my corpus/100%/{file.name}")
+    address = "s3://clusters/my corpus/100%"
+    cluster_corpus(config_of(tmp_path))
+    cluster_corpus(config_of(tmp_path, embeddings=address, output="s3://clusters/out", fit="all"))
+    cluster_corpus(config_of(tmp_path, fit="all", output=str(tmp_path / "all")))
+    keys = {o["Key"] for o in s3_server.list_objects_v2(Bucket="clusters")["Contents"]}
+    files = (
+        "centroids.parquet",
+        "clusters.parquet",
+        "scores.json",
+        "assignments/part-00000.parquet",
+    )
+    for file in files:
+        assert f"out/{file}" in keys
+        body = s3_server.get_object(Bucket="clusters", Key=f"out/{file}")["Body"].read()
+        assert body == (tmp_path / "all" / file).read_bytes(), file
+    assert "out/report.html" in keys
+
+
 def test_one_cluster_is_described_and_its_undefined_scores_have_reasons(tmp_path):
     write_corpus(tmp_path / "in")
     cluster_corpus(config_of(tmp_path, num_clusters="1", label_column="label"))
@@ -332,6 +418,41 @@ def test_one_cluster_is_described_and_its_undefined_scores_have_reasons(tmp_path
 def test_settings_that_cannot_be_used_are_refused_before_any_work(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         config_of(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "name", "value"),
+    [
+        ("num_clusters: 20", "num_clusters", "20"),
+        ("num_clusters: [10, 20]", "num_clusters", "10,20"),
+        ("two_level: no", "two_level", "no"),
+        ("fit: all", "fit", "all"),
+    ],
+)
+def test_yaml_may_say_numbers_lists_and_truth(tmp_path, yaml, name, value):
+    (tmp_path / "c.yaml").write_text(yaml)
+    assert getattr(load_config(ClusterConfig, str(tmp_path / "c.yaml")), name) == value
+
+
+def test_clusters_are_named_where_a_model_is_given(tmp_path):
+    write_corpus(tmp_path / "in")
+    asked = []
+
+    def namer(model, briefs):
+        asked.extend(briefs)
+        return [f"{model}: <i>{brief.keywords[0]}</i>" for brief in briefs]
+
+    config = config_of(tmp_path, name_model="some-llm")
+    cluster_corpus(config, namer=namer)
+    clusters = pq.read_table(tmp_path / "out" / "clusters.parquet").to_pylist()
+    assert [row["name"] for row in clusters] == [
+        f"some-llm: <i>{row['keywords'][0]}</i>" for row in clusters
+    ]
+    assert all(len(brief.texts) == len(set(brief.texts)) > 0 for brief in asked)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "some-llm: &lt;i&gt;" in page and "some-llm: <i>" not in page
+    with pytest.raises(InputError, match="--name-model names clusters by their texts"):
+        cluster_corpus(config_of(tmp_path, name_model="x", text_column="body"), namer=namer)
 
 
 def test_a_config_survives_its_own_record(tmp_path):

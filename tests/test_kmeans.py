@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
+from cluster import kmeans
 from cluster.assign import NearestCentroids
 from cluster.errors import InputError
 from cluster.kmeans import FitOptions, count_distinct, fit_in_memory
@@ -61,6 +62,26 @@ def test_two_levels_give_all_the_clusters_asked_for():
     assert fit.centroids.shape == (150, 24)
     direct = fit_in_memory(vectors, 150, FitOptions())
     assert fit.inertia < 1.05 * direct.inertia
+
+
+def test_two_levels_repair_what_the_coarse_edges_cost():
+    vectors, _ = make_blobs(6_000, 16, centers=60, cluster_std=4.0, random_state=2)
+    vectors = vectors.astype(np.float32)
+    fit = fit_in_memory(vectors, 200, FitOptions(two_level=True))
+    direct = fit_in_memory(vectors, 200, FitOptions())
+    assert fit.inertia < 1.02 * direct.inertia
+    assert (fit.sizes > 0).all()
+
+
+def test_restarts_on_many_vectors_are_ranked_on_the_first(monkeypatch):
+    monkeypatch.setattr(kmeans, "_TRIED_ON", 500)
+    monkeypatch.setattr(kmeans, "_TRIED_ON_PER_CLUSTER", 1)
+    vectors, truth = make_blobs(4_000, 4, centers=9, cluster_std=0.2, random_state=1)
+    vectors = vectors.astype(np.float32)
+    fit = fit_in_memory(vectors, 9, FitOptions(restarts=6))
+    assert fit.vectors == 4_000
+    found = NearestCentroids(fit.centroids).assign(vectors).cluster_ids
+    assert adjusted_rand_score(truth, found) == 1.0
 
 
 def test_more_clusters_than_vectors_is_an_error():

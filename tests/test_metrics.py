@@ -9,6 +9,7 @@ from sklearn import metrics
 from cluster.metrics import (
     LABEL_SCORES,
     explain_collapse,
+    explain_imbalance,
     imbalance,
     internal_scores,
     label_scores,
@@ -96,3 +97,15 @@ def test_scores_json_has_the_keys_of_the_contract():
         "internal"
     ].keys()
     assert scores["internal"]["sample_size"] == 30
+
+
+def test_two_clusters_collapse_only_where_one_is_all_but_empty():
+    spread = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    assert explain_collapse(np.array([80, 20]), spread) is None
+    assert explain_collapse(np.array([97, 3]), spread).startswith("One cluster holds 97%")
+
+
+def test_uneven_sizes_are_explained_and_ordinary_ones_are_not():
+    sizes = np.array([60, 60, *[1] * 30])
+    assert "2 of 32 clusters hold half of the documents" in explain_imbalance(sizes)
+    assert explain_imbalance(np.array([40, 30, 20, 10])) is None

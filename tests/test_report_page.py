@@ -1,6 +1,7 @@
 """The report in a real browser: it draws, searches, sorts and opens clusters, and runs no text."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,8 +101,11 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text(render_report(report()), encoding="utf-8")
+    return opened(browser, tmp_path / "report.html", report())
+
+
+def opened(browser, path, content):
+    path.write_text(render_report(content), encoding="utf-8")
     browser.get(path.as_uri())
     ready = "return document.documentElement.dataset.ready === 'true'"
     WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(ready))
@@ -117,6 +121,61 @@ def test_it_loads_and_draws_without_a_complaint(page):
     assert [line for line in page.get_log("browser") if line["level"] != "INFO"] == []
     for chart in ("map", "sizes", "curve", "confusion"):
         assert page.find_elements(By.CSS_SELECTOR, f"#{chart} canvas"), chart
+
+
+def bare(k):
+    """A report of vectors alone: no texts, labels, curve or examples."""
+    full = report(k)
+    scores = score_clustering(
+        full.census.sizes, 0.0, None, np.zeros((2, 3), np.float32), np.zeros(2, int)
+    )
+    return replace(
+        full,
+        census=replace(full.census, labels={}),
+        scores=scores,
+        curve=[],
+        levels=[],
+        lists=[Listing("Outliers", "None.", (), [])],
+        has_texts=False,
+        clusters=[
+            replace(c, keywords=[], central=[], diverse=[], top_label=None, mean_distance=None)
+            for c in full.clusters
+        ],
+        mapped=MappedDocuments(
+            MapLayout(np.zeros((60, 2), np.float32), "PCA", "PCA."),
+            np.arange(60) % k,
+            range(60),
+            None,
+        ),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_a_bare_page_draws_without_a_complaint_too(browser, tmp_path, k):
+    page = opened(browser, tmp_path / "bare.html", bare(k))
+    assert [line for line in page.get_log("browser") if line["level"] != "INFO"] == []
+    assert len(shown_rows(page)) == k
+    assert not page.find_elements(By.ID, "curve")
+
+
+def test_names_levels_and_narrow_screens_fit(browser, tmp_path):
+    full = report()
+    named = [replace(c, name=f"Name {c.cluster_id} {HOSTILE}") for c in full.clusters]
+    levels = [
+        {"num_clusters": 3, "cluster_id": i, "parent_num_clusters": 2, "parent_cluster_id": 0,
+         "parent_share": 1.0, "share": "100%"} for i in range(3)
+    ]  # fmt: skip
+    page = opened(browser, tmp_path / "n.html", replace(full, clusters=named, levels=levels))
+    page.find_element(By.ID, "search").send_keys("name 2")
+    assert shown_rows(page) == ["2"]
+    page.find_element(By.CSS_SELECTOR, "tr[data-id='2'] .name").click()
+    assert page.find_element(By.CSS_SELECTOR, "#detail h2").text.startswith(
+        "Cluster 2: Name 2 </scr"
+    )
+    page.set_window_size(420, 900)
+    wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth + 1"
+    assert not page.execute_script(wide)
+    page.set_window_size(1400, 1200)
 
 
 def test_texts_stay_texts(page):

@@ -5,9 +5,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import vector_files
 from cluster.errors import InputError
 from cluster.sample import SamplePlan, merge_scans, scan_shard
-from cluster.vectors import Columns, hash_ids, open_vectors, read_blocks, read_centroids
+from cluster.vectors import (
+    Columns,
+    hash_ids,
+    open_vectors,
+    read_blocks,
+    read_centroids,
+    shorten_texts,
+)
 
 MATRIX = np.arange(24, dtype=np.float32).reshape(8, 3)
 
@@ -125,3 +133,131 @@ def test_centroids_come_back_in_the_order_of_their_numbers(tmp_path):
     pq.write_table(gap, tmp_path / "c.parquet")
     with pytest.raises(InputError, match="must number the centroids from 0 to 2"):
         read_centroids(str(tmp_path / "c.parquet"))
+
+
+def write_columns(path, **columns):
+    vectors = columns.pop("embedding", MATRIX.tolist())
+    pq.write_table(
+        pa.table({"id": list(range(len(vectors))), "embedding": vectors} | columns), path
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        (pa.array(range(8), pa.int16()), "int64"),
+        (pa.array([2**64 - 1 - i for i in range(8)], pa.uint64()), "uint64"),
+        (pa.array(["it's", '"q"', "a,b", "<b>", "", " ", "ü", "\n"]), "string"),
+        (pa.array(list("abcdefgh"), pa.large_string()), "string"),
+        (pa.array(list("abcdefgh")).dictionary_encode(), "string"),
+    ],
+)
+def test_ids_of_every_kind_come_back_as_they_are(tmp_path, ids, kind):
+    write_columns(tmp_path / "a.parquet", id=ids)
+    source = open_vectors(str(tmp_path), Columns())
+    assert source.id_kind == kind
+    assert read_all(source)[0] == ids.to_pylist()
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.list_(pa.int8()), pa.binary()])
+def test_ids_of_other_kinds_are_refused(tmp_path, kind):
+    values = {pa.bool_(): True, pa.list_(pa.int8()): [1], pa.binary(): b"x"}.get(kind, 1.5)
+    write_columns(tmp_path / "a.parquet", id=pa.array([values] * 8, kind))
+    with pytest.raises(InputError, match="ids must be strings or integers"):
+        open_vectors(str(tmp_path), Columns())
+
+
+def test_files_of_pandas_and_polars_lie_together(tmp_path):
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    rows = list(MATRIX.astype(np.float64))
+    frame = pandas.DataFrame({"id": list("abcdefgh"), "embedding": rows, "text": ["x"] * 8})
+    frame.to_parquet(tmp_path / "pandas.parquet")
+    for name, kind in (("list", polars.List(polars.Float32)), ("array", polars.Array(float, 3))):
+        ids = [f"{name}{i}" for i in range(8)]
+        frame = polars.DataFrame(
+            {"id": ids, "embedding": MATRIX.tolist(), "text": ["x"] * 8},
+            schema_overrides={"embedding": kind},
+        )
+        frame.write_parquet(tmp_path / f"{name}.parquet", row_group_size=3)
+    ids, vectors = read_all(open_vectors(str(tmp_path), Columns(), optional_text="text"))
+    assert len(set(ids)) == 24
+    assert vectors.tolist() == MATRIX.tolist() * 3
+
+
+def test_strings_and_numbers_as_ids_do_not_mix(tmp_path):
+    write_columns(tmp_path / "a.parquet")
+    write_columns(tmp_path / "b.parquet", id=list("abcdefgh"))
+    with pytest.raises(InputError, match=r"mixed ids: column 'id' is int64 in .*string in"):
+        open_vectors(str(tmp_path), Columns())
+
+
+def test_tensor_extension_types_are_vectors(tmp_path):
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(MATRIX.ravel()), 3)
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [3]), flat)
+    write_columns(tmp_path / "a.parquet", embedding=tensors)
+    assert read_all(open_vectors(str(tmp_path), Columns()))[1].tolist() == MATRIX.tolist()
+
+
+def test_whole_numbers_are_vectors_too(tmp_path):
+    write_columns(tmp_path / "a.parquet", embedding=MATRIX.astype(int).tolist())
+    assert read_all(open_vectors(str(tmp_path), Columns()))[1].tolist() == MATRIX.tolist()
+
+
+def test_vectors_too_long_for_float32_are_refused(tmp_path):
+    write_columns(tmp_path / "a.parquet", embedding=[[1.0, 2.0], [1e25, 0.0]])
+    with pytest.raises(InputError, match=r"id=1, is longer than 1e\+18"):
+        read_all(open_vectors(str(tmp_path), Columns()))
+
+
+def test_texts_and_labels_must_be_single_values(tmp_path):
+    write_columns(tmp_path / "a.parquet", text=[["a", "list"]] * 8)
+    with pytest.raises(InputError, match=r"'text' is list<.*must be strings or numbers"):
+        open_vectors(str(tmp_path), Columns(), optional_text="text")
+    with pytest.raises(InputError, match="'text' is list<"):
+        open_vectors(str(tmp_path), Columns(label="text"))
+    assert open_vectors(str(tmp_path), Columns(), optional_text="body").columns.text is None
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    values = pa.array(MATRIX.tolist())
+    ids = pa.array(range(8))
+    table = pa.Table.from_arrays([ids, ids, values], names=["id", "id", "embedding"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has 2 columns 'id'"):
+        open_vectors(str(tmp_path), Columns())
+
+
+def test_names_with_brackets_blanks_and_marks_are_paths(tmp_path):
+    folder = tmp_path / "run [1] 100% a*b"
+    folder.mkdir()
+    write_columns(folder / "a [x].parquet")
+    for path in (folder, folder / "a [x].parquet", f"{folder}/*.parquet"):
+        assert open_vectors(str(path), Columns()).rows == 8
+
+
+def test_a_folder_named_like_a_file_is_looked_into(tmp_path):
+    (tmp_path / "table.parquet").mkdir()
+    write_columns(tmp_path / "table.parquet" / "part-0.parquet")
+    for path in (tmp_path, tmp_path / "table.parquet"):
+        assert open_vectors(str(path), Columns()).rows == 8
+
+
+def test_long_texts_make_small_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_files, "_TEXT_BYTES", 5_000)
+    texts = [f"{i}" * 2_000 for i in range(8)]
+    write_columns(tmp_path / "a.parquet", text=texts)
+    source = open_vectors(str(tmp_path), Columns(), optional_text="text")
+    blocks = [block for shard in source.shards for block in read_blocks(source, shard)]
+    assert max(len(block.ids) for block in blocks) <= 3
+    assert [t for block in blocks for t in block.texts.to_pylist()] == texts
+
+
+def test_texts_are_shortened_by_characters_and_broken_bytes_replaced():
+    offsets = pa.py_buffer(np.array([0, 4, 6, 9], dtype=np.int32))
+    broken = pa.Array.from_buffers(
+        pa.string(), 3, [None, offsets, pa.py_buffer(b"\xff\xfe\xffa" + "é".encode() + b"xyz")]
+    )
+    assert shorten_texts(broken, 2).to_pylist() == ["\ufffd\ufffd", "é", "xy"]
+    assert shorten_texts(pa.array([12, None]), 9).to_pylist() == ["12", None]
+    wanted = np.array([False, True])
+    assert shorten_texts(pa.array(["a", "b"]), 9, wanted).to_pylist() == [None, "b"]

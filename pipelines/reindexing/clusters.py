@@ -162,6 +162,7 @@ def open_candidate(candidate: Candidate, config: NightConfig) -> VectorSource:
         config.store,
         Columns(text=TEXT, label=config.label_column),
         kind.list_size,
+        "int64" if pa.types.is_int64(candidate.schema.field("id").type) else "string",
         tuple(Shard(f"part-{n:05d}", tuple(pieces)) for n, pieces in enumerate(shards)),
         unit_norm=config.metric == "cosine",
     )
@@ -258,9 +259,8 @@ def _count_shard(
     censuses, found = [empty_census(plan)], [np.empty(0, dtype=np.int32)]
     for block in read_blocks(source, shard):
         assignment = index.assign(block.vectors)
-        ids = {plan.k: assignment.cluster_ids}
         orders = hash_ids(block.ids, seed)
-        censuses.append(count_block(block, orders, assignment, ids, plan))
+        censuses.append(count_block(block, orders, {plan.k: assignment}, plan))
         found.append(assignment.cluster_ids)
         if len(censuses) == _MERGED_AT_A_TIME:
             censuses = [merge_censuses(censuses)]

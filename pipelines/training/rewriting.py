@@ -30,7 +30,7 @@ INSTRUCTIONS = {
 }
 _SAME_LANGUAGE = "Answer in the language of the text, with the rewritten text only."
 
-_REFUSAL = re.compile(
+REFUSAL = re.compile(
     r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
     r"|unfortunately,? i|it is not (possible|appropriate))",
     re.IGNORECASE,
@@ -69,7 +69,7 @@ class Rewriter:
         self.settings = settings
         self.device = resolve_device("auto")
         names = [settings.model, *([settings.back_model] if settings.back_model else [])]
-        self._models = [self._load(name) for name in names]
+        self._models = [load_model(name, settings.method) for name in names]
 
     def rewrite(self, texts: Sequence[str], salt: str) -> list[str]:
         """One new text a text, unchecked. The same texts and ``salt`` give the same answers."""
@@ -85,34 +85,6 @@ class Rewriter:
                     batch = self._translate(batch, model, tokenizer)
                 results += batch
         return results
-
-    def _load(self, name: str) -> tuple[Any, Any]:
-        folder = fetch_model(name).folder
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, padding_side="left", trust_remote_code=False
-        )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        chat = self.settings.method == "paraphrase"
-        if chat and not tokenizer.chat_template:
-            raise InputError(
-                f"{name} has no chat template: paraphrasing needs a model that follows "
-                "instructions, such as one whose name ends in -Instruct"
-            )
-        kind = transformers.AutoModelForCausalLM if chat else transformers.AutoModelForSeq2SeqLM
-        try:
-            model = kind.from_pretrained(
-                folder,
-                dtype=getattr(torch, resolve_dtype("auto", str(self.device))),
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-        except ValueError as error:
-            wanted = "a decoder-only LLM" if chat else "a seq2seq translation model"
-            raise InputError(
-                f"{name} is not {wanted}, which {self.settings.method} needs"
-            ) from error
-        return model.eval().to(self.device), tokenizer
 
     @torch.inference_mode()
     def _answer(self, texts: list[str], offset: int) -> list[str]:
@@ -149,6 +121,38 @@ class Rewriter:
         return tokenizer.decode(ids["input_ids"][: self.settings.most_tokens])
 
 
+def load_model(name: str, method: str) -> tuple[Any, Any]:
+    """A model in evaluation mode and its tokenizer: an instruct LLM, or for backtranslate seq2seq.
+
+    Raises :class:`InputError` for a model of another kind.
+    """
+    folder = fetch_model(name).folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, padding_side="left", trust_remote_code=False
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    device = resolve_device("auto")
+    chat = method == "paraphrase"
+    if chat and not tokenizer.chat_template:
+        raise InputError(
+            f"{name} has no chat template: needed is a model that follows instructions, such as "
+            "one whose name ends in -Instruct"
+        )
+    kind = transformers.AutoModelForCausalLM if chat else transformers.AutoModelForSeq2SeqLM
+    try:
+        model = kind.from_pretrained(
+            folder,
+            dtype=getattr(torch, resolve_dtype("auto", str(device))),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except ValueError as error:
+        wanted = "a decoder-only LLM" if chat else "a seq2seq translation model"
+        raise InputError(f"{name} is not {wanted}, which is needed here") from error
+    return model.eval().to(device), tokenizer
+
+
 def clean_answer(answer: str) -> str:
     """An answer without the sentence that announces it and without quotes around it."""
     text = _PREAMBLE.sub("", answer).strip()
@@ -161,7 +165,7 @@ def fault_of(text: str, answer: str) -> str | None:
     """Why ``answer`` is no rewriting of ``text``, or None: the reasons are few and countable."""
     if not any(character.isalnum() for character in answer):
         return "empty answer"
-    if _REFUSAL.match(answer):
+    if REFUSAL.match(answer):
         return "refusal"
     if main_script(answer) != main_script(text):
         return "another script"

@@ -33,6 +33,7 @@ from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.pooling import pool
 from pipelines.training.adapter_model import LoraSettings, add_adapter, enable_checkpointing
 from pipelines.training.heldout import label_measure, partner_measures
+from pipelines.training.lean_modules import lighten
 from pipelines.training.row_dropout import install_row_dropout
 from pipelines.training.training_batches import rank_slice, text_keys
 
@@ -79,6 +80,7 @@ class AdapterTrainer:
         self._stack = cut_layers(base, description.layers)
         self.model = add_adapter(base, settings, start)
         self._rows = install_row_dropout(self.model)
+        lighten(self.model)
         if settings.gradient_checkpointing:
             enable_checkpointing(self.model, self._stack)
         self.loss = ContrastiveLoss(settings.loss).to(device)

@@ -45,6 +45,7 @@ from pipelines.embedding.work_plan import (
     listing_digest,
     listing_of,
 )
+from pipelines.encoding.adapter_match import require_as_trained
 from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
 from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
@@ -152,6 +153,7 @@ def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
         gpus=config.gpus_per_actor,
     )
     description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
+    require_as_trained(description, config.adapter)
     if earlier is not None and earlier.fingerprint != description.fingerprint:
         raise InputError(
             f"{config.output} was begun with another encoder: the files of the model or the "

@@ -14,13 +14,12 @@ import json
 import logging
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.command_line import JobResult
-from pipelines.encoding.encoder_description import (
-    EncoderDescription,
-    describe_encoder,
-)
+from pipelines.encoding.adapter_match import require_as_trained
+from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_adapter
 from pipelines.pairs import find_corpus, make_pairs
@@ -71,8 +70,8 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
             config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures
         )
     on_gpu = plan is not None and plan.gpus > 0
-    description = describe_encoder(
-        config.encoder, device="auto" if plan is None else "cuda" if on_gpu else "cpu"
+    description = describe_base(
+        config, device="auto" if plan is None else "cuda" if on_gpu else "cpu"
     )
     check_settings(config, description)
     counts = prepare_batches(config, work)
@@ -84,6 +83,12 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     record.complete()
     remove_folder(work)
     return JobResult(counts, metrics, summarize(config, counts, metrics))
+
+
+def describe_base(config: FinetuneConfig, *, device: str) -> EncoderDescription:
+    """The encoder to tune, without an adapter; what is left open is as in the one gone on from."""
+    described = describe_encoder(replace(config.encoder, adapter=config.adapter), device=device)
+    return replace(described, adapter=None, adapter_revision=None)
 
 
 def train_adapter(
@@ -146,17 +151,7 @@ def check_start_adapter(config: FinetuneConfig, description: EncoderDescription)
                 f"adapter {config.adapter} has {key} {lora.get(key)}, {option} is "
                 f"{getattr(config, option)}: pass --{option.replace('_', '-')} {lora.get(key)}"
             )
-    if not exists(join(folder, "encoder.json")):
-        return
-    theirs = EncoderDescription.load(folder)
-    for name in ("model_revision", "prompt", "pooling", "layers", "append_eos"):
-        mine, found = getattr(description, name), getattr(theirs, name)
-        if mine != found:
-            what = "base model" if name == "model_revision" else name
-            raise InputError(
-                f"adapter {config.adapter} was trained with another {what}: {found!r}, this run "
-                f"has {mine!r}; use the same, or start a new adapter"
-            )
+    require_as_trained(description, config.adapter)
 
 
 def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:

@@ -97,5 +97,7 @@ def test_layers_without_an_adapter_keep_their_own_pass(folders):
 
 def test_adapters_of_another_kind_are_left_alone(folders):
     base = transformers.AutoModel.from_pretrained(folders["llama"])
-    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    )
     assert not any(is_plain_lora(module) for module in model.modules())

@@ -34,7 +34,10 @@ def lighten(model: nn.Module) -> dict[str, int]:
         if is_plain_lora(module):
             _set_forward(module, functools.partial(lora_forward, module))
             counts["lora"] += 1
-        elif type(module).__name__.endswith("RMSNorm") and getattr(module, "weight", None) is not None:
+        elif (
+            type(module).__name__.endswith("RMSNorm")
+            and getattr(module, "weight", None) is not None
+        ):
             counts["norm"] += _replace(module, functools.partial(norm_forward, module))
     for module in model.modules():
         parts = ("gate_proj", "up_proj", "down_proj", "act_fn")

@@ -19,7 +19,11 @@ from pathlib import Path
 
 from pipelines.command_line import JobResult
 from pipelines.encoding.adapter_match import require_as_trained
-from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
+from pipelines.encoding.encoder_description import (
+    EncoderDescription,
+    describe_encoder,
+    resolve_device,
+)
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_adapter
 from pipelines.pairs import find_corpus, make_pairs
@@ -36,6 +40,7 @@ from pipelines.training.adapter_model import SETTINGS
 from pipelines.training.finetune_config import FinetuneConfig
 from pipelines.training.finetune_output import measure_run, summarize, write_result
 from pipelines.training.pair_files import read_pairs
+from pipelines.training.quantized_base import require_quantization
 from pipelines.training.ray_training import (
     TrainingTask,
     WorkerPlan,
@@ -69,10 +74,9 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
         plan = plan_workers(
             config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures
         )
-    on_gpu = plan is not None and plan.gpus > 0
-    description = describe_base(
-        config, device="auto" if plan is None else "cuda" if on_gpu else "cpu"
-    )
+    device = "auto" if plan is None else "cuda" if plan.gpus else "cpu"
+    require_quantization(config.quantize, resolve_device(device).type)
+    description = describe_base(config, device=device)
     check_settings(config, description)
     counts = prepare_batches(config, work)
     state = train_adapter(config, description, plan, work)

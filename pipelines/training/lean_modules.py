@@ -177,7 +177,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 def _replace(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     """Take ``forward`` for a module's own where both give the same for random states."""
-    weight = next(module.parameters())
+    weight = next(p for p in module.parameters() if p.is_floating_point())  # not a quantized one
     width = module.gate_proj.in_features if hasattr(module, "gate_proj") else weight.shape[-1]
     generator = torch.Generator().manual_seed(0)
     trial = torch.randn(1, _TRIAL_ROWS, width, generator=generator).to(weight)

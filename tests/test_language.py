@@ -8,7 +8,7 @@ TEXTS = {
     "Spanish": "El portero paró dos penaltis y el equipo local ganó la liga con todo.",
     "French": "Le gardien a arrêté deux tirs et les joueurs ont gagné dans le stade.",
     "German": "Der Torwart hielt zwei Elfmeter und die Mannschaft gewann das Spiel auf dem Platz.",
-    "Italian": "Il portiere ha parato due rigori e la squadra di casa ha vinto il titolo nel finale.",
+    "Italian": "Il portiere ha parato due rigori e la squadra ha vinto nel finale.",
     "Portuguese": "O goleiro defendeu dois pênaltis e o time da casa não perdeu em uma partida.",
     "Dutch": "De keeper stopte twee strafschoppen en het team van de trainer won op het veld.",
     "Swedish": "Målvakten räddade två straffar och det är en seger som vi inte har sett på länge.",

@@ -51,21 +51,22 @@ RESULTS = Path(__file__).parent / "results" / "adapter_quality.json"
 # The recipe whose three seeds are the claim, and what each variant changes in it.
 RECIPE: dict[str, Any] = {
     "pooling": "last+mean",
-    "max_steps": 40,
+    "max_steps": 100,
     "batch_pairs": 32,
+    "temperature": 0.05,
     "learning_rate": 6e-4,
     "warmup_steps": 5,
     "heldout_pairs": 64,
-    "measure_every": 10,
+    "measure_every": 20,
     "dtype": "float32",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "half the steps": {"max_steps": 20},
-    "half the steps, last token only": {"max_steps": 20, "pooling": "last"},
-    "half the steps, temperature 0.05": {"max_steps": 20, "temperature": 0.05},
-    "half the steps, temperature 0.2": {"max_steps": 20, "temperature": 0.2},
-    "half the steps, rank 4": {"max_steps": 20, "lora_rank": 4, "lora_alpha": 8.0},
-    "half the steps, noise in place of crops": {"max_steps": 20, "method": "noise"},
+    "20 steps": {"max_steps": 20},
+    "20 steps, last token only": {"max_steps": 20, "pooling": "last"},
+    "20 steps, temperature 0.1": {"max_steps": 20, "temperature": 0.1},
+    "20 steps, temperature 0.2": {"max_steps": 20, "temperature": 0.2},
+    "20 steps, rank 4": {"max_steps": 20, "lora_rank": 4, "lora_alpha": 8.0},
+    "20 steps, noise in place of crops": {"max_steps": 20, "method": "noise"},
 }
 
 Encode = Callable[[list[str]], np.ndarray]

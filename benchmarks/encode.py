@@ -40,6 +40,12 @@ PROMPT = "one-word"
 MATRIX_SIZE, MATRIX_PRODUCTS = 2048, 20
 SHORT_TOKENS = 20
 REFERENCE = "Shoal, float32"
+OURS = {
+    "Shoal, float32": ("float32", False),
+    "Shoal, bfloat16": ("bfloat16", False),
+    "Shoal, int8": ("int8", False),
+    "Shoal, int8, compiled": ("int8", True),
+}
 
 
 @dataclass
@@ -71,7 +77,7 @@ def main() -> None:
     texts = corpus[:: len(corpus) // arguments.texts][: arguments.texts]
     with tempfile.TemporaryDirectory() as folder:
         results = {
-            "machine": platform.processor() or platform.machine(),
+            "machine": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
             "threads": arguments.threads,
             "texts": len(texts),
             "natural lengths, cut at 256 tokens": compare(texts, 256, arguments.slice, folder),
@@ -90,26 +96,27 @@ def compare(
 ) -> dict[str, Any]:
     """Encode the same texts every way, in turns; rates in tokens a second."""
     ours = {
-        dtype: Encoder.load(
-            EncoderConfig(prompt=PROMPT, max_tokens=max_tokens, dtype=dtype),
+        name: Encoder.load(
+            EncoderConfig(prompt=PROMPT, max_tokens=max_tokens, dtype=dtype),  # type: ignore[arg-type]
             device="cpu",
+            compile_model=compiled,
         )
-        for dtype in ("float32", "bfloat16")
+        for name, (dtype, compiled) in OURS.items()
     }
     ways = [Way("paper's loop, float32", paper_loop(max_tokens))] if paper else []
     for dtype in ("float32", "bfloat16"):
         for batch in (16, 64):
             name = f"sentence-transformers, {dtype}, batch {batch}"
             ways.append(Way(name, peer(max_tokens, dtype, batch, f"{folder}/{max_tokens}-{dtype}")))
-    ways += [Way(f"Shoal, {dtype}", encoder.encode) for dtype, encoder in ours.items()]
-    bound = Way("matrix products alone, bfloat16", multiply)
-    for way in [*ways, bound]:
+    ways += [Way(name, encoder.encode) for name, encoder in ours.items()]
+    bounds = [Way(name, multiply(name)) for name in ("float32", "bfloat16", "int8")]
+    for way in [*ways, *bounds]:
         way.encode(texts[:4])
     slices = [texts[start : start + size] for start in range(0, len(texts), size)]
     for texts_of_turn in slices:
-        for way in [*ways, bound]:
+        for way in [*ways, *bounds]:
             way.run(texts_of_turn)
-    tokens = sum(map(len, ours["float32"].tokenizer.tokenize(texts)))
+    tokens = sum(map(len, ours[REFERENCE].tokenizer.tokenize(texts)))
     rows = {way.name: measure(way, tokens) for way in ways}
     reference = np.vstack(next(w for w in ways if w.name == REFERENCE).vectors)
     for way in ways:
@@ -119,8 +126,8 @@ def compare(
     return {
         "tokens": tokens,
         "tokens_per_text": round(tokens / len(texts), 1),
-        "matrix_gflops": round(operations / bound.seconds / 1e9),
-        "bound": measure(bound, operations / per_token),
+        "matrix_gflops": {w.name: round(operations / w.seconds / 1e9) for w in bounds},
+        "bounds": {w.name: measure(w, operations / per_token) for w in bounds},
         "ways": rows,
     }
 
@@ -169,11 +176,17 @@ def peer(max_tokens: int, dtype: str, batch: int, folder: str) -> Callable[[list
     )
 
 
-def multiply(_: list[str]) -> np.ndarray:
-    left = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=torch.bfloat16)
-    for _turn in range(MATRIX_PRODUCTS):
-        product = left @ left
-    return product[:1, :1].float().numpy()
+def multiply(dtype: str) -> Callable[[list[str]], np.ndarray]:
+    """Products of two square matrices, of which nothing but the time is of interest."""
+    left = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=getattr(torch, dtype))
+    product = torch._int_mm if dtype == "int8" else torch.matmul
+
+    def run(_: list[str]) -> np.ndarray:
+        for _turn in range(MATRIX_PRODUCTS):
+            result = product(left, left)
+        return result[:1, :1].float().numpy()
+
+    return run
 
 
 def flops_per_token() -> float:
@@ -191,12 +204,13 @@ def least_cosine(found: np.ndarray, reference: np.ndarray) -> float:
 
 
 def show(title: str, content: dict[str, Any]) -> None:
-    """Print a table; shares of the bound are of CPU time, which a busy machine distorts least."""
+    """Print a table; a share is of the same precision's bound, of CPU time: least distorted."""
     table = Table(title=f"{title}: {content['tokens_per_text']} tokens a text, prompt included")
     for column in ("way", "tokens/s", "a CPU second", "of the bound", "least cosine"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
-    bound = content["bound"]
+    bounds = content["bounds"]
     for name, row in content["ways"].items():
+        bound = next(bounds[dtype] for dtype in bounds if dtype in name)
         table.add_row(
             name,
             f"{row['tokens_per_second']:,.0f}",
@@ -204,9 +218,10 @@ def show(title: str, content: dict[str, Any]) -> None:
             f"{row['tokens_per_cpu_second'] / bound['tokens_per_cpu_second']:.0%}",
             f"{row['least_cosine']:.5f}",
         )
-    name = f"bound: {content['matrix_gflops']} GFLOP/s"
-    rates = (bound["tokens_per_second"], bound["tokens_per_cpu_second"])
-    table.add_row(name, *(f"{rate:,.0f}" for rate in rates), "100%", "")
+    for dtype, bound in bounds.items():
+        name = f"bound, {dtype}: {content['matrix_gflops'][dtype]} GFLOP/s"
+        rates = (bound["tokens_per_second"], bound["tokens_per_cpu_second"])
+        table.add_row(name, *(f"{rate:,.0f}" for rate in rates), "100%", "")
     Console(width=100).print(table)
 
 

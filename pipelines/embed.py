@@ -97,7 +97,11 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     assembled = assemble_corpus(assemble_settings(run, scanned))
     rejected = check_rejected(config, scanned, assembled)
     encode = EncodeSettings(
-        run.work, json.dumps(run.description.to_json()), run.actors, config.float16
+        run.work,
+        json.dumps(run.description.to_json()),
+        run.actors,
+        config.float16,
+        config.compile_model,
     )
     speed = embed_chunks(encode, WORKERS, assembled.chunks, rejected=rejected)
     written = write_result(result_settings(run, scanned), assembled.chunks)

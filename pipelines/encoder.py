@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.encoding.allocator import keep_freed_memory
 from pipelines.encoding.base_model import load_base_model
 from pipelines.encoding.batching import default_budget_tokens, token_budget_batches
+from pipelines.encoding.elementwise import PLAIN, Elementwise
 from pipelines.encoding.encoder_description import (
     EncoderConfig,
     EncoderDescription,
@@ -22,8 +24,9 @@ from pipelines.encoding.encoder_description import (
     difference,
     resolve_device,
 )
+from pipelines.encoding.int8_linear import quantize_linears
 from pipelines.encoding.packed_decoder import PackedDecoder, can_pack
-from pipelines.encoding.padded_decoder import PaddedDecoder
+from pipelines.encoding.padded_decoder import PaddedDecoder, find_layers
 from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
 from pipelines.pooling import normalize, pool
@@ -36,7 +39,7 @@ log = logging.getLogger(__name__)
 # that a window's vectors and token ids stay small.
 _WINDOW_TEXTS = 4096
 # Two right passes agree to within rounding; a wrong one is far off.
-_LEAST_AGREEMENT = {"float32": 0.9999, "bfloat16": 0.98, "float16": 0.98}
+_LEAST_AGREEMENT = {"float32": 0.9999, "bfloat16": 0.98, "float16": 0.98, "int8": 0.98}
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Encoder:
         model: Any,
         device: torch.device,
         budget_tokens: int | None = None,
+        *,
+        compile_model: bool = False,
     ) -> None:
         self.description = description
         self.tokenizer = tokenizer
@@ -70,7 +75,7 @@ class Encoder:
         self.budget_tokens = budget_tokens or default_budget_tokens(
             model.config.get_text_config(), device
         )
-        self._decoder = choose_decoder(model, description, tokenizer)
+        self._decoder = choose_decoder(model, description, tokenizer, compile_model=compile_model)
 
     @classmethod
     def load(
@@ -80,6 +85,7 @@ class Encoder:
         device: str = "auto",
         threads: int | None = None,
         budget_tokens: int | None = None,
+        compile_model: bool = False,
     ) -> Encoder:
         """Load an encoder's weights.
 
@@ -89,11 +95,14 @@ class Encoder:
             device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU where there is one.
             threads: CPU threads for this whole process; None leaves them as they are.
             budget_tokens: tokens of a batch; None finds it.
+            compile_model: fuse work between matrix products by ``torch.compile``: a slower first
+                batch, faster ones after it.
 
         Raises:
             InputError: what :func:`describe_encoder` refuses, another revision than described,
                 and an adapter of another model.
         """
+        keep_freed_memory()
         if threads is not None:
             torch.set_num_threads(threads)
         description = (
@@ -106,12 +115,16 @@ class Encoder:
         tokenizer = PromptedTokenizer.load(description)
         model = load_base_model(
             model_files.folder,
-            dtype=getattr(torch, description.dtype),
+            dtype=torch.float32
+            if description.dtype == "int8"
+            else getattr(torch, description.dtype),
             device=target,
             adapter=None if adapter_files is None else adapter_files.folder,
             trust_remote_code=description.trust_remote_code,
         )
-        return cls(description, tokenizer, model, target, budget_tokens)
+        return cls(
+            description, tokenizer, model, target, budget_tokens, compile_model=compile_model
+        )
 
     @classmethod
     def from_folder(cls, folder: str, *, device: str = "auto") -> Encoder:
@@ -213,7 +226,11 @@ class Encoder:
 
 
 def choose_decoder(
-    model: Any, description: EncoderDescription, tokenizer: PromptedTokenizer
+    model: Any,
+    description: EncoderDescription,
+    tokenizer: PromptedTokenizer,
+    *,
+    compile_model: bool = False,
 ) -> PackedDecoder | PaddedDecoder:
     """The fastest forward pass that computes what the model's own does.
 
@@ -221,11 +238,23 @@ def choose_decoder(
     """
     padded = PaddedDecoder(model, description.layers)
     longest = tokenizer.prefix_tokens + tokenizer.max_tokens + tokenizer.suffix_tokens
+    int8 = description.dtype == "int8"
     if not can_pack(model, longest):
+        if int8:
+            quantize_linears(find_layers(model))
+        if compile_model:
+            model.compile(dynamic=True)
         return padded
     # A text's own part must hold a token: with no suffix, keep one token of the prefix for it.
     prefix = tokenizer.head if tokenizer.tail else tokenizer.head[:-1]
-    packed = PackedDecoder(model, description.layers, prefix, longest)
+    packed = PackedDecoder(
+        model,
+        description.layers,
+        prefix,
+        longest,
+        int8=int8,
+        elementwise=Elementwise.fused() if compile_model else PLAIN,
+    )
     probe = tokenizer.tokenize(["A cat sat on the mat, and a dog beside it.", "Rain."])
     expected, found = (
         pool(*decoder.states(probe, last_only=False), "last") for decoder in (padded, packed)

@@ -178,6 +178,20 @@ def test_bfloat16_stays_near_the_reference(folder):
     assert_close(encoder.encode(TEXTS), reference(encoder, folder, TEXTS), 0.999)
 
 
+def test_int8_stays_near_the_reference_in_every_family(family_folder):
+    encoder = load(family_folder, dtype="int8")
+    assert_close(encoder.encode(TEXTS), reference(encoder, family_folder, TEXTS), 0.99)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_compiled_vectors_are_the_same(folder, dtype):
+    plain = load(folder, dtype=dtype)
+    compiled = Encoder.load(plain.description, device="cpu", compile_model=True)
+    least = 0.9995 if dtype == "bfloat16" else 0.9999
+    assert_close(compiled.encode(TEXTS), plain.encode(TEXTS), least)
+
+
 def test_a_saved_encoder_comes_back_the_same(folder, tmp_path):
     encoder = load(folder, pooling="mean", layer=(1, 2))
     encoder.save(str(tmp_path))

@@ -2,8 +2,10 @@ import json
 import shutil
 
 import pytest
+import torch
 from tiny_models import tiny_adapter, tiny_model
 
+from pipelines.encoding import encoder_description
 from pipelines.encoding.encoder_description import (
     EncoderConfig,
     EncoderDescription,
@@ -111,6 +113,29 @@ def test_auto_dtype_is_settled_by_where_the_encoder_will_run(folder):
     config = EncoderConfig(model=str(folder))
     assert describe_encoder(config, device="cuda").dtype == "bfloat16"
     assert describe_encoder(config, device="cpu").dtype in ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "vendor", "preferred"),
+    [
+        ({"avx512_bf16": True}, "AuthenticAMD", True),
+        ({"avx512_bf16": True}, "GenuineIntel", False),
+        ({"avx512_bf16": True, "amx_bf16": True}, "GenuineIntel", True),
+        ({"avx512_bf16": False}, "AuthenticAMD", False),
+        ({"bf16": True}, None, True),
+    ],
+)
+def test_auto_is_bfloat16_on_cpus_where_that_is_faster(
+    monkeypatch, capabilities, vendor, preferred
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(encoder_description, "cpu_vendor", lambda: vendor)
+    assert encoder_description.cpu_prefers_bfloat16() is preferred
+
+
+def test_int8_is_refused_on_a_gpu(folder):
+    with pytest.raises(InputError, match="CPUs only"):
+        describe_encoder(EncoderConfig(model=str(folder), dtype="int8"), device="cuda")
 
 
 def test_an_encoder_decoder_model_is_refused(tmp_path):

@@ -43,7 +43,7 @@ def texts():
 def encoders(texts):
     return {
         dtype: Encoder.load(EncoderConfig(dtype=dtype, max_tokens=128), device="cpu")
-        for dtype in ("float32", "bfloat16")
+        for dtype in ("float32", "bfloat16", "int8")
     }
 
 
@@ -65,13 +65,17 @@ def least_cosine(found, expected):
     return (found * expected).sum(axis=1).min()
 
 
-@pytest.mark.parametrize(("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.999)])
+@pytest.mark.parametrize(
+    ("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.999), ("int8", 0.99)]
+)
 def test_vectors_equal_the_plain_formula(encoders, texts, reference, dtype, cosine):
     assert isinstance(encoders[dtype]._decoder, PackedDecoder)
     assert least_cosine(encoders[dtype].encode(texts), reference) >= cosine
 
 
-@pytest.mark.parametrize(("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.9995)])
+@pytest.mark.parametrize(
+    ("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.9995), ("int8", 0.99)]
+)
 def test_vectors_do_not_depend_on_batches_order_and_neighbours(encoders, texts, dtype, cosine):
     encoder = encoders[dtype]
     texts = texts[::2]
@@ -83,7 +87,7 @@ def test_vectors_do_not_depend_on_batches_order_and_neighbours(encoders, texts, 
     assert least_cosine(alone, expected) >= cosine
 
 
-def test_bfloat16_clusters_as_well_as_float32():
+def test_lower_precision_clusters_as_well_as_float32():
     from sklearn.cluster import KMeans
     from sklearn.metrics import v_measure_score
 
@@ -91,7 +95,7 @@ def test_bfloat16_clusters_as_well_as_float32():
     chosen = np.random.default_rng(0).choice(len(corpus), 1000, replace=False)
     corpus = corpus.take(chosen)
     scores = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "int8"):
         encoder = Encoder.load(EncoderConfig(dtype=dtype, max_tokens=24), device="cpu")
         vectors = encoder.encode(corpus["text"].to_pylist())
         scores[dtype] = np.mean(
@@ -101,6 +105,7 @@ def test_bfloat16_clusters_as_well_as_float32():
             ]
         )
     assert abs(scores["float32"] - scores["bfloat16"]) <= 0.01
+    assert abs(scores["float32"] - scores["int8"]) <= 0.01
 
 
 def test_layers_above_the_wanted_one_are_not_run(texts):

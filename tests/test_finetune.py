@@ -290,6 +290,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
         ({"corpus": "docs.parquet"}, "both --pairs and --corpus"),
         ({"crop_words": (3, 4)}, "--crop-words has no effect"),
         ({"dtype": "float16"}, "float16"),
+        ({"dtype": "int8"}, "int8"),
     ],
 )
 def test_impossible_options_are_refused(config, settings, message):

@@ -47,7 +47,10 @@ class ChunkEncoder:
         self.settings = settings
         device = _pick_device(settings.actors.gpus)
         self.encoder = Encoder.load(
-            _description(settings.encoder), device=device, threads=settings.actors.threads
+            _description(settings.encoder),
+            device=device,
+            threads=settings.actors.threads,
+            compile_model=settings.compile_model,
         )
         log.info("encoder loaded on %s in %.1f s", device, time.monotonic() - started)
 

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "gpus_per_actor",
     "max_rejected_fraction",
     "skip_unreadable_files",
+    "compile_model",
 )
 
 
@@ -54,7 +55,7 @@ class EmbedConfig:
     normalize: bool = True
     """Scale vectors to length 1."""
     dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where the hardware has it, else float32."""
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
     append_eos: bool = False
     """Put the end-of-sequence token after the prompt."""
     trust_remote_code: bool = False
@@ -75,6 +76,8 @@ class EmbedConfig:
     """Store vectors in half precision."""
     chunk_tokens: int = 0
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
+    compile_model: bool = False
+    """Fuse the encoder's work between matrix products: slower to start, then faster."""
     dry_run: bool = False
     """Print what would be done, and how long it would take; write nothing."""
 

@@ -40,6 +40,7 @@ class EncodeSettings:
     encoder: str
     actors: ActorPlan
     float16: bool
+    compile_model: bool = False
 
 
 @dataclass(frozen=True)

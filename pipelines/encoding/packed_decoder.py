@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 import transformers
 from torch import Tensor
 
+from pipelines.encoding.elementwise import PLAIN, Elementwise
+from pipelines.encoding.int8_linear import layers_in_int8
 from pipelines.encoding.packed_attention import (
     Packing,
     attend,
@@ -33,7 +34,7 @@ from pipelines.encoding.packed_attention import (
     can_attend_packed,
     rotate,
 )
-from pipelines.encoding.packed_layer import Layer, feed_forward, rms_norm
+from pipelines.encoding.packed_layer import Layer
 
 _FAMILIES = (
     transformers.LlamaModel,
@@ -63,7 +64,14 @@ class PackedDecoder:
     """A base model run on packed texts that all begin with the same tokens."""
 
     def __init__(
-        self, model: Any, layers: Sequence[int], prefix: Sequence[int], longest_tokens: int
+        self,
+        model: Any,
+        layers: Sequence[int],
+        prefix: Sequence[int],
+        longest_tokens: int,
+        *,
+        int8: bool = False,
+        elementwise: Elementwise = PLAIN,
     ) -> None:
         """Prepare ``model``, whose layers above the highest of ``layers`` may have been cut.
 
@@ -72,6 +80,8 @@ class PackedDecoder:
             layers: whose states are wanted; several are averaged.
             prefix: token ids with which every text begins.
             longest_tokens: most tokens of a text, prefix included.
+            int8: round the weights of ``model``, which must be float32, to int8.
+            elementwise: the work between the products.
         """
         settings = model.config
         self._key_heads = settings.num_key_value_heads
@@ -81,7 +91,12 @@ class PackedDecoder:
         self._final_norm = model.norm
         self._final = settings.num_hidden_layers
         self._wanted = set(layers)
-        self._layers = [Layer.of(layer) for layer in model.layers[: max(layers)]]
+        self._elementwise = elementwise
+        rounded = layers_in_int8(max(layers))
+        self._layers = [
+            Layer.of(layer, int8=int8 and number in rounded, elementwise=elementwise)
+            for number, layer in enumerate(model.layers[: max(layers)])
+        ]
         self._device = model.embed_tokens.weight.device
         positions = torch.arange(longest_tokens, device=self._device)[None]
         cos, sin = model.rotary_emb(model.embed_tokens.weight, positions)
@@ -148,18 +163,22 @@ class PackedDecoder:
             wanted.append(x[packing.last] if last_only else x.clone())
         for number, layer in enumerate(self._layers, start=1):
             for_last = last_only and number == len(self._layers)
-            h = rms_norm(x, layer.attention_norm, layer.qkv.weight.dtype)
+            h = self._norm(x, layer.attention_norm, self._embedding.weight.dtype)
             if for_last:
                 mixed = self._attend_from_last(number, h, packing)
                 x = x[packing.last]
             else:
                 mixed = self._attend(number, h, packing, keep)
             x += layer.out(mixed)
-            x += feed_forward(layer, rms_norm(x, layer.mlp_norm, mixed.dtype))
+            h = self._norm(x, layer.mlp_norm, mixed.dtype)
+            x += layer.down(self._elementwise.gated(layer.gate_up(h)))
             if number in self._wanted:
-                state = rms_norm(x, self._final_norm, x.dtype) if number == self._final else x
+                state = self._norm(x, self._final_norm, x.dtype) if number == self._final else x
                 wanted.append(state[packing.last] if last_only and not for_last else state.clone())
         return wanted[0] if len(wanted) == 1 else torch.stack(wanted).mean(dim=0)
+
+    def _norm(self, x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
+        return self._elementwise.rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
 
     def _attend(
         self, number: int, h: Tensor, packing: Packing, keep: list[tuple[Tensor, Tensor]] | None
@@ -198,18 +217,13 @@ class PackedDecoder:
         """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""
         layer = self._layers[number - 1]
         K, G, D = self._key_heads, self._groups, self._width
-        widths = [K * G * D, 2 * K * D]
-        query_weight, key_weight = layer.qkv.weight.split(widths)
-        query_bias, key_bias = (
-            (None, None) if layer.qkv.bias is None else layer.qkv.bias.split(widths)
-        )
-        queries = F.linear(h[packing.last], query_weight, query_bias).unflatten(-1, (K, G, D))
+        queries = layer.query(h[packing.last]).unflatten(-1, (K, G, D))
         if layer.q_norm is not None:
             queries = layer.q_norm(queries)
         place = packing.lengths + len(self.prefix) - 1
         cos, sin = self._cos[place, None, None], self._sin[place, None, None]
         queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
-        heads = packing.pad(F.linear(h, key_weight, key_bias)).unflatten(-1, (2 * K, D))
+        heads = packing.pad(layer.key_value(h)).unflatten(-1, (2 * K, D))
         keys, values = self._with_prefix(number, *heads.chunk(2, dim=2))
         return attend_from_last(queries, keys, values, packing.lengths, D**-0.5).flatten(1)
 

@@ -1,7 +1,4 @@
-"""One layer of a Llama-like decoder: its weights, joined for larger products, and what they do.
-
-Legend of shapes: T tokens of a batch, d width of the model.
-"""
+"""One layer of a Llama-like decoder: its weights, joined for larger products."""
 
 from __future__ import annotations
 
@@ -9,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import nn
+
+from pipelines.encoding.elementwise import Elementwise
+from pipelines.encoding.int8_linear import Int8Linear
 
 
 @dataclass(frozen=True)
@@ -18,27 +17,39 @@ class Layer:
     """One decoder layer's weights; joined ones share their memory with the model's own."""
 
     attention_norm: Any
-    qkv: nn.Linear
+    qkv: nn.Linear | Int8Linear
     q_norm: Any
     k_norm: Any
-    out: nn.Linear
+    out: nn.Linear | Int8Linear
     mlp_norm: Any
-    gate_up: nn.Linear
-    down: nn.Linear
+    gate_up: nn.Linear | Int8Linear
+    down: nn.Linear | Int8Linear
+    query: nn.Linear | Int8Linear
+    """The part of ``qkv`` that gives queries."""
+    key_value: nn.Linear | Int8Linear
+    """The part of ``qkv`` that gives keys and values."""
 
     @classmethod
-    def of(cls, layer: Any) -> Layer:
-        """The weights of a layer of a transformers model."""
+    def of(cls, layer: Any, *, int8: bool, elementwise: Elementwise) -> Layer:
+        """The weights of a layer of a transformers model, rounded to int8 if asked."""
         attention, mlp = layer.self_attn, layer.mlp
+
+        def prepare(linear: nn.Linear) -> nn.Linear | Int8Linear:
+            return Int8Linear(linear.weight, linear.bias, elementwise) if int8 else linear
+
+        qkv = join_linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key_value = split_linear(qkv, attention.q_proj.out_features)
         return cls(
             attention_norm=layer.input_layernorm,
-            qkv=join_linear(attention.q_proj, attention.k_proj, attention.v_proj),
+            qkv=prepare(qkv),
             q_norm=getattr(attention, "q_norm", None),
             k_norm=getattr(attention, "k_norm", None),
-            out=attention.o_proj,
+            out=prepare(attention.o_proj),
             mlp_norm=layer.post_attention_layernorm,
-            gate_up=join_linear(mlp.gate_proj, mlp.up_proj),
-            down=mlp.down_proj,
+            gate_up=prepare(join_linear(mlp.gate_proj, mlp.up_proj)),
+            down=prepare(mlp.down_proj),
+            query=prepare(query),
+            key_value=prepare(key_value),
         )
 
 
@@ -57,14 +68,15 @@ def join_linear(*parts: nn.Linear) -> nn.Linear:
     return joined
 
 
-def feed_forward(layer: Layer, h: Tensor) -> Tensor:
-    """The gated product of a layer, (T, d)."""
-    gate, up = layer.gate_up(h).chunk(2, dim=-1)
-    return layer.down(F.silu(gate).mul_(up))
-
-
-def rms_norm(x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
-    """Rows of float32 x (T, d) scaled to root mean square 1, times the weights of ``norm``."""
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-    scale.add_(norm.variance_epsilon).rsqrt_()
-    return torch.mul(x, scale).to(dtype).mul_(norm.weight)
+def split_linear(linear: nn.Linear, first: int) -> tuple[nn.Linear, nn.Linear]:
+    """Two layers for the ``first`` outputs and for the others; they share the one's weights."""
+    sizes = [first, linear.out_features - first]
+    biases = [None, None] if linear.bias is None else linear.bias.split(sizes)
+    parts = []
+    for weight, bias in zip(linear.weight.split(sizes), biases, strict=True):
+        part = nn.Linear(linear.in_features, len(weight), bias=False, device="meta")
+        part.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            part.bias = nn.Parameter(bias, requires_grad=False)
+        parts.append(part)
+    return parts[0], parts[1]

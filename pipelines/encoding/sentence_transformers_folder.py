@@ -52,13 +52,15 @@ def export_sentence_transformer(description: EncoderDescription, folder: Path) -
     """Write an encoder, adapter merged, as a folder that ``SentenceTransformer(folder)`` loads.
 
     The weights are written in the encoder's dtype. Raises :class:`InputError` for what has no
-    equal there: the mean over the body alone, and averaged layers.
+    equal there: the mean over the body alone, int8, and averaged layers.
     """
     if description.pooling not in _MODES:
         raise InputError(
             f"pooling {description.pooling!r} cannot be exported: sentence-transformers has no "
             f"such pooling; {', '.join(_MODES)} can be"
         )
+    if description.dtype == "int8":
+        raise InputError("an int8 encoder cannot be exported: use float32, its vectors are near")
     if len(description.layers) > 1:
         raise InputError("averaged layers cannot be exported: name one layer")
     files, adapter = description.fetch()

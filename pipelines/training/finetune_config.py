@@ -111,8 +111,8 @@ class FinetuneConfig(EncoderConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout is {self.lora_dropout}; from 0 to below 1 is required")
-        if self.dtype == "float16":
-            raise InputError("dtype float16 overflows in training: use bfloat16 or float32")
+        if self.dtype in ("float16", "int8"):
+            raise InputError(f"dtype {self.dtype} cannot train: use bfloat16 or float32")
         if self.quantize not in get_args(Quantize):
             raise InputError(
                 f"unknown quantize {self.quantize!r}; known are {', '.join(get_args(Quantize))}"

@@ -46,7 +46,7 @@ def lighten(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def is_plain_lora(module: nn.Module) -> bool:
+def is_plain_lora(module: Any) -> bool:
     """Whether a module is one LoRA adapter, of the plain kind, on a linear layer with weights."""
     return (
         type(module) is peft.tuners.lora.Linear
@@ -175,7 +175,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _replace(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
+def _replace(module: Any, forward: Callable[[Tensor], Tensor]) -> bool:
     """Take ``forward`` for a module's own where both give the same for random states."""
     weight = next(p for p in module.parameters() if p.is_floating_point())  # not a quantized one
     width = module.gate_proj.in_features if hasattr(module, "gate_proj") else weight.shape[-1]
@@ -193,4 +193,4 @@ def _replace(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
 
 
 def _set_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward

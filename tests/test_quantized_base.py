@@ -33,7 +33,7 @@ def test_adapters_train_on_quantized_weights(tmp_path, monkeypatch, quantize):
     """On the CPU, where the package's slow kernels compute the same, so no GPU is needed here."""
     pytest.importorskip("bitsandbytes")
     device = torch.device("cpu")
-    folder = tiny_model(tmp_path / "model")
+    folder = tiny_model(tmp_path / "model", intermediate_size=128)
     base = load_quantized_base(folder, quantize, dtype=torch.float32, device=device)
     assert base.layers[0].mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)
     monkeypatch.setattr("pipelines.training.adapter_trainer.load_trainable_base", lambda *_: base)

@@ -48,7 +48,12 @@ from pipelines.training.ray_training import (
     train_in_process,
     train_on_workers,
 )
-from pipelines.training.training_batches import BatchPlan, write_batches
+from pipelines.training.training_batches import (
+    MOST_HELDOUT,
+    BatchPlan,
+    choose_heldout,
+    write_batches,
+)
 from pipelines.training.training_loop import LoopSettings
 from pipelines.training.training_state import TrainingState, read_state
 
@@ -164,8 +169,7 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
     if exists(settled):
         return json.loads(read_bytes(settled))
     make_folder(work)
-    plan = BatchPlan(config.max_steps, config.batch_pairs, config.heldout_pairs, config.seed)
-    most = plan.steps * plan.batch_pairs + plan.heldout_pairs
+    most = config.max_steps * config.batch_pairs + (config.heldout_pairs or MOST_HELDOUT)
     if config.pairs:
         if exists(join(config.pairs, "run.json")):
             require_complete(config.pairs)
@@ -181,6 +185,8 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
             "every pair is a text and itself, which only dropout can tell apart: pass "
             "--lora-dropout 0.1, or make pairs by another method"
         )
+    heldout = config.heldout_pairs or choose_heldout(len(pairs), most)
+    plan = BatchPlan(config.max_steps, config.batch_pairs, heldout, config.seed)
     counts = write_batches(pairs, plan, work)
     write_bytes(settled, json.dumps(counts).encode())
     return counts

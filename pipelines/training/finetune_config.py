@@ -76,8 +76,8 @@ class FinetuneConfig(EncoderConfig):
     """Base model's weights in training: as they are, or in 8 or 4 bits on a CUDA GPU."""
     activation_tokens: int = 0
     """Tokens whose activations are in memory at once, whatever the batch; 0 suits the hardware."""
-    heldout_pairs: int = 128
-    """Pairs kept from training to measure on."""
+    heldout_pairs: int | None = None
+    """Pairs kept from training to measure on; by default 128, of few pairs a tenth."""
     measure_every: int = 20
     """Steps between measures; each also writes a checkpoint."""
     patience: int = 0
@@ -104,7 +104,8 @@ class FinetuneConfig(EncoderConfig):
             "max_failures": -1,
         }  # fmt: skip
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
+            value = getattr(self, name)
+            if value is not None and value < smallest:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {smallest}")
         for name in ("learning_rate", "lora_alpha", "max_gradient_norm"):
             if not getattr(self, name) > 0:

@@ -12,13 +12,12 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_AUTH_MODE ?= disabled
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: help install demo test test-slow test-train-faults lint audit format bench lock clean
+.PHONY: help install demo test test-slow lint audit format bench lock clean
 
 help:
 	@echo "make demo       embed and cluster 1,000 real documents with a real LLM, then compare"
 	@echo "make test       the tests that take seconds"
 	@echo "make test-slow  end-to-end and fault tests, minutes"
-	@echo "make test-train-faults  kills of training runs, many minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make audit      known vulnerabilities of the locked packages; needs a network"
 	@echo "make bench      every benchmark; results go to benchmarks/results"
@@ -41,13 +40,10 @@ demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo.py --demo $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not train_faults"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
-
-test-train-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -m train_faults
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

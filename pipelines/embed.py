@@ -44,6 +44,7 @@ from pipelines.embedding.work_plan import (
     listing_digest,
     listing_of,
 )
+from pipelines.encoding.adapter_match import require_as_trained
 from pipelines.encoding.encoder_description import EncoderDescription, describe_encoder
 from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.errors import InputError
@@ -158,7 +159,9 @@ def prepare_encoder(config: EmbedConfig) -> tuple[ActorPlan, EncoderDescription]
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
     )
-    return actors, describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
+    description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
+    require_as_trained(description, config.adapter)
+    return actors, description
 
 
 def settle_run(

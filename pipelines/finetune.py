@@ -14,12 +14,15 @@ import json
 import logging
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.command_line import JobResult
+from pipelines.encoding.adapter_match import require_as_trained
 from pipelines.encoding.encoder_description import (
     EncoderDescription,
     describe_encoder,
+    resolve_device,
 )
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_adapter
@@ -37,6 +40,7 @@ from pipelines.training.adapter_model import SETTINGS
 from pipelines.training.finetune_config import FinetuneConfig
 from pipelines.training.finetune_output import measure_run, summarize, write_result
 from pipelines.training.pair_files import read_pairs
+from pipelines.training.quantized_base import require_quantization
 from pipelines.training.ray_training import (
     TrainingTask,
     WorkerPlan,
@@ -44,7 +48,12 @@ from pipelines.training.ray_training import (
     train_in_process,
     train_on_workers,
 )
-from pipelines.training.training_batches import BatchPlan, write_batches
+from pipelines.training.training_batches import (
+    MOST_HELDOUT,
+    BatchPlan,
+    choose_heldout,
+    write_batches,
+)
 from pipelines.training.training_loop import LoopSettings
 from pipelines.training.training_state import TrainingState, read_state
 
@@ -70,10 +79,9 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
         plan = plan_workers(
             config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures
         )
-    on_gpu = plan is not None and plan.gpus > 0
-    description = describe_encoder(
-        config.encoder, device="auto" if plan is None else "cuda" if on_gpu else "cpu"
-    )
+    device = "auto" if plan is None else "cuda" if plan.gpus else "cpu"
+    require_quantization(config.quantize, resolve_device(device).type)
+    description = describe_base(config, device=device)
     check_settings(config, description)
     counts = prepare_batches(config, work)
     state = train_adapter(config, description, plan, work)
@@ -84,6 +92,12 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     record.complete()
     remove_folder(work)
     return JobResult(counts, metrics, summarize(config, counts, metrics))
+
+
+def describe_base(config: FinetuneConfig, *, device: str) -> EncoderDescription:
+    """The encoder to tune, without an adapter; what is left open is as in the one gone on from."""
+    described = describe_encoder(replace(config.encoder, adapter=config.adapter), device=device)
+    return replace(described, adapter=None, adapter_revision=None)
 
 
 def train_adapter(
@@ -146,17 +160,7 @@ def check_start_adapter(config: FinetuneConfig, description: EncoderDescription)
                 f"adapter {config.adapter} has {key} {lora.get(key)}, {option} is "
                 f"{getattr(config, option)}: pass --{option.replace('_', '-')} {lora.get(key)}"
             )
-    if not exists(join(folder, "encoder.json")):
-        return
-    theirs = EncoderDescription.load(folder)
-    for name in ("model_revision", "prompt", "pooling", "layers", "append_eos"):
-        mine, found = getattr(description, name), getattr(theirs, name)
-        if mine != found:
-            what = "base model" if name == "model_revision" else name
-            raise InputError(
-                f"adapter {config.adapter} was trained with another {what}: {found!r}, this run "
-                f"has {mine!r}; use the same, or start a new adapter"
-            )
+    require_as_trained(description, config.adapter)
 
 
 def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
@@ -165,8 +169,7 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
     if exists(settled):
         return json.loads(read_bytes(settled))
     make_folder(work)
-    plan = BatchPlan(config.max_steps, config.batch_pairs, config.heldout_pairs, config.seed)
-    most = plan.steps * plan.batch_pairs + plan.heldout_pairs
+    most = config.max_steps * config.batch_pairs + (config.heldout_pairs or MOST_HELDOUT)
     if config.pairs:
         if exists(join(config.pairs, "run.json")):
             require_complete(config.pairs)
@@ -182,6 +185,8 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
             "every pair is a text and itself, which only dropout can tell apart: pass "
             "--lora-dropout 0.1, or make pairs by another method"
         )
+    heldout = config.heldout_pairs or choose_heldout(len(pairs), most)
+    plan = BatchPlan(config.max_steps, config.batch_pairs, heldout, config.seed)
     counts = write_batches(pairs, plan, work)
     write_bytes(settled, json.dumps(counts).encode())
     return counts

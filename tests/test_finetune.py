@@ -260,6 +260,15 @@ def test_pairs_that_teach_nothing_are_refused(config, tmp_path, rows, message):
         run(config(pairs=str(path)))
 
 
+@pytest.mark.parametrize(("count", "heldout"), [(20, 2), (50, 5), (300, 128)])
+def test_few_pairs_are_enough_for_a_small_batch(config, tmp_path, count, heldout):
+    path = tmp_path / "few.parquet"
+    texts = [f"{SENTENCES[i % 8]} {i}" for i in range(count)]
+    pq.write_table(pa.table({"anchor": texts, "positive": [t[::-1] for t in texts]}), path)
+    made = config(pairs=str(path), heldout_pairs=None, max_steps=1)
+    assert run(made).counts["heldout_pairs"] == heldout
+
+
 def test_texts_paired_with_themselves_need_dropout(config, tmp_path):
     path = tmp_path / "same.parquet"
     texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]

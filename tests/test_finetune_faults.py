@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import SENTENCES, tiny_model
 
-pytestmark = pytest.mark.train_faults
+from pipelines.finetune import finetune_adapter
+from pipelines.run_record import RunRecord
+from pipelines.training.finetune_config import FinetuneConfig
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 STEPS = 120
@@ -32,16 +37,23 @@ def files(tmp_path_factory):
     return folder
 
 
+def settings(files):
+    return {
+        "model": str(files / "model"), "pairs": str(files / "pairs.parquet"), "max_steps": STEPS,
+        "measure_every": 10, "batch_pairs": 16, "dtype": "float32", "heldout_pairs": 8,
+        "lora_dropout": 0.1,
+    }  # fmt: skip
+
+
 class Training:
     """A run of the job in processes of its own, its output watched line by line."""
 
     def __init__(self, files, output, workers, *options):
         self.lines = []
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings(files).items()]
         command = [
-            sys.executable, str(ROOT / "jobs/finetune_adapter.py"), "--model", files / "model",
-            "--pairs", files / "pairs.parquet", "--output", output, "--num-workers", workers,
-            "--max-steps", STEPS, "--measure-every", 10, "--batch-pairs", 16, "--dtype", "float32",
-            "--heldout-pairs", 8, "--lora-dropout", 0.1, *options,
+            sys.executable, str(ROOT / "jobs/finetune_adapter.py"), *flags, "--output", output,
+            "--num-workers", workers, *options,
         ]  # fmt: skip
         environment = {
             **os.environ,
@@ -86,7 +98,9 @@ def losses(output):
 @pytest.fixture(scope="module")
 def unbroken(files, tmp_path_factory):
     output = tmp_path_factory.mktemp("unbroken") / "out"
-    Training(files, output, "0").finish()
+    config = FinetuneConfig(**settings(files), output=str(output), num_workers="0")
+    with RunRecord(str(output), "finetune_adapter", asdict(config), keep_complete=True) as record:
+        finetune_adapter(config, record)
     return losses(output)
 
 

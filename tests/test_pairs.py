@@ -112,6 +112,12 @@ def test_bad_answers_are_told_by_their_fault(answer, fault):
     assert fault_of(TEXT, answer) == fault
 
 
+def test_an_answer_in_another_language_is_told_apart():
+    text = "The keeper saved two penalties and the home side won the league on Friday."
+    answer = "El portero paró dos penaltis y el equipo local ganó la liga con todo el estadio."
+    assert fault_of(text, answer) == "another language"
+
+
 @pytest.mark.parametrize(
     ("answer", "clean"),
     [

@@ -23,6 +23,9 @@ from pipelines.storage import join, read_bytes, write_bytes
 
 FILE_NAME = "encoder.json"
 FORMAT = 1
+DEFAULT_PROMPT = "one-word"
+DEFAULT_POOLING: Pooling = "last"
+DEFAULT_LAYER = -1
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 # Where things lie and what can be worked out from the rest decide no vector.
@@ -39,12 +42,13 @@ class EncoderConfig:
     """Branch, tag or commit of a hub model."""
     adapter: str | None = None
     """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    prompt: str = "one-word"
-    """Name of a prompt, or a template with {text}."""
-    pooling: Pooling = "last"
-    """How token states become one vector."""
-    layer: int | tuple[int, ...] = -1
-    """States after which layer: 0 the token embeddings, -1 the last layer; several are averaged."""
+    prompt: str | None = None
+    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
+    pooling: Pooling | None = None
+    """How token states become one vector; by default the adapter's own, else last."""
+    layer: int | tuple[int, ...] | None = None
+    """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
+    by default the adapter's own, else -1."""
     max_tokens: int = 256
     """Tokens of the text itself that are read; the prompt comes on top."""
     normalize: bool = True
@@ -57,20 +61,20 @@ class EncoderConfig:
     """Run Python code that comes with the model; only for models whose author you trust."""
 
     def __post_init__(self) -> None:
-        PromptTemplate.parse(self.prompt)
-        if self.pooling not in POOLINGS:
+        PromptTemplate.parse(self.prompt or DEFAULT_PROMPT)
+        if self.pooling is not None and self.pooling not in POOLINGS:
             raise InputError(f"unknown pooling {self.pooling!r}; known are {', '.join(POOLINGS)}")
         if self.dtype not in get_args(DType):
             raise InputError(f"unknown dtype {self.dtype!r}; known are {get_args(DType)}")
         if self.max_tokens < 1:
             raise InputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
-        if not self.layers:
+        if self.layers == ():
             raise InputError("layer is empty: name at least one layer, such as -1")
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def layers(self) -> tuple[int, ...] | None:
         """The layers as a tuple, as they were given."""
-        return (self.layer,) if isinstance(self.layer, int) else tuple(self.layer)
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
     """Resolve a configuration without loading weights.
 
     Fetches the model's files, reads its configuration and settles what ``auto`` means, so that
-    everyone who loads the description makes the same vectors.
+    everyone who loads the description makes the same vectors. What the configuration leaves open
+    is taken from the adapter, if it says what it was trained with.
 
     Args:
         config: the encoder as asked for.
@@ -178,9 +183,13 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
     """
     model = fetch_model(config.model, config.revision)
     adapter = None if config.adapter is None else fetch_adapter(config.adapter)
+    trained = None if adapter is None else trained_encoder(adapter.folder)
     settings = load_model_settings(model.folder, config.trust_remote_code)
     count = settings.num_hidden_layers
-    for layer in config.layers:
+    layers = config.layers
+    if layers is None:
+        layers = (DEFAULT_LAYER,) if trained is None else trained.layers
+    for layer in layers:
         if not -count - 1 <= layer <= count:
             raise InputError(
                 f"layer {layer} does not exist: {config.model} has {count} layers, so 0 to "
@@ -191,19 +200,21 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
         raise InputError(
             f"max_tokens is {config.max_tokens}, but {config.model} has {positions} positions"
         )
+    prompt = config.prompt or (DEFAULT_PROMPT if trained is None else trained.prompt)
+    pooling = config.pooling or (DEFAULT_POOLING if trained is None else trained.pooling)
     return EncoderDescription(
         model=config.model,
         model_revision=model.revision,
         adapter=config.adapter,
         adapter_revision=None if adapter is None else adapter.revision,
-        prompt=str(PromptTemplate.parse(config.prompt)),
-        pooling=config.pooling,
-        layers=tuple(sorted({layer % (count + 1) for layer in config.layers})),
+        prompt=str(PromptTemplate.parse(prompt)),
+        pooling=pooling,
+        layers=tuple(sorted({layer % (count + 1) for layer in layers})),
         max_tokens=config.max_tokens,
         normalize=config.normalize,
         dtype=resolve_dtype(config.dtype, device),
         append_eos=config.append_eos,
-        dimension=pooled_dimension(config.pooling, settings.hidden_size),
+        dimension=pooled_dimension(pooling, settings.hidden_size),
         trust_remote_code=config.trust_remote_code,
     )
 
@@ -215,6 +226,13 @@ def difference(first: EncoderDescription, second: EncoderDescription) -> str | N
         if other[name] != value:
             return f"{name}: {value!r} and {other[name]!r}"
     return None
+
+
+def trained_encoder(adapter: Path) -> EncoderDescription | None:
+    """The encoder that the adapter in a folder was trained in; None where it does not say."""
+    if not (adapter / FILE_NAME).is_file():
+        return None
+    return EncoderDescription.load(str(adapter))
 
 
 def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -13,7 +13,11 @@ from typing import Any
 
 import transformers
 
-from pipelines.encoding.encoder_description import EncoderConfig, EncoderDescription
+from pipelines.encoding.encoder_description import (
+    DEFAULT_PROMPT,
+    EncoderConfig,
+    EncoderDescription,
+)
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_model
 from pipelines.prompts import PromptTemplate
@@ -89,7 +93,7 @@ class PromptedTokenizer:
         revision = encoder.revision if isinstance(encoder, EncoderConfig) else encoder.commit
         return cls.from_folder(
             fetch_model(encoder.model, revision).folder,
-            PromptTemplate.parse(encoder.prompt),
+            PromptTemplate.parse(encoder.prompt or DEFAULT_PROMPT),
             max_tokens=encoder.max_tokens,
             append_eos=encoder.append_eos,
             trust_remote_code=encoder.trust_remote_code,

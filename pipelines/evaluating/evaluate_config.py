@@ -48,12 +48,13 @@ class EvaluateConfig:
     """Branch, tag or commit of a hub model."""
     adapter: str | None = None
     """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    prompt: str = "one-word"
-    """Name of a prompt, or a template with {text}."""
-    pooling: Pooling = "last"
-    """How token states become one vector."""
-    layer: int | tuple[int, ...] = -1
-    """States after which layer: 0 the token embeddings, -1 the last layer; several are averaged."""
+    prompt: str | None = None
+    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
+    pooling: Pooling | None = None
+    """How token states become one vector; by default the adapter's own, else last."""
+    layer: int | tuple[int, ...] | None = None
+    """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
+    by default the adapter's own, else -1."""
     max_tokens: int = 256
     """Tokens of the text itself that are read; the prompt comes on top."""
     normalize: bool = True

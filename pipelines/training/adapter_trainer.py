@@ -33,12 +33,20 @@ from pipelines.encoding.tokenization import PromptedTokenizer
 from pipelines.pooling import pool
 from pipelines.training.adapter_model import LoraSettings, add_adapter, enable_checkpointing
 from pipelines.training.heldout import label_measure, partner_measures
+from pipelines.training.lean_modules import lighten
+from pipelines.training.quantized_base import (
+    Quantize,
+    load_quantized_base,
+    require_quantization,
+)
 from pipelines.training.row_dropout import install_row_dropout
 from pipelines.training.training_batches import rank_slice, text_keys
 
 _MEASURE_TOKENS = 2048
 _MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-_HELD_TOKENS = {"cpu": 2048, "cuda": 16384}
+_HELD_BYTES = {"cpu": 3 << 30, "cuda": 16 << 30}
+_SHARE_OF_MEMORY = 0.25
+_FEWEST_HELD_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class TrainerSettings(LoraSettings):
     max_gradient_norm: float
     gradient_checkpointing: bool
     activation_tokens: int
+    quantize: Quantize
 
 
 class AdapterTrainer:
@@ -67,18 +76,20 @@ class AdapterTrainer:
     ) -> None:
         """Load the base model of ``description`` and give it a new adapter, or that in ``start``.
 
-        Raises :class:`InputError` for targets that the model does not have and for an adapter of
-        another base model.
+        Raises :class:`InputError` for targets that the model does not have, for an adapter of
+        another base model, and for a quantized base where the hardware does not allow one.
         """
         self.settings = settings
         self.description = description
         self.device = device
         self.tokenizer = PromptedTokenizer.load(description)
-        base = load_trainable_base(description, device)
+        base = load_trainable_base(description, device, settings.quantize)
         self._count = len(find_layers(base))
         self._stack = cut_layers(base, description.layers)
         self.model = add_adapter(base, settings, start)
+        self._held_tokens = default_held_tokens(base.config.get_text_config(), description, device)
         self._rows = install_row_dropout(self.model)
+        lighten(self.model)
         if settings.gradient_checkpointing:
             enable_checkpointing(self.model, self._stack)
         self.loss = ContrastiveLoss(settings.loss).to(device)
@@ -171,7 +182,7 @@ class AdapterTrainer:
     ) -> Tensor:
         """Add the objective's gradients, a few texts' activations in memory at a time."""
         lengths = [len(ids) for ids in token_ids]
-        held_tokens = self.settings.activation_tokens or _HELD_TOKENS[self.device.type]
+        held_tokens = self.settings.activation_tokens or self._held_tokens
         micro_tokens = min(held_tokens, _MICRO_BATCH_TOKENS[self.device.type])
         batches = list(token_budget_batches(lengths, micro_tokens))
 
@@ -201,19 +212,42 @@ class AdapterTrainer:
         )
 
 
-def load_trainable_base(description: EncoderDescription, device: torch.device) -> Any:
+def load_trainable_base(
+    description: EncoderDescription, device: torch.device, quantize: Quantize = "none"
+) -> Any:
     """The base model of a description, frozen, with attention that trains well on ``device``."""
-    base: Any = load_base_model(
-        description.fetch()[0].folder,
-        dtype=getattr(torch, description.dtype),
-        device=device,
-        trust_remote_code=description.trust_remote_code,
-    )
+    require_quantization(quantize, device.type)
+    folder, dtype = description.fetch()[0].folder, getattr(torch, description.dtype)
+    trust = description.trust_remote_code
+    if quantize != "none":
+        return load_quantized_base(
+            folder, quantize, dtype=dtype, device=device, trust_remote_code=trust
+        )
+    base: Any = load_base_model(folder, dtype=dtype, device=device, trust_remote_code=trust)
     if device.type == "cpu":
         # Backward through torch's fused CPU attention took 54 ms a layer for 20 texts of 45
         # tokens, a quarter of a step; written out as products it takes a tenth of that.
         base.set_attn_implementation("eager")
     return base
+
+
+def default_held_tokens(
+    settings: Any, description: EncoderDescription, device: torch.device
+) -> int:
+    """Tokens whose activations fit into a set part of memory, which this machine's load is not in.
+
+    Counts what a layer keeps of a token for its backward pass: seven vectors of the model's width,
+    four of the gated product's, keys and values, as measured within a fifth for Llama-like models.
+    """
+    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
+    floats = (8 * settings.hidden_size + 4 * inner) * max(1, *description.layers)
+    each = floats * getattr(torch, description.dtype).itemsize
+    most = _HELD_BYTES[device.type]
+    if device.type == "cuda":
+        most = min(
+            most, int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory)
+        )
+    return max(_FEWEST_HELD_TOKENS, most // each)
 
 
 def count_held(batches: Sequence[list[int]], lengths: Sequence[int], held_tokens: int) -> int:

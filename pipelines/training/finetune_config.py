@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.contrastive import LossSettings
 from pipelines.encoding.encoder_description import EncoderConfig
@@ -12,6 +12,7 @@ from pipelines.errors import InputError
 from pipelines.storage import default_output
 from pipelines.training.adapter_trainer import TrainerSettings
 from pipelines.training.pairs_config import PairsConfig
+from pipelines.training.quantized_base import Quantize
 
 # What may change between a killed run and the one that goes on with it, as it decides no result.
 MAY_CHANGE = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures")
@@ -71,10 +72,12 @@ class FinetuneConfig(EncoderConfig):
     """Names of the linear layers that get an adapter."""
     gradient_checkpointing: bool = False
     """Compute activations twice in place of keeping them: slower, for long texts, large models."""
+    quantize: Quantize = "none"
+    """Base model's weights in training: as they are, or in 8 or 4 bits on a CUDA GPU."""
     activation_tokens: int = 0
     """Tokens whose activations are in memory at once, whatever the batch; 0 suits the hardware."""
-    heldout_pairs: int = 128
-    """Pairs kept from training to measure on."""
+    heldout_pairs: int | None = None
+    """Pairs kept from training to measure on; by default 128, of few pairs a tenth."""
     measure_every: int = 20
     """Steps between measures; each also writes a checkpoint."""
     patience: int = 0
@@ -101,7 +104,8 @@ class FinetuneConfig(EncoderConfig):
             "max_failures": -1,
         }  # fmt: skip
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
+            value = getattr(self, name)
+            if value is not None and value < smallest:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {smallest}")
         for name in ("learning_rate", "lora_alpha", "max_gradient_norm"):
             if not getattr(self, name) > 0:
@@ -110,6 +114,10 @@ class FinetuneConfig(EncoderConfig):
             raise InputError(f"lora_dropout is {self.lora_dropout}; from 0 to below 1 is required")
         if self.dtype in ("float16", "int8"):
             raise InputError(f"dtype {self.dtype} cannot train: use bfloat16 or float32")
+        if self.quantize not in get_args(Quantize):
+            raise InputError(
+                f"unknown quantize {self.quantize!r}; known are {', '.join(get_args(Quantize))}"
+            )
         smallest, largest = self.workers
         if smallest > largest or (smallest == 0 < largest):
             raise InputError(f"num_workers is {self.num_workers!r}; N or MIN:MAX is required")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.encoding.encoder_description import (
-    EncoderConfig,
     EncoderDescription,
     describe_encoder,
     load_model_settings,
@@ -77,16 +77,13 @@ def write_result(
 
 def describe_tuned(config: FinetuneConfig, base: EncoderDescription) -> EncoderDescription:
     """The encoder that the adapter makes of its base model."""
-    settings = {
-        name: getattr(config, name)
-        for name in EncoderConfig.__dataclass_fields__
-        if name not in ("adapter", "dtype")
-    }
     output = config.output
     folder = output if "://" in output else str(Path(output).expanduser().absolute())
-    return describe_encoder(
-        EncoderConfig(**settings, adapter=folder, dtype=base.dtype)  # type: ignore[arg-type]
-    )
+    settled = replace(
+        config.encoder, adapter=folder, prompt=base.prompt, pooling=base.pooling,
+        layer=base.layers, dtype=base.dtype,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return describe_encoder(settled)
 
 
 def summarize(

@@ -1,7 +1,7 @@
 """Texts to texts of the same meaning, written by a model: paraphrases and back-translations.
 
 No Ray here. What a model writes is checked before it becomes a training pair: a small model
-refuses, repeats, answers in another script or says nothing, and each of these is counted.
+refuses, repeats, answers in another language or says nothing, and each of these is counted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import transformers
 from pipelines.encoding.encoder_description import resolve_device, resolve_dtype
 from pipelines.errors import InputError
 from pipelines.model_sources import fetch_model
+from pipelines.training.language import is_other_language
 
 INSTRUCTIONS = {
     "reword": "Say the following text in other words. Keep its meaning.",
@@ -169,6 +170,8 @@ def fault_of(text: str, answer: str) -> str | None:
         return "refusal"
     if main_script(answer) != main_script(text):
         return "another script"
+    if is_other_language(text, answer):
+        return "another language"
     if len(answer) < _SHORTEST_SHARE * min(len(text), 400):
         return "too short"
     before, after = (re.findall(r"\w+", side.lower()) for side in (text, answer))

@@ -45,7 +45,9 @@ class RowDropout(nn.Module):
         self.rows = rows
 
     def forward(self, states: Tensor) -> Tensor:
-        """``states`` with a share of ``rate`` set to zero and the rest scaled up.
+        """``states`` (n, t, d) with a share of ``rate`` set to zero and the rest scaled up.
+
+        Some models run parts of a layer on all tokens as one long list, (n * t, d).
 
         Layers that read the very same states one after the other (queries, keys, values; gate
         and up) share a mask, which halves its cost.
@@ -53,16 +55,16 @@ class RowDropout(nn.Module):
         seeds = self.rows.seeds
         if seeds is None or self.rate == 0.0:
             return states
-        if states.dim() != 3 or len(states) != len(seeds):
+        if states.shape[:-1].numel() % len(seeds):
             raise ValueError(
                 f"states of shape {tuple(states.shape)} do not fit {len(seeds)} seeds: "
-                "(n, t, d) with n seeds is required"
+                "(n, t, d) or (n * t, d) with n seeds is required"
             )
         if self.rows.last is not None and self.rows.last[0] is states:
             return self.rows.last[1]
-        keep = row_mask(
-            seeds.to(states.device), self.salt, states.shape[1], states.shape[2], self.rate
-        )
+        tokens = states.shape[:-1].numel() // len(seeds)
+        keep = row_mask(seeds.to(states.device), self.salt, tokens, states.shape[-1], self.rate)
+        keep = keep.view(states.shape)
         dropped = torch.where(keep, states * (1 / (1 - self.rate)), 0)
         self.rows.last = (states, dropped)
         return dropped

@@ -24,6 +24,7 @@ from pipelines.storage import atomic_output, join, open_filesystem
 BATCHES = "batches.parquet"
 HELDOUT = "heldout.parquet"
 _FEWEST_PAIRS = 2
+MOST_HELDOUT = 128
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class BatchPlan:
     batch_pairs: int
     heldout_pairs: int
     seed: int
+
+
+def choose_heldout(pairs: int, enough: int) -> int:
+    """How many of some pairs to hold out: all that is useful where there are enough, else a tenth.
+
+    Args:
+        pairs: how many there are.
+        enough: how many would do for every training step and the most that are held out.
+    """
+    return MOST_HELDOUT if pairs >= enough else max(2, min(MOST_HELDOUT, pairs // 10))
 
 
 def write_batches(pairs: pa.Table, plan: BatchPlan, folder: str) -> dict[str, int]:
@@ -73,7 +84,7 @@ def check_pairs(pairs: pa.Table, plan: BatchPlan) -> None:
             f"{len(pairs)} pairs found; at least {_FEWEST_PAIRS} are required, and hundreds to "
             "learn something: each pair's negatives are the other pairs"
         )
-    available = len(pairs) - plan.heldout_pairs
+    available = max(0, len(pairs) - plan.heldout_pairs)
     if plan.batch_pairs > available:
         raise InputError(
             f"batch_pairs is {plan.batch_pairs}, but only {available} of {len(pairs)} pairs are "

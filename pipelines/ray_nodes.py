@@ -66,7 +66,12 @@ def find_nodes() -> RayNodes:
     """The nodes of the Ray cluster that this process is connected to."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     growth = parse_resources(os.environ.get(MAX_RESOURCES, ""))
-    return RayNodes(alive, growth, ray.get_runtime_context().get_node_id())
+    return RayNodes(alive, growth, find_driver())
+
+
+def find_driver() -> str:
+    """The id of this process's node."""
+    return ray.get_runtime_context().get_node_id()
 
 
 def role_of(node: Mapping[str, Any]) -> str | None:

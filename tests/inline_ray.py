@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from cluster import clustering
-from pipelines import reindex
+from pipelines import ray_nodes, reindex
 from pipelines.embedding import stages, vectors
 from pipelines.reindexing import clusters
 
@@ -50,7 +50,9 @@ def run_inline(patch: pytest.MonkeyPatch) -> None:
     for module in (reindex, clusters):
         patch.setattr(module, "map_on_ray", lambda function, items: map(function, items))
     patch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
-    patch.setattr(ray, "nodes", lambda: [{}])
+    node = {"Alive": True, "NodeID": "here", "Resources": {"CPU": 4.0}}
+    patch.setattr(ray, "nodes", lambda: [node])
+    patch.setattr(ray_nodes, "find_driver", lambda: "here")
 
 
 def _on_shards(function, shards, **_):

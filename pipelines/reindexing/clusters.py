@@ -223,7 +223,8 @@ def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:
 
 def clusters_with_names(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """``clusters.parquet`` with each cluster's name."""
-    return table.add_column(1, "name", pa.array(list(names), pa.string()))
+    place = table.schema.get_field_index("name")
+    return table.set_column(place, "name", pa.array(list(names), pa.string()))
 
 
 def map_on_ray(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

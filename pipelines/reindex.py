@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,6 +105,7 @@ def run_night(
 ) -> JobResult:
     """The night under its lease."""
     steps.begin(2)
+    config = with_stored_dtype(config, store)
     encoder = prepare_encoder(config.embed_config(""))
     fingerprint = encoder[1].fingerprint
     base, others = store.published(), []
@@ -133,6 +134,17 @@ def run_night(
     candidate = store.begin(lease)
     write_documents(night, candidate, changes)
     return cluster_and_publish(night, candidate, changes)
+
+
+def with_stored_dtype(config: NightConfig, store: Store) -> NightConfig:
+    """``config`` with the published version's dtype for ``auto``.
+
+    Else a night on another kind of machine would be one with another encoder.
+    """
+    version = store.published()
+    if config.dtype != "auto" or version is None or "encoder.json" not in version.record.artifacts:
+        return config
+    return replace(config, dtype=json.loads(version.read("encoder.json"))["dtype"])
 
 
 def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) -> JobResult:

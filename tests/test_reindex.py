@@ -18,6 +18,7 @@ from nights import (
 )
 
 from pipelines import embed
+from pipelines.encoding import encoder_description
 from pipelines.errors import InputError
 from pipelines.reindex import NightConfig, reindex
 from pipelines.reindexing import changes
@@ -185,6 +186,14 @@ def test_another_encoder_embeds_everything_anew_and_waits_for_a_person(tonight, 
     assert (counts_of(store)["embedded"], counts_of(store)["reused"]) == (0, DOCUMENTS)
     assert Store.open(str(store)).version().record.fingerprint == new.record.fingerprint
     assert rows_of(store)[0]["cluster_id"] == rows_of(store, 1)[0]["cluster_id"]
+
+
+def test_auto_is_the_stores_precision_on_whatever_machine(tonight, store, monkeypatch):
+    monkeypatch.setattr(encoder_description, "cpu_prefers_bfloat16", lambda: True)
+    texts = {n: text_of(n) for n in range(DOCUMENTS + 1)}
+    assert not tonight(texts, dtype="auto").refusals
+    assert counts_of(store)["embedded"] == 1
+    assert json.loads(Store.open(str(store)).version().read("encoder.json"))["dtype"] == "float32"
 
 
 def test_more_clusters_split_those_there_are(tonight, store):

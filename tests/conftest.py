@@ -56,9 +56,12 @@ def local_ray():
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_server():
-    """A real S3 API server on loopback, where ``AWS_ENDPOINT_URL`` points to; its client."""
+    """A real S3 API server on loopback, where ``AWS_ENDPOINT_URL`` points to; its client.
+
+    Gone after a module's tests: others run a server of their own at that address.
+    """
     import boto3
     from moto.server import ThreadedMotoServer
 

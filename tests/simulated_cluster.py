@@ -1,16 +1,18 @@
 """The Ray cluster of ``ray_cluster.yaml`` on this machine, autoscaler included.
 
 A head with its job server on loopback, and Ray's own autoscaler, which starts nodes of the file's
-types as processes here (Ray's ``fake_multinode`` provider) and ends them when idle. GPUs are
+types as processes here (:mod:`simulated_nodes`) and ends them when idle. GPUs are
 pretended: Ray schedules by them, torch sees none. CPUs are divided, for a small machine.
 """
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,7 +31,8 @@ WORKERS = {"cpu_worker": 1, "gpu_worker": 2}
 IDLE_SECONDS = 20
 STORE_BYTES = 100 << 20
 PROVIDER = {
-    "type": "fake_multinode",
+    "type": "external",
+    "module": "simulated_nodes.ApartNodes",
     "launch_multiple": True,
     "head_node_id": HEAD_ID,
     "use_node_id_as_ip": True,
@@ -99,6 +102,8 @@ class SimulatedCluster:
         self.log = folder / "head.log"
         self.gcs, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
+        # Not below ``folder``: paths of sockets must be short.
+        self.node_folders = Path(tempfile.mkdtemp(prefix="nodes-"))
         config = simulated_config(self.gcs)
         types = config["available_node_types"].values()
         cpus, gpus = (
@@ -121,7 +126,15 @@ class SimulatedCluster:
         command += [f"--object-store-memory={STORE_BYTES}"]
         with self.log.open("wb") as output:
             self.head = subprocess.Popen(
-                command, env=self.environment, stdout=output, stderr=output, start_new_session=True
+                command,
+                env={
+                    **self.environment,
+                    "PYTHONPATH": str(ROOT / "tests"),  # for PROVIDER
+                    "SIMULATED_NODES": str(self.node_folders),
+                },
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         self.wait_for(self._answers, 120, "job server")
 
@@ -184,10 +197,16 @@ class SimulatedCluster:
 
     @property
     def session(self) -> Path:
-        """Folder of the Ray cluster's logs, those of all its nodes."""
+        """Folder of the head."""
         found = re.search(r"(\S*/session_[^/\s]+)/logs", self.log.read_text())
         assert found
         return Path(re.sub(r"\x1b\[\d+m", "", found[1]))
+
+    def logs(self) -> list[Path]:
+        """Log files of the head and of all nodes that there were."""
+        folders = [self.session, *self.node_folders.glob("*/session_*")]
+        found = {path.resolve() for folder in folders for path in (folder / "logs").rglob("*")}
+        return sorted(path for path in found if path.is_file())
 
     def metrics(self) -> str:
         """What Prometheus would read from all nodes, found as it would find them."""
@@ -221,6 +240,7 @@ class SimulatedCluster:
             os.killpg(self.head.pid, signal.SIGKILL)
         for pid, _ in self._processes():
             os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.node_folders, ignore_errors=True)
 
     def _answers(self) -> bool:
         try:

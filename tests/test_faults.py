@@ -270,6 +270,7 @@ def store():
     boto3.client("s3").create_bucket(Bucket="shoal-faults")
     yield found
     found.server.shutdown()
+    found.server.server_close()
 
 
 def test_a_store_that_fails_for_a_while_costs_no_row(config, corpus, driver, store):

@@ -158,7 +158,9 @@ def work_as_rank(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    log.info("rank %d of %d on %s", rank, world_size, ray.train.torch.get_device())
+    # Ray's GPUs may be of another kind than torch can use, or only pretended.
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    log.info("rank %d of %d on %s", rank, world_size, device)
 
     metrics = training_metrics() if rank == 0 else {}
 
@@ -175,7 +177,7 @@ def work_as_rank(config: dict[str, Any]) -> None:
             None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
         )
         try:
-            trainer = load_trainer(task, ray.train.torch.get_device())
+            trainer = load_trainer(task, device)
             train(trainer, task.loop, rank, world_size, folder, report)
         except InputError as error:  # the same on all ranks; raised, it would only be tried again
             if rank == 0:

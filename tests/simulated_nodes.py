@@ -1,0 +1,24 @@
+"""Ray's provider of pretended nodes, with a folder of its own for each node.
+
+As it comes, all nodes share the head's folder, and each new one unpacks the working directory there
+anew, under the feet of the processes that have it open. Loaded by name in the head's autoscaler.
+"""
+
+import functools
+import os
+import tempfile
+from unittest import mock
+
+import ray._private.parameter
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+
+
+class ApartNodes(FakeMultiNodeProvider):
+    def create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
+        parameter = ray._private.parameter
+        folder = tempfile.mkdtemp(dir=os.environ["SIMULATED_NODES"])
+        apart = functools.partial(parameter.RayParams, temp_dir=folder)
+        with mock.patch.object(parameter, "RayParams", apart):
+            super().create_node_with_resources_and_labels(
+                node_config, tags, count, resources, labels
+            )

@@ -208,6 +208,10 @@ class SimulatedCluster:
         found = {path.resolve() for folder in folders for path in (folder / "logs").rglob("*")}
         return sorted(path for path in found if path.is_file())
 
+    def driver_log(self, submission: str) -> str:
+        """What a submitted job's driver printed, also on a node that has gone since."""
+        return next(p for p in self.logs() if p.name == f"job-driver-{submission}.log").read_text()
+
     def metrics(self) -> str:
         """What Prometheus would read from all nodes, found as it would find them."""
         found = ""

@@ -188,7 +188,7 @@ def test_the_runs_lines_are_json_with_run_and_shard(place):
     submission = next(
         row for row in submissions(place) if f"--output {BUCKET}/runs/reviews " in row["entrypoint"]
     )
-    logs = place.cluster.run("job", "logs", submission["submission_id"], cwd=place.checkout).stdout
+    logs = place.cluster.driver_log(submission["submission_id"])
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]
     ours = [line for line in lines if line.get("run_id") == record["run_id"]]
     assert {line["job"] for line in ours} == {"embed_corpus"}
@@ -279,7 +279,8 @@ def test_a_lost_gpu_node_and_a_stop_cost_work_in_flight_only(place, tmp_path):
     assert again.returncode == 0, again.stdout + again.stderr
     table = read_rows(str(output / "embeddings"))
     assert sorted(table["id"].to_pylist()) == list(range(4000))
-    todo, of = re.search(r"embed: (\d+) of (\d+) chunks to do", again.stdout).groups()
+    log = cluster.driver_log(re.search(r"Job '(raysubmit_\w+)'", again.stdout)[1])
+    todo, of = re.search(r"embed: (\d+) of (\d+) chunks to do", log).groups()
     assert int(todo) <= int(of) - kept
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipelines.corpus import Columns
-from pipelines.encoding.encoder_description import DType, EncoderConfig
+from pipelines.encoding.encoder_description import EncoderConfig
 from pipelines.errors import InputError
-from pipelines.model_sources import PACKAGED_MODEL
-from pipelines.pooling import Pooling
 from pipelines.storage import default_output
 
 RESERVED_COLUMNS = ("text_sha256", "embedding")
@@ -24,7 +22,7 @@ MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(EncoderConfig):
     """Embed a corpus."""
 
     corpus: str = ""
@@ -37,29 +35,6 @@ class EmbedConfig:
     """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry along, such as text or a label."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    adapter: str | None = None
-    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    prompt: str | None = None
-    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
-    pooling: Pooling | None = None
-    """How token states become one vector; by default the adapter's own, else last."""
-    layer: int | tuple[int, ...] | None = None
-    """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
-    by default the adapter's own, else -1."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
-    normalize: bool = True
-    """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
     num_actors: str = ""
     """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
     cpus_per_actor: float | None = None
@@ -82,6 +57,7 @@ class EmbedConfig:
     """Print what would be done, and how long it would take; write nothing."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.max_rejected_fraction <= 1:
             raise InputError(
                 f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.encoding.encoder_description import DType, EncoderConfig
+from pipelines.encoding.encoder_description import EncoderConfig
 from pipelines.errors import InputError
-from pipelines.model_sources import PACKAGED_MODEL
-from pipelines.pooling import Pooling
 from pipelines.prompts import PromptTemplate
 from pipelines.storage import default_output
 
@@ -16,7 +14,7 @@ MAY_CHANGE = ("cpus_per_actor", "num_actors", "skip_unreachable_tasks")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(EncoderConfig):
     """Score encoders with mteb."""
 
     tasks: tuple[str, ...] = ()
@@ -42,29 +40,6 @@ class EvaluateConfig:
     task_prompts: tuple[str, ...] = ()
     """Other prompts for some tasks, as KEY=PROMPT; KEY is a task's name, a task type (Clustering),
     or a type and side (Retrieval-query)."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    adapter: str | None = None
-    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    prompt: str | None = None
-    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
-    pooling: Pooling | None = None
-    """How token states become one vector; by default the adapter's own, else last."""
-    layer: int | tuple[int, ...] | None = None
-    """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
-    by default the adapter's own, else -1."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
-    normalize: bool = True
-    """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
     num_actors: int = 0
     """Encoders at work at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
     cpus_per_actor: float | None = None
@@ -73,6 +48,7 @@ class EvaluateConfig:
     """Go on without tasks whose data cannot be had, and list them in scores.json."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for entry in self.task_prompts:
             key, separator, prompt = entry.partition("=")
             if not separator or not key:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from pipelines.embedding.embed_config import EmbedConfig
-from pipelines.encoding.encoder_description import DType
+from pipelines.encoding.encoder_description import EncoderConfig
 from pipelines.errors import InputError
-from pipelines.model_sources import PACKAGED_MODEL
-from pipelines.pooling import Pooling
 from pipelines.storage import default_output
 
 CheckName = Literal["deleted", "rejected", "score", "drift", "imbalance", "encoder"]
@@ -34,7 +32,7 @@ _FRACTIONS = ("max_deleted", "max_rejected_fraction", "max_drift", "max_imbalanc
 
 
 @dataclass(frozen=True)
-class NightConfig:
+class NightConfig(EncoderConfig):
     """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
 
     corpus: str = ""
@@ -47,29 +45,6 @@ class NightConfig:
     """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry along beside the text, such as a label or a date."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    adapter: str | None = None
-    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    prompt: str | None = None
-    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
-    pooling: Pooling | None = None
-    """How token states become one vector; by default the adapter's own, else last."""
-    layer: int | tuple[int, ...] | None = None
-    """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
-    by default the adapter's own, else -1."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
-    normalize: bool = True
-    """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
     num_actors: str = ""
     """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
     cpus_per_actor: float | None = None
@@ -120,6 +95,7 @@ class NightConfig:
     """Decides every draw; the same seed gives the same bits."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.store:
             raise InputError("store is empty: name a folder or an s3:// address")
         for name in _FRACTIONS:

@@ -14,11 +14,13 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 
 
 class ApartNodes(FakeMultiNodeProvider):
-    def create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
+    # Once a node, where the public method is once a request for several.
+    def _create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
         parameter = ray._private.parameter
-        folder = tempfile.mkdtemp(dir=os.environ["SIMULATED_NODES"])
-        apart = functools.partial(parameter.RayParams, temp_dir=folder)
-        with mock.patch.object(parameter, "RayParams", apart):
-            super().create_node_with_resources_and_labels(
-                node_config, tags, count, resources, labels
-            )
+        with self.lock:  # reentrant; requests come from several threads
+            folder = tempfile.mkdtemp(dir=os.environ["SIMULATED_NODES"])
+            apart = functools.partial(parameter.RayParams, temp_dir=folder)
+            with mock.patch.object(parameter, "RayParams", apart):
+                super()._create_node_with_resources_and_labels(
+                    node_config, tags, count, resources, labels
+                )

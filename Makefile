@@ -7,8 +7,9 @@ HOME_FOLDER := $(or $(SHOAL_HOME),$(HOME)/.cache/shoal)
 DEMO := $(HOME_FOLDER)/outputs/demo
 AUDIT := $(VENV)/audit.json
 
-# Idle OpenMP threads that spin slow everything else on shared cores down, up to tenfold.
+# Idle OpenMP threads that spin for long slow everything else on shared cores down, up to tenfold.
 export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 2000
 export RAY_AUTH_MODE ?= disabled
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 

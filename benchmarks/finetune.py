@@ -26,6 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Before torch starts its threads; the jobs set the same for theirs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import peft
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Before torch starts its threads; the jobs set the same for theirs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -32,6 +32,10 @@ from pipelines.run_record import RunRecord, describe_input, read_run, require_co
 from pipelines.storage import read_bytes
 
 REFUSED = 3
+# How OpenMP's threads wait for each other within a process: some 100 microseconds awake, which is
+# longer than the gap between two products, then asleep. GNU's default of milliseconds slows
+# everything else on shared cores down.
+THREADS_WAIT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 
 Config = TypeVar("Config")
 
@@ -246,7 +250,8 @@ def connect_ray() -> None:
     from pipelines.embedding.stages import configure_ray_data
     from pipelines.ray_nodes import MAX_RESOURCES
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.update(THREADS_WAIT)
     if not ray.is_initialized():
         logs = job_logging()
         if os.environ.get("RAY_ADDRESS"):

@@ -4,6 +4,7 @@ One simulated Ray cluster for all of them: a head, and nodes that its autoscaler
 The tests build on each other in the order in which they stand.
 """
 
+import functools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pytest
-from simulated_cluster import RAY, SimulatedCluster
+from simulated_cluster import RAY, SimulatedCluster, submitted
 from tiny_models import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -145,10 +146,11 @@ def test_the_guides_commands_do_what_it_says(place, number):
             continue
         if missing or command.startswith(tuple(ELSEWHERE)):
             continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command], cwd=place.checkout, env=place.environment,
-            capture_output=True, text=True, timeout=380, check=False,
+        run = functools.partial(
+            subprocess.run, ["bash", "-euo", "pipefail", "-c", command], cwd=place.checkout,
+            env=place.environment, capture_output=True, text=True, timeout=380, check=False,
         )  # fmt: skip
+        done = submitted(run)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -186,7 +188,9 @@ def test_accelerators_encode_and_train_cpu_nodes_read_and_cluster_the_head_does_
 def test_the_runs_lines_are_json_with_run_and_shard(place):
     record = read_record(f"{BUCKET}/runs/reviews")
     submission = next(
-        row for row in submissions(place) if f"--output {BUCKET}/runs/reviews " in row["entrypoint"]
+        row
+        for row in submissions(place)
+        if f"--output {BUCKET}/runs/reviews " in row["entrypoint"] and row["status"] == "SUCCEEDED"
     )
     logs = place.cluster.driver_log(submission["submission_id"])
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]

@@ -113,6 +113,22 @@ def test_packing_pads_and_unpads(lengths):
     assert packing.positions.tolist() == [place for size in lengths for place in range(size)]
 
 
+@pytest.mark.parametrize("lengths", [[3, 3], [1, 5, 2], [8, 8], [16]])
+def test_packing_rounds_rows_and_places_up(lengths):
+    cpu = torch.device("cpu")
+    packing = Packing.of(lengths, cpu, multiple=16, longest_multiple=8)
+    total = sum(lengths)
+    assert packing.filler == {6: 10, 8: 8, 16: 0}[total]
+    rows = torch.arange((total + packing.filler) * 2).view(-1, 2)
+    padded = packing.pad(rows)
+    assert padded.shape == (len(lengths), 16 if max(lengths) > 8 else 8, 2)
+    torch.testing.assert_close(packing.unpad(padded)[:total], rows[:total])
+    assert len(packing.unpad(padded)) == len(rows)
+    plain = Packing.of(lengths, cpu)
+    for text, length in enumerate(lengths):
+        torch.testing.assert_close(padded[text, :length], plain.pad(rows[:total])[text, :length])
+
+
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("prefix", [0, 5])
 def test_blocks_attend_as_one_softmax_would(length, prefix):
@@ -124,7 +140,8 @@ def test_blocks_attend_as_one_softmax_would(length, prefix):
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     expected = torch.einsum("nkglm,nkmd->nklgd", weights, values)
     torch.testing.assert_close(attend(queries, keys, values, 0.25), expected, atol=1e-5, rtol=1e-4)
-    found = attend_from_last(queries[:, :, -1], keys, values, torch.tensor([length] * 2), 0.25)
+    ends = torch.tensor([prefix + length] * 2)
+    found = attend_from_last(queries[:, :, -1], keys, values, ends, 0.25)
     torch.testing.assert_close(found, expected[:, :, -1], atol=1e-5, rtol=1e-4)
 
 

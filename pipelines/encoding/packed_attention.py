@@ -6,6 +6,7 @@ texts share, K key heads, G query heads a key head, D width of a head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,23 +27,45 @@ class Packing:
     lengths: Tensor
     """int64 (n,): tokens of each text, prefix not counted."""
     longest: int
+    """L: tokens of the longest text, rounded up."""
+    filler: int
+    """Rows of no text at the end of the packed ones, which round their number up."""
     to_padded: Tensor | None
-    """int64 (n * L,): the packed row of each padded place; None where all lengths are equal."""
+    """int64 (n * L,): the packed row of each padded place; None where they are the same."""
     to_packed: Tensor | None
-    """int64 (T,): the padded place of each packed row; None where all lengths are equal."""
+    """int64 (T,): the padded place of each packed row; None where they are the same."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """The packing of texts of these lengths."""
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        *,
+        multiple: int = 1,
+        longest_multiple: int = 1,
+    ) -> Packing:
+        """The packing of texts of these lengths.
+
+        Args:
+            lengths: tokens of each text.
+            device: where the rows are.
+            multiple: what the number of packed rows is rounded up to a multiple of.
+            longest_multiple: the same of the padded places of a text.
+        """
         sizes = torch.tensor(lengths)
-        longest = int(sizes.max())
-        if int(sizes.min()) == longest:
-            return cls(sizes.to(device), longest, None, None)
+        total = int(sizes.sum())
+        filler = -total % multiple
+        longest = math.ceil(int(sizes.max()) / longest_multiple) * longest_multiple
+        if int(sizes.min()) == longest and not filler:
+            return cls(sizes.to(device), longest, 0, None, None)
         inside = torch.arange(longest)[None, :] < sizes[:, None]
         to_padded = torch.zeros(inside.shape, dtype=torch.long)
-        to_padded[inside] = torch.arange(int(sizes.sum()))
+        to_padded[inside] = torch.arange(total)
         to_packed = inside.flatten().nonzero().squeeze(1)
-        return cls(sizes.to(device), longest, to_padded.flatten().to(device), to_packed.to(device))
+        to_packed = torch.nn.functional.pad(to_packed, (0, filler))
+        return cls(
+            sizes.to(device), longest, filler, to_padded.flatten().to(device), to_packed.to(device)
+        )
 
     @property
     def last(self) -> Tensor:
@@ -138,7 +161,7 @@ def attend_packed(
 
 
 def attend_from_last(
-    queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float
+    queries: Tensor, keys: Tensor, values: Tensor, ends: Tensor, scale: float
 ) -> Tensor:
     """Attention of each text's last token alone, (n, K, G, D).
 
@@ -146,13 +169,12 @@ def attend_from_last(
         queries: (n, K, G, D).
         keys: (n, K, P + L, D).
         values: (n, K, P + L, D).
-        lengths: int64 (n,), tokens of each text after the P of the prefix.
+        ends: int64 (n,), tokens of each text with the P of the prefix.
         scale: factor of the scores.
     """
     n, K, G, D = queries.shape
     positions = keys.shape[2]
     scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)) * scale
-    shortest = positions - int(lengths.max())
-    beyond = torch.arange(positions, device=keys.device) >= shortest + lengths[:, None]
+    beyond = torch.arange(positions, device=keys.device) >= ends[:, None]
     scores.view(n, K, G, positions).masked_fill_(beyond[:, None, None], -torch.inf)
     return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(n, K, G, D)

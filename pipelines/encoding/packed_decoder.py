@@ -42,6 +42,8 @@ _FAMILIES = (
     transformers.Qwen2Model,
     transformers.Qwen3Model,
 )
+# Rows are rounded up to these, where a product is compiled for each number of them.
+_FEW_SHAPES = {"multiple": 64, "longest_multiple": 16}
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -98,7 +100,11 @@ class PackedDecoder:
             for number, layer in enumerate(model.layers[: max(layers)])
         ]
         self._device = model.embed_tokens.weight.device
-        positions = torch.arange(longest_tokens, device=self._device)[None]
+        # oneDNN compiles its products in other precisions for every shape that it meets.
+        compiled = self._device.type == "cpu" and (int8 or model.dtype != torch.float32)
+        self._multiples = _FEW_SHAPES if compiled else {}
+        most = longest_tokens + self._multiples.get("longest_multiple", 1) - 1
+        positions = torch.arange(most, device=self._device)[None]
         cos, sin = model.rotary_emb(model.embed_tokens.weight, positions)
         self._cos, self._sin = cos[0], sin[0]
         self.prefix: tuple[int, ...] = ()
@@ -123,12 +129,13 @@ class PackedDecoder:
             ``last_only``, else the tokens of the longest text.
         """
         own = [ids[len(self.prefix) :] for ids in token_ids]
-        packing = Packing.of([len(ids) for ids in own], self._device)
+        packing = Packing.of([len(ids) for ids in own], self._device, **self._multiples)
         rows = self._run(own, packing, last_only=last_only)
         if last_only:
             return rows[:, None], torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
         prefix = self._prefix_states.expand(len(own), -1, -1)
-        states = torch.cat([prefix, packing.pad(rows)], dim=1)
+        texts = packing.pad(rows)[:, : int(packing.lengths.max())]
+        states = torch.cat([prefix, texts], dim=1)
         ends = packing.lengths[:, None] + len(self.prefix)
         return states, torch.arange(states.shape[1], device=rows.device) < ends
 
@@ -157,6 +164,7 @@ class PackedDecoder:
         ``keep`` is filled with every layer's keys and values.
         """
         flat = torch.tensor(list(itertools.chain.from_iterable(token_ids)), device=self._device)
+        flat = torch.nn.functional.pad(flat, (0, packing.filler))
         x = self._embedding(flat).float()
         wanted = []
         if 0 in self._wanted:
@@ -225,7 +233,7 @@ class PackedDecoder:
         queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
         heads = packing.pad(layer.key_value(h)).unflatten(-1, (2 * K, D))
         keys, values = self._with_prefix(number, *heads.chunk(2, dim=2))
-        return attend_from_last(queries, keys, values, packing.lengths, D**-0.5).flatten(1)
+        return attend_from_last(queries, keys, values, place + 1, D**-0.5).flatten(1)
 
     def _with_prefix(self, number: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values (n, K, P + L, D) of prefix and texts, from (n, L, K, D)."""

@@ -100,8 +100,8 @@ class PackedDecoder:
             for number, layer in enumerate(model.layers[: max(layers)])
         ]
         self._device = model.embed_tokens.weight.device
-        # oneDNN compiles its products in other precisions for every shape that it meets.
-        compiled = self._device.type == "cpu" and (int8 or model.dtype != torch.float32)
+        # oneDNN compiles its products in half precision for every shape that it meets.
+        compiled = self._device.type == "cpu" and model.dtype != torch.float32
         self._multiples = _FEW_SHAPES if compiled else {}
         most = longest_tokens + self._multiples.get("longest_multiple", 1) - 1
         positions = torch.arange(most, device=self._device)[None]

@@ -120,6 +120,7 @@ def compare(
         target=serve_usual_ways, args=(theirs, max_tokens, folder, paper), daemon=True
     )
     process.start()
+    theirs.close()  # else a process that ended would be waited for, for ever
     ways = [Way(name, ask(connection, name)) for name in connection.recv()]
     ours = {
         name: Encoder.load(

@@ -251,7 +251,8 @@ def connect_ray() -> None:
     from pipelines.ray_nodes import MAX_RESOURCES
 
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.update(THREADS_WAIT)
+        for name, value in THREADS_WAIT.items():
+            os.environ.setdefault(name, value)
     if not ray.is_initialized():
         logs = job_logging()
         if os.environ.get("RAY_ADDRESS"):

@@ -30,8 +30,9 @@ FEWER_CPUS = 4
 WORKERS = {"cpu_worker": 1, "gpu_worker": 2}
 IDLE_SECONDS = 20
 STORE_BYTES = 100 << 20
-# Ray's, of a node that could not get the working directory from the head, as where several nodes
-# start at once. Such nodes are left to go before the submission is made again.
+# Ray's, of a node that could not get the working directory from the head. It was seen in one run,
+# when nodes shared a folder; that this was the cause is not known. Such nodes are left to go before
+# the submission is made again.
 NOT_HANDED_OUT = "Failed to download runtime_env file package"
 ATTEMPTS = 3
 PROVIDER = {

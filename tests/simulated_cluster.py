@@ -30,11 +30,6 @@ FEWER_CPUS = 4
 WORKERS = {"cpu_worker": 1, "gpu_worker": 2}
 IDLE_SECONDS = 20
 STORE_BYTES = 100 << 20
-# Ray's, of a node that could not get the working directory from the head. It was seen in one run,
-# when nodes shared a folder; that this was the cause is not known. Such nodes are left to go before
-# the submission is made again.
-NOT_HANDED_OUT = "Failed to download runtime_env file package"
-ATTEMPTS = 3
 PROVIDER = {
     "type": "external",
     "module": "simulated_nodes.ApartNodes",
@@ -100,18 +95,6 @@ def simulated_config(gcs_port: int) -> dict[str, Any]:
     }
 
 
-def submitted(
-    run: Callable[[], subprocess.CompletedProcess[str]],
-) -> subprocess.CompletedProcess[str]:
-    """What ``run()`` gives, made again where Ray did not hand out the working directory."""
-    for _ in range(ATTEMPTS - 1):
-        done = run()
-        if done.returncode == 0 or NOT_HANDED_OUT not in done.stdout + done.stderr:
-            return done
-        time.sleep(2 * IDLE_SECONDS)
-    return run()
-
-
 class SimulatedCluster:
     """Started on creation; :meth:`close` ends every process of it and no other."""
 
@@ -162,11 +145,9 @@ class SimulatedCluster:
         command = [RAY, "job", "submit", "--address", self.address, *options, "--", *entrypoint]
         deadline = time.monotonic() + 120
         while True:
-            done = submitted(
-                lambda: subprocess.run(
-                    [str(part) for part in command], cwd=cwd, env=self.environment,
-                    capture_output=True, text=True, timeout=400, check=False,
-                )
+            done = subprocess.run(
+                [str(part) for part in command], cwd=cwd, env=self.environment,
+                capture_output=True, text=True, timeout=580, check=False,
             )  # fmt: skip
             if "No available agent" not in done.stderr or time.monotonic() > deadline:
                 return done

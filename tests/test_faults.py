@@ -27,8 +27,8 @@ from pipelines.embed import EmbedConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-DOCUMENTS = 2000
-SEEDS = range(8)
+DOCUMENTS = 1200
+SEEDS = range(7)
 # Of every kill: whether the run was still going, and which folders of unfinished work it had.
 KILLS: list[tuple[bool, set[str]]] = []
 
@@ -111,6 +111,11 @@ class Machines:
     def take_driver(self) -> Driver:
         """A driver that is connected already, or a new one."""
         return self.idle.pop() if self.idle else Driver(self.cluster.address)
+
+    def keep_ready(self) -> None:
+        """Have a driver connect in the background, to be taken when another is killed."""
+        if not self.idle:
+            self.idle.append(Driver(self.cluster.address))
 
     def add_node(self):
         return self.cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=150 << 20)
@@ -202,6 +207,7 @@ def test_a_killed_driver_is_followed_by_one_that_finishes(seed, config, corpus, 
     for _ in range(1 + seed % 2):
         killed = machines.take_driver()
         killed.start(config)
+        machines.keep_ready()
         note_kill(config, killed.finished(rng.uniform(0.5, 7.0)))
         killed.kill()
     last = machines.take_driver()

@@ -1,6 +1,7 @@
 """What the embedding job costs beside the encoder, how it scales, and what memory it takes.
 
-``python benchmarks/pipeline.py speed``   job against bare encoder, two 1-core actors against one
+``python benchmarks/pipeline.py speed``   job against bare encoder, two 1-core actors against one,
+                                          and two bare encoders against one: what the cores give
 ``python benchmarks/pipeline.py memory``  peak memory at 20,000 and 200,000 short documents
 ``python benchmarks/pipeline.py state``   scan, ids and chunks of 20 million documents; resuming
 
@@ -67,6 +68,8 @@ def main() -> None:
             found = state(Path(folder), options.documents or 20_000_000)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     name = options.benchmark if options.dtype == "auto" else f"{options.benchmark}_{options.dtype}"
+    if options.benchmark == "speed":
+        name = f"speed_{found['documents']}"
     results[name] = found
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -82,12 +85,9 @@ def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, An
     found: dict[str, list[float]] = {}
     startup = []
     for number in range(rounds):
-        bare = subprocess.run(
-            [sys.executable, "-c", BARE, str(folder / "corpus.parquet"), model],
-            check=True, capture_output=True, text=True, cwd=ROOT,
-        )  # fmt: skip
-        found.setdefault("bare_2_threads", []).append(float(bare.stdout.split()[-1]))
         for name, actors, cpus in (("1x2", 1, 2), ("2x1", 2, 1), ("1x1", 1, 1)):
+            rate = bare_rate(folder / "corpus.parquet", model, actors, cpus)
+            found.setdefault(f"bare_{name}", []).append(rate)
             run = embed(
                 folder / "corpus.parquet", folder / f"out-{name}-{number}", model,
                 "--num-actors", str(actors), "--cpus-per-actor", str(cpus),
@@ -101,11 +101,25 @@ def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, An
         "documents": documents,
         "tokens_per_second": found,
         "job_against_bare": round(
-            max(best["job_1x2"], best["job_2x1"]) / best["bare_2_threads"], 3
+            max(best["job_1x2"], best["job_2x1"]) / max(best["bare_1x2"], best["bare_2x1"]), 3
         ),
         "two_actors_against_one": round(best["job_2x1"] / best["job_1x1"], 3),
+        "two_bare_encoders_against_one": round(best["bare_2x1"] / best["bare_1x1"], 3),
         "seconds_to_first_vectors": round(min(startup), 1),
     }
+
+
+def bare_rate(corpus: Path, model: str, encoders: int, threads: int) -> float:
+    """Tokens a second of encoders alone, each in its process, on all texts each, side by side."""
+    command = [sys.executable, "-c", BARE, str(corpus), model, str(threads), str(encoders)]
+    ready = corpus.with_name(f"ready-{time.monotonic_ns()}")
+    ready.mkdir()
+    processes = [
+        subprocess.Popen([*command, str(ready)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for _ in range(encoders)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    return round(sum(float(output.split()[-1]) for output in outputs), 1)
 
 
 def rate_after_start(run: dict[str, Any], actors: int) -> float:
@@ -115,13 +129,19 @@ def rate_after_start(run: dict[str, Any], actors: int) -> float:
     return round((run["counts"]["tokens"] - actors * CHUNK_TOKENS) / seconds, 1)
 
 
+# Waits for its likes before it begins, so that all of them work at once.
 BARE = """
-import sys, time, pyarrow.parquet as pq
+import os, sys, time, pyarrow.parquet as pq
 from pipelines.encoder import Encoder, EncoderConfig
-texts = pq.read_table(sys.argv[1])["text"].to_pylist()
-encoder = Encoder.load(EncoderConfig(model=sys.argv[2], max_tokens=64), device="cpu", threads=2)
+corpus, model, threads, encoders, ready = sys.argv[1:]
+texts = pq.read_table(corpus)["text"].to_pylist()
+config = EncoderConfig(model=model, max_tokens=64)
+encoder = Encoder.load(config, device="cpu", threads=int(threads))
 encoder.encode(texts[:8])
 encoder.stats.tokens = 0
+open(os.path.join(ready, str(os.getpid())), "w").close()
+while len(os.listdir(ready)) < int(encoders):
+    time.sleep(0.01)
 started = time.perf_counter()
 encoder.encode(texts)
 print(encoder.stats.tokens / (time.perf_counter() - started))

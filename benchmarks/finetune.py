@@ -174,12 +174,12 @@ def compare_workers() -> dict[str, Any]:
     """The job itself on Ray Train, with one and with two workers of one CPU."""
     speeds = {}
     with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(make_pairs(200, (16, 32)), f"{folder}/pairs.parquet")
+        pq.write_table(make_pairs(300, (16, 32)), f"{folder}/pairs.parquet")
         for workers in (1, 2):
             output = f"{folder}/{workers}"
             options = {
                 "pairs": f"{folder}/pairs.parquet", "output": output, "num-workers": workers,
-                "cpus-per-worker": 1, "batch-pairs": 16, "max-steps": 5, "measure-every": 5,
+                "cpus-per-worker": 1, "batch-pairs": 64, "max-steps": 4, "measure-every": 4,
                 "heldout-pairs": 4, "dtype": "float32",
             }  # fmt: skip
             flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
@@ -188,6 +188,7 @@ def compare_workers() -> dict[str, Any]:
             rows = pq.read_table(f"{output}/history.parquet").to_pylist()[2:]
             speeds[workers] = statistics.median(row["tokens"] / row["seconds"] for row in rows)
     return {
+        "batch_pairs": 64,
         "tokens_per_second": {str(k): round(v, 1) for k, v in speeds.items()},
         "ratio": round(speeds[2] / speeds[1], 2),
         "required": 1.7,

@@ -6,7 +6,8 @@ speed    tokens a second of a training step against the step of the paper's publ
          class with the states of every layer, float32, gradient accumulation over unsorted
          micro-batches of 12 pairs. Same pairs; the same adapter, and the one we take by default.
 memory   peak memory of a step of 512 pairs against one of 64.
-workers  tokens a second of two workers of one CPU against one, at an equal global batch.
+workers  tokens a second of two workers of one CPU against one, at an equal global batch of 64
+         pairs, and of 16 in ``workers_small_batch``.
 
 ``--part`` measures some of them and keeps the other figures of the result file.
 """
@@ -14,6 +15,7 @@ workers  tokens a second of two workers of one CPU against one, at an equal glob
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -170,7 +172,7 @@ def compare_memory() -> dict[str, Any]:
     }
 
 
-def compare_workers() -> dict[str, Any]:
+def compare_workers(batch_pairs: int, steps: int) -> dict[str, Any]:
     """The job itself on Ray Train, with one and with two workers of one CPU."""
     speeds = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -179,8 +181,8 @@ def compare_workers() -> dict[str, Any]:
             output = f"{folder}/{workers}"
             options = {
                 "pairs": f"{folder}/pairs.parquet", "output": output, "num-workers": workers,
-                "cpus-per-worker": 1, "batch-pairs": 64, "max-steps": 4, "measure-every": 4,
-                "heldout-pairs": 4, "dtype": "float32",
+                "cpus-per-worker": 1, "batch-pairs": batch_pairs, "max-steps": steps,
+                "measure-every": steps, "heldout-pairs": 4, "dtype": "float32",
             }  # fmt: skip
             flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
             job = Path(__file__).parent.parent / "jobs" / "finetune_adapter.py"
@@ -188,14 +190,19 @@ def compare_workers() -> dict[str, Any]:
             rows = pq.read_table(f"{output}/history.parquet").to_pylist()[2:]
             speeds[workers] = statistics.median(row["tokens"] / row["seconds"] for row in rows)
     return {
-        "batch_pairs": 64,
+        "batch_pairs": batch_pairs,
         "tokens_per_second": {str(k): round(v, 1) for k, v in speeds.items()},
         "ratio": round(speeds[2] / speeds[1], 2),
         "required": 1.7,
     }
 
 
-PARTS = {"speed": compare_speed, "memory": compare_memory, "workers": compare_workers}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "speed": compare_speed,
+    "memory": compare_memory,
+    "workers": functools.partial(compare_workers, batch_pairs=64, steps=4),
+    "workers_small_batch": functools.partial(compare_workers, batch_pairs=16, steps=5),
+}
 
 
 def main() -> None:

@@ -119,6 +119,9 @@ def bare_rate(corpus: Path, model: str, encoders: int, threads: int) -> float:
         for _ in range(encoders)
     ]
     outputs = [process.communicate()[0] for process in processes]
+    failed = [process.returncode for process in processes if process.returncode]
+    if failed:
+        raise RuntimeError(f"an encoder ended with code {failed[0]}; its own words are above")
     return round(sum(float(output.split()[-1]) for output in outputs), 1)
 
 
@@ -129,7 +132,7 @@ def rate_after_start(run: dict[str, Any], actors: int) -> float:
     return round((run["counts"]["tokens"] - actors * CHUNK_TOKENS) / seconds, 1)
 
 
-# Waits for its likes before it begins, so that all of them work at once.
+# Waits for its likes before it begins, so that all of them work at once; not for one that died.
 BARE = """
 import os, sys, time, pyarrow.parquet as pq
 from pipelines.encoder import Encoder, EncoderConfig
@@ -140,7 +143,10 @@ encoder = Encoder.load(config, device="cpu", threads=int(threads))
 encoder.encode(texts[:8])
 encoder.stats.tokens = 0
 open(os.path.join(ready, str(os.getpid())), "w").close()
+deadline = time.monotonic() + 120
 while len(os.listdir(ready)) < int(encoders):
+    if time.monotonic() > deadline:
+        sys.exit("the other encoder did not load within 120 s")
     time.sleep(0.01)
 started = time.perf_counter()
 encoder.encode(texts)

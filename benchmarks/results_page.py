@@ -94,6 +94,20 @@ def gains() -> str:
     return table(["what changes", *CORPORA.values()], rows)
 
 
+def adapters() -> str:
+    """The tuned adapters of the fine-tuning recipe beside their peer."""
+    found = read("adapter_quality")
+    rows = [
+        [name, "", *(f"{scores[corpus]:.3f}" for corpus in CORPORA), ""]
+        for name, scores in found["baselines"].items()
+    ]
+    for name, run in found["runs"].items():
+        cells = [f"{run['v_measure'][corpus]:.3f}" for corpus in CORPORA]
+        seed = name.removeprefix("recipe ")
+        rows.append([f"tuned, seed {seed}", str(run["best_step"]), *cells, f"{run['cpu_minutes']}"])
+    return table(["encoder", "best step", *CORPORA.values(), "CPU minutes"], rows)
+
+
 def selection() -> str:
     """What is chosen without labels, beside the defaults and the best there is."""
     found = read("encoder_choice")["selection"]
@@ -174,6 +188,7 @@ def attention() -> str:
 TABLES = {
     "aggregation": aggregation,
     "gains": gains,
+    "adapters": adapters,
     "selection": selection,
     "selection-ranks": selection_ranks,
     "selection-cost": selection_cost,

@@ -3,7 +3,7 @@
 A decoder's last token has seen everything before it, so words after the text decide what that
 token is about to say: the text's topic in one word, its cluster, its class. The wordings follow
 Jiang et al. 2023 (arXiv:2307.16645, one word), Zhang et al. 2024 (arXiv:2404.03921, step by step
-and knowledge) and arXiv:2507.22729 (clustering).
+and knowledge) and arXiv:2507.22729 (clustering); ``topic`` is our own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ PLACEHOLDER = "{text}"
 PROMPTS = {
     "none": "{text}",
     "one-word": 'This sentence: "{text}" means in one word:"',
+    "topic": 'Document: "{text}" This document is about the general topic of',
     "cluster": 'This sentence: "{text}" belongs to the following cluster:',
     "cluster-the-text": "Cluster the text: {text}",
     "summary": 'This sentence: "{text}" can be summarized as',

@@ -12,12 +12,14 @@ memory wants a tiny one, such as ``tests/tiny_models.py`` makes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.embedding.vectors import read_vectors
 from pipelines.model_sources import PACKAGED_MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +80,7 @@ def main() -> None:
 
 
 def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, Any]:
-    """Tokens a second of the bare encoder and of the job, each after start-up, taken in turns."""
+    """Tokens a second of the bare encoder and of the job, each at work, taken in turns."""
     from pipelines.packaged import load_labelled_corpus
 
     table = load_labelled_corpus("20newsgroups", "test").slice(0, documents)
@@ -88,12 +91,13 @@ def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, An
         for name, actors, cpus in (("1x2", 1, 2), ("2x1", 2, 1), ("1x1", 1, 1)):
             rate = bare_rate(folder / "corpus.parquet", model, actors, cpus)
             found.setdefault(f"bare_{name}", []).append(rate)
+            done = FinishedChunks(folder / f"out-{name}-{number}")
             run = embed(
-                folder / "corpus.parquet", folder / f"out-{name}-{number}", model,
+                folder / "corpus.parquet", done.output, model, done.look,
                 "--num-actors", str(actors), "--cpus-per-actor", str(cpus),
                 "--chunk-tokens", str(CHUNK_TOKENS), "--max-tokens", "64",
-            )["run"]  # fmt: skip
-            found.setdefault(f"job_{name}", []).append(rate_after_start(run, actors))
+            )  # fmt: skip
+            found.setdefault(f"job_{name}", []).append(done.steady_rate(actors))
             startup.append(run["seconds"] - run["metrics"]["embed_seconds"])
             startup[-1] += run["metrics"]["first_chunk_seconds"]
     best = {name: max(values) for name, values in found.items()}
@@ -125,11 +129,31 @@ def bare_rate(corpus: Path, model: str, encoders: int, threads: int) -> float:
     return round(sum(float(output.split()[-1]) for output in outputs), 1)
 
 
-def rate_after_start(run: dict[str, Any], actors: int) -> float:
-    """Tokens a second from the time on at which every actor has done about one chunk."""
-    metrics = run["metrics"]
-    seconds = metrics["embed_seconds"] - metrics["first_chunk_seconds"]
-    return round((run["counts"]["tokens"] - actors * CHUNK_TOKENS) / seconds, 1)
+class FinishedChunks:
+    """When the chunks of a running job were finished, and their tokens, by its files of vectors."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._found: dict[str, tuple[float, int]] = {}
+
+    def look(self, _: int) -> None:
+        """Note the files that are there; the job removes them at its end."""
+        for path in self.output.glob("_work/vectors/*.arrow"):
+            if path.stem not in self._found:
+                with contextlib.suppress(FileNotFoundError):
+                    _, counts = read_vectors(str(self.output / "_work"), path.stem)
+                    self._found[path.stem] = (path.stat().st_mtime, counts["tokens"])
+
+    def steady_rate(self, actors: int) -> float:
+        """Tokens a second while all actors had work.
+
+        From the time on at which each has done about one chunk, until the first finds none left:
+        a small corpus would count starting and running out, which a large one does not notice.
+        """
+        found = sorted(self._found.values())
+        steady = found[actors - 1 : len(found) - actors + 1]
+        seconds = steady[-1][0] - steady[0][0]
+        return round(sum(tokens for _, tokens in steady[1:]) / seconds, 1)
 
 
 # Waits for its likes before it begins, so that all of them work at once; not for one that died.
@@ -161,8 +185,13 @@ def memory(folder: Path, model: str, dtype: str, sizes: tuple[int, int]) -> dict
         path = folder / f"{size}.parquet"
         write_short_texts(path, size)
         flags = ("--num-actors", "2", "--dtype", dtype)
-        found = embed(path, folder / f"out-{size}", model, *flags)
-        peaks.append(found["peak_mib"])
+        seen: list[float] = []
+
+        def look(process: int, seen: list[float] = seen) -> None:
+            seen.append(sum(map(proportional_mib, process_tree(process))))
+
+        embed(path, folder / f"out-{size}", model, look, *flags)
+        peaks.append(round(max(seen)))
     return {
         "documents": list(sizes),
         "dtype": dtype,
@@ -171,20 +200,21 @@ def memory(folder: Path, model: str, dtype: str, sizes: tuple[int, int]) -> dict
     }
 
 
-def embed(corpus: Path, output: Path, model: str, *flags: str) -> dict[str, Any]:
-    """Run the job as a process; its run record and the peak of its process tree's memory."""
+def embed(
+    corpus: Path, output: Path, model: str, look: Callable[[int], None], *flags: str
+) -> dict[str, Any]:
+    """Run the job as a process, calling ``look`` with its id each second; its run record."""
     command = [sys.executable, str(ROOT / "jobs" / "embed_corpus.py"), "--corpus", str(corpus)]
     command += ["--output", str(output), "--model", model, *flags]
     log = output.with_suffix(".log")
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT)
-        peak = 0.0
         while process.poll() is None:
-            peak = max(peak, sum(map(proportional_mib, process_tree(process.pid))))
+            look(process.pid)
             time.sleep(1.0)
     if process.returncode:
         raise RuntimeError(log.read_text())
-    return {"run": json.loads((output / "run.json").read_text()), "peak_mib": round(peak)}
+    return json.loads((output / "run.json").read_text())
 
 
 def process_tree(root: int) -> list[int]:

@@ -5,7 +5,7 @@ then clusters 600 test documents of 20 Newsgroups and of Reuters R8 (never train
 V-measures of k-means with k = number of labels, on texts cut to 64 tokens, as a mean over five
 k-means seeds; all-MiniLM-L6-v2 is scored on the same texts in the same way.
 
-The recipe was chosen by other documents: ``--variants`` tunes its rows with one seed and scores
+Recipes are compared on other documents: ``--variants`` tunes its rows with one seed and scores
 them on training documents of both corpora that no pair is made of. Scores of runs that are already
 in the result file are kept while the recipe is the same, so the script can be stopped and started.
 """

@@ -62,6 +62,7 @@ RECIPE: dict[str, Any] = {
     "activation_tokens": 4096,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
+    "recipe": {},
     "20 steps": {"max_steps": 20},
     "20 steps, last token only": {"max_steps": 20, "pooling": "last"},
     "20 steps, prompt topic": {"max_steps": 20, "prompt": "topic"},
@@ -137,12 +138,13 @@ def write_pairs(method: Method, seed: int, path: Path) -> None:
 
 
 def tune(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Tune one adapter; its folder and what it cost."""
+    """Tune one adapter, or find it tuned; its folder, and what it cost if it was tuned just now."""
     folder = shoal_home() / "outputs" / "adapter_quality"
     method = settings.pop("method", "crop")
     pairs = folder / f"{method}-{seed}.parquet"
     write_pairs(method, seed, pairs)
-    output = folder / f"{name.replace(' ', '-')}-{seed}"
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    output = folder / f"{name.replace(' ', '-')}-{digest}-{seed}"
     config = FinetuneConfig(
         pairs=str(pairs), output=str(output), seed=seed, num_workers="0", **settings
     )
@@ -151,12 +153,14 @@ def tune(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         config.output, "finetune_adapter", asdict(config), seed=seed, keep_complete=True
     ) as record:
         metrics = finetune_adapter(config, record).metrics
-    return {
-        "folder": str(output),
-        "cpu_minutes": round((time.process_time() - cpu) / 60, 1),
-        "wall_minutes": round((time.perf_counter() - started) / 60, 1),
-        **{k: metrics[k] for k in ("best_step", "training_tokens", "before", "best")},
-    }
+    run: dict[str, Any] = {"folder": str(output)}
+    if record.previous is None:
+        run |= {
+            "threads": torch.get_num_threads(),
+            "cpu_minutes": round((time.process_time() - cpu) / 60, 1),
+            "wall_minutes": round((time.perf_counter() - started) / 60, 1),
+        }
+    return run | {k: metrics[k] for k in ("best_step", "training_tokens", "before", "best")}
 
 
 def summarize(results: dict[str, Any]) -> None:
@@ -197,7 +201,6 @@ def main() -> None:
         "documents": DOCUMENTS,
         "cut_tokens": CUT_TOKENS,
         "recipe": RECIPE,
-        "threads": torch.get_num_threads(),
     }
     sets = {"test": test_documents, "development": development_documents}
     wanted = ["test"] * bool(arguments.seeds) + ["development"] * bool(arguments.variants)

@@ -104,8 +104,26 @@ def adapters() -> str:
     for name, run in found["runs"].items():
         cells = [f"{run['v_measure'][corpus]:.3f}" for corpus in CORPORA]
         seed = name.removeprefix("recipe ")
-        rows.append([f"tuned, seed {seed}", str(run["best_step"]), *cells, f"{run['cpu_minutes']}"])
+        rows.append(
+            [f"tuned, seed {seed}", str(run["best_step"]), *cells, str(run.get("cpu_minutes", ""))]
+        )
+    summary = [found["summary"][corpus] for corpus in CORPORA]
+    cells = [f"{one['mean']:.3f} ± {one['standard_deviation']:.3f}" for one in summary]
+    rows.append([f"mean of {found['summary']['seeds']} seeds ± deviation", "", *cells, ""])
+    leads = [f"{one['lead_over_minilm']:+.3f}" for one in summary]
+    rows.append(["mean over all-MiniLM-L6-v2", "", *leads, ""])
     return table(["encoder", "best step", *CORPORA.values(), "CPU minutes"], rows)
+
+
+def adapter_variants() -> str:
+    """What each change of the recipe does to documents that no pair is made of."""
+    found = read("adapter_quality")
+    scored = {**found["development_baselines"]}
+    scored |= {name: run["v_measure"] for name, run in found["development"].items()}
+    rows = [
+        [name, *(f"{scores[corpus]:.3f}" for corpus in CORPORA)] for name, scores in scored.items()
+    ]
+    return table(["recipe, seed 0", *CORPORA.values()], rows)
 
 
 def selection() -> str:
@@ -189,6 +207,7 @@ TABLES = {
     "aggregation": aggregation,
     "gains": gains,
     "adapters": adapters,
+    "adapter-variants": adapter_variants,
     "selection": selection,
     "selection-ranks": selection_ranks,
     "selection-cost": selection_cost,

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ def test_result_holds_all_that_is_promised_and_nothing_else(config):
     assert [row["step"] for row in rows] == list(range(7))
     assert rows[6]["loss"] < rows[1]["loss"]
     assert [row["step"] for row in rows if row["mrr"] is not None] == [0, 2, 4, 6]
-    assert result.metrics["best"]["mrr"] == max(round(r["mrr"], 4) for r in rows if r["mrr"])
+    measured = [row["heldout_loss"] for row in rows if row["heldout_loss"] is not None]
+    assert result.metrics["best"]["heldout_loss"] == round(min(measured), 4)
     assert 0 <= result.metrics["best"]["v_measure"] <= 1
     card = (Path(made.output) / "README.md").read_text()
     assert "temperature 0.05" in card and "means in one word" in card
@@ -104,6 +106,17 @@ def test_encoder_and_plain_peft_give_the_vectors_of_training(config, base):
     ids = torch.tensor([encoder.tokenizer.tokenize(SENTENCES[:1])[0]])
     state = plain(ids).last_hidden_state[0, -1]
     assert torch.allclose(torch.nn.functional.normalize(state, dim=-1), trained[0], atol=1e-4)
+
+
+def test_a_moved_adapter_is_still_an_encoder(config, tmp_path):
+    made = config(max_steps=1)
+    run(made)
+    before = Encoder.from_folder(made.output)
+    moved = Path(shutil.move(made.output, tmp_path / "moved"))
+    after = Encoder.from_folder(str(moved))
+    assert after.fingerprint == before.fingerprint
+    assert after.description.adapter == str(moved)
+    assert (after.encode(SENTENCES) == before.encode(SENTENCES)).all()
 
 
 def test_only_the_adapter_changes(config, base):
@@ -178,12 +191,12 @@ def test_patience_ends_a_run_that_does_not_get_better(config):
 
 
 def test_best_adapter_is_kept_not_the_last(config, monkeypatch):
-    scores = [0.1, 0.5, 0.3, 0.2]
+    losses = [3.0, 1.5, 1.7, 1.6]
     seen = []
 
     def measure(trainer, *_):
         seen.append(adapter_weights(trainer.model))
-        return {"mrr": scores[len(seen) - 1]}
+        return {"heldout_loss": losses[len(seen) - 1]}
 
     monkeypatch.setattr(AdapterTrainer, "measure", measure)
     made = config()
@@ -191,6 +204,26 @@ def test_best_adapter_is_kept_not_the_last(config, monkeypatch):
     kept = weights(made.output)
     assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
     assert any(not torch.equal(kept[name], seen[3][name]) for name in kept)
+
+
+def test_heldout_loss_is_the_objective_without_dropout(config):
+    made = config(temperature=0.1)
+    trainer = AdapterTrainer(made.trainer, describe_encoder(made.encoder), torch.device("cpu"))
+    anchors, positives = SENTENCES[:4], SENTENCES[4:]
+    table = pa.table({"anchor": anchors, "positive": positives, "id": list("abcd")})
+    cosines = torch.nn.functional.cosine_similarity(
+        trainer.embed(anchors)[:, None], trainer.embed(positives)[None], dim=-1
+    )
+    own = torch.arange(4)
+    both = [torch.nn.functional.cross_entropy(c / 0.1, own) for c in (cosines, cosines.T)]
+    found = trainer.measure(table, 0, 1)["heldout_loss"]
+    assert found == pytest.approx(float(sum(both) / 2), rel=1e-4)
+
+
+def test_heldout_loss_that_is_not_finite_ends_the_run(config, monkeypatch):
+    monkeypatch.setattr(AdapterTrainer, "measure", lambda *_: {"heldout_loss": float("nan")})
+    with pytest.raises(InputError, match="step 0: the loss of the held-out pairs is nan"):
+        run(config())
 
 
 def test_layer_matryoshka_and_learned_temperature_train_and_load(config):
@@ -273,16 +306,18 @@ def test_texts_paired_with_themselves_need_dropout(config, tmp_path):
     path = tmp_path / "same.parquet"
     texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
     pq.write_table(pa.table({"anchor": texts, "positive": texts}), path)
-    assert run(config("with", pairs=str(path))).metrics["steps"] == 6
+    tuned = run(config("with", pairs=str(path))).metrics
+    assert tuned["best_step"] > 0
+    assert tuned["before"]["mrr"] == tuned["best"]["mrr"] == 1.0  # says nothing of such pairs
     with pytest.raises(InputError, match="pass --lora-dropout"):
         run(config("without", pairs=str(path), lora_dropout=0.0))
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
-    monkeypatch.setattr(
-        "pipelines.contrastive.ContrastiveLoss.forward",
-        lambda self, anchors, *rest: anchors.sum() * float("nan"),
-    )
+    def spoilt(_, anchors, *rest):
+        return anchors.sum() * (float("nan") if torch.is_grad_enabled() else 0.0)
+
+    monkeypatch.setattr("pipelines.contrastive.ContrastiveLoss.forward", spoilt)
     with pytest.raises(InputError, match=r"step 1: loss nan .* document ids are \d+, "):
         run(config())
 

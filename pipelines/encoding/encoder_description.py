@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import transformers
 
+from pipelines.encoding.adapter_settings import FILE_NAME as ADAPTER_SETTINGS
 from pipelines.errors import InputError
 from pipelines.model_sources import PACKAGED_MODEL, ModelFiles, fetch_adapter, fetch_model
 from pipelines.pooling import POOLINGS, Pooling, pooled_dimension
 from pipelines.prompts import PromptTemplate
-from pipelines.storage import join, read_bytes, write_bytes
+from pipelines.storage import exists, join, read_bytes, write_bytes
 
 FILE_NAME = "encoder.json"
 FORMAT = 1
@@ -146,14 +147,21 @@ class EncoderDescription:
 
     @classmethod
     def load(cls, folder: str) -> EncoderDescription:
-        """Read ``encoder.json`` from ``folder``; :class:`InputError` where there is none."""
+        """Read ``encoder.json`` from ``folder``; :class:`InputError` where there is none.
+
+        A tuned adapter lies beside its ``encoder.json``. It is taken from there, wherever the
+        folder was moved or copied to since.
+        """
         path = join(folder, FILE_NAME)
         try:
-            return cls.from_json(json.loads(read_bytes(path)))
+            description = cls.from_json(json.loads(read_bytes(path)))
         except FileNotFoundError as error:
             raise InputError(f"{folder} holds no {FILE_NAME}: it is no encoder's folder") from error
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is not JSON: {error}") from error
+        if description.adapter is not None and exists(join(folder, ADAPTER_SETTINGS)):
+            return replace(description, adapter=folder)
+        return description
 
     def fetch(self) -> tuple[ModelFiles, ModelFiles | None]:
         """The files of model and adapter on this machine, checked to be the described ones."""

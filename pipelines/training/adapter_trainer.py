@@ -157,12 +157,18 @@ class AdapterTrainer:
         done = max(0, step - settings.warmup_steps) / rest
         return settings.learning_rate * min(warm, 1 - 0.95 * done)
 
+    @torch.no_grad()
     def measure(self, heldout: pa.Table, rank: int, world_size: int) -> dict[str, float]:
-        """Held-out measures, the same on every rank; each embeds its share of the pairs."""
+        """Held-out measures, the same on every rank; each embeds its share of the pairs.
+
+        ``heldout_loss`` is the objective of training with all other pairs as negatives, without
+        hard ones; the others are those of :mod:`pipelines.training.heldout`.
+        """
         own = rank_slice(heldout, rank, world_size)
         sides = [self.embed(own[name].to_pylist()) for name in ("anchor", "positive")]
+        loss = self.loss(*sides, pair_keys(own, self.device))
         anchors, positives = (gather_rows(side) for side in sides)
-        measures = partner_measures(anchors, positives)
+        measures = {"heldout_loss": sum_over_ranks(loss), **partner_measures(anchors, positives)}
         if "label" in heldout.column_names:
             measures["v_measure"] = label_measure(anchors, heldout["label"].to_pylist())
         return measures

@@ -19,6 +19,7 @@ from pipelines.model_sources import fetch_model
 from pipelines.storage import atomic_output, join, write_bytes
 from pipelines.training.adapter_model import adapter_files
 from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.heldout import MEASURES
 from pipelines.training.history_plot import plot_history
 from pipelines.training.model_card import write_model_card
 from pipelines.training.training_loop import SCORE
@@ -92,7 +93,8 @@ def summarize(
     """The table that a person sees at the end."""
     before, best = metrics["before"], metrics["best"]
     changes = {
-        f"held-out {name}": f"{before[name]:.3f} before, {best[name]:.3f} tuned" for name in best
+        f"held-out {name.removeprefix('heldout_')}": f"{before[name]:.3f} before, {value:.3f} tuned"
+        for name, value in best.items()
     }
     return {
         "pairs": f"{counts['training_pairs']:,} to train, {counts['heldout_pairs']:,} held out",
@@ -104,5 +106,4 @@ def summarize(
 
 
 def _measures(row: dict[str, Any]) -> dict[str, float]:
-    names = ("recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
-    return {name: round(row[name], 4) for name in names if name in row}
+    return {name: round(row[name], 4) for name in MEASURES if name in row}

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from pipelines.pooling import normalize
 
+MEASURES = ("heldout_loss", "recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
+"""What a history may say of held-out pairs."""
+
 
 def partner_measures(anchors: Tensor, positives: Tensor) -> dict[str, float]:
     """Measures of n held-out pairs, averaged over both directions.

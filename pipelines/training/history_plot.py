@@ -10,6 +10,7 @@ import pyarrow as pa
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 640, 180, 56, 28, 44
 _PANELS = (
     ("loss", "training loss", "#4c78a8"),
+    ("heldout_loss", "held-out loss", "#f58518"),
     ("mrr", "held-out retrieval of the partner (MRR)", "#59a14f"),
     ("v_measure", "held-out V-measure", "#b07aa1"),
 )
@@ -19,8 +20,8 @@ def plot_history(history: pa.Table, best_step: int) -> bytes:
     """One panel a measure over the steps, with a line at the best step.
 
     Args:
-        history: columns ``step`` and some of ``loss``, ``mrr``, ``v_measure``, with nulls where
-            there was no measure.
+        history: columns ``step`` and some of ``loss``, ``heldout_loss``, ``mrr``,
+            ``v_measure``, with nulls where there was no measure.
         best_step: the step of the adapter that is kept.
     """
     panels = [panel for panel in _PANELS if panel[0] in history.column_names]

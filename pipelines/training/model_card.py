@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipelines.encoding.encoder_description import EncoderDescription
 from pipelines.run_record import package_versions
 from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.heldout import MEASURES
 
 _TEMPLATE = """\
 ---
@@ -38,7 +39,7 @@ A LoRA adapter trained contrastively, without labels, to place texts of like con
 {{ config.lora_dropout }}, on {{ config.lora_targets | join(", ") }} |
 | optimizer | AdamW, learning rate {{ config.learning_rate }}, {{ config.warmup_steps }} warm-up \
 steps, then linear decay |
-| steps | {{ metrics.steps }}; kept is step {{ metrics.best_step }}, the best by held-out MRR |
+| steps | {{ metrics.steps }}; kept is step {{ metrics.best_step }}, the best by held-out loss |
 | tokens | {{ metrics.training_tokens }} |
 | seed | {{ config.seed }} |
 | made with | {{ versions }} |
@@ -52,6 +53,7 @@ steps, then linear decay |
 {% endfor %}
 ![history](history.svg)
 
+`heldout_loss` is the objective of training on pairs that are held out (lower is better);
 `recall_at_1` and `mrr` ask for a text's partner among all held-out partners (higher is better);
 `alignment` is the mean squared distance of partners, `uniformity` says how evenly vectors spread
 (lower is better for both).
@@ -89,15 +91,11 @@ def write_model_card(
     history: pa.Table,
 ) -> str:
     """The card as Markdown."""
-    columns = [
-        name
-        for name in ("loss", "recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
-        if name in history.column_names
-    ]
+    columns = [name for name in ("loss", *MEASURES) if name in history.column_names]
     rows = [
         [row["step"], *("" if row[name] is None else f"{row[name]:.3f}" for name in columns)]
         for row in history.to_pylist()
-        if row["mrr"] is not None
+        if row["heldout_loss"] is not None
     ]
     source = config.pairs or f"crops of {config.corpus or 'the packaged training corpus'}"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

@@ -191,7 +191,7 @@ def training_metrics() -> dict[str, Gauge]:
         "loss": Gauge("shoal_training_loss", "Loss of the latest step, nats"),
         "gradient_norm": Gauge("shoal_training_gradient_norm", "Gradient norm before clipping"),
         "seconds": Gauge("shoal_training_step_seconds", "Seconds of the latest step"),
-        SCORE: Gauge("shoal_training_heldout_score", "Held-out measure that picks the adapter"),
+        SCORE: Gauge("shoal_training_heldout_loss", "Held-out loss, which picks the adapter"),
     }
 
 

@@ -21,8 +21,12 @@ from pipelines.training.adapter_trainer import AdapterTrainer
 from pipelines.training.training_batches import read_batch, read_heldout
 from pipelines.training.training_state import TrainingState, resume, save_state
 
-SCORE = "mrr"
-"""The held-out measure by which the best adapter is chosen."""
+SCORE = "heldout_loss"
+"""The measure by which the best adapter is chosen, lower better: the objective on held-out pairs.
+
+Retrieval of the partner is measured too, but does not choose: an untuned model finds a crop's
+partner by the words that both have, and its clusters may get better while it finds no more of them.
+"""
 
 Report = Callable[[dict[str, Any], Path | None], None]
 
@@ -100,7 +104,7 @@ def describe_row(row: dict[str, Any], max_steps: int) -> str:
         f"{row['tokens'] / row['seconds']:.0f} tokens a second"
     )
     if SCORE in row:
-        line += f", held-out {SCORE} {row[SCORE]:.3f}"
+        line += f", held-out loss {row[SCORE]:.3f}"
     return line
 
 
@@ -124,6 +128,12 @@ def _measure(
     row: dict[str, Any],
 ) -> None:
     row |= trainer.measure(heldout, rank, world_size)
+    if not math.isfinite(row[SCORE]):
+        raise InputError(
+            f"step {row['step']}: the loss of the held-out pairs is {row[SCORE]}, by which the "
+            "adapter is chosen. Use --dtype float32, lower --learning-rate, or look at the "
+            "held-out documents"
+        )
     state.history.append(row)
     state.consider(row[SCORE], adapter_weights(trainer.model))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +30,14 @@ class TrainingState:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best_step: int = 0
-    best_score: float = -1.0
+    best_loss: float = math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
 
-    def consider(self, score: float, weights: dict[str, Tensor]) -> None:
-        """Keep ``weights`` if their score is the best so far; of equals the earliest."""
-        if score > self.best_score:
-            self.best_score, self.best_step, self.best_weights = score, self.step, weights
+    def consider(self, heldout_loss: float, weights: dict[str, Tensor]) -> None:
+        """Keep ``weights`` if their loss is the lowest so far; of equals the earliest."""
+        if heldout_loss < self.best_loss:
+            self.best_loss, self.best_step, self.best_weights = heldout_loss, self.step, weights
             self.stale = 0
         else:
             self.stale += 1
@@ -53,7 +54,7 @@ def save_state(folder: Path, state: TrainingState, trainer: AdapterTrainer) -> N
         "step": state.step,
         "history": state.history,
         "best_step": state.best_step,
-        "best_score": state.best_score,
+        "best_loss": state.best_loss,
         "stale": state.stale,
     }
     (folder / "state.json").write_text(json.dumps(content))

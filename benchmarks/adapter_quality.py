@@ -40,7 +40,7 @@ from pipelines.pairs import plain_pairs
 from pipelines.run_record import RunRecord
 from pipelines.storage import shoal_home
 from pipelines.training.finetune_config import FinetuneConfig
-from pipelines.training.pairs_config import Method, PairsConfig
+from pipelines.training.pairs_config import PairsConfig
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600
@@ -70,7 +70,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "20 steps, temperature 0.05": {"max_steps": 20, "temperature": 0.05},
     "20 steps, temperature 0.2": {"max_steps": 20, "temperature": 0.2},
     "20 steps, rank 4": {"max_steps": 20, "lora_rank": 4, "lora_alpha": 8.0},
-    "20 steps, noise in place of crops": {"max_steps": 20, "method": "noise"},
+    "20 steps, crops of 8 to 16 words": {"max_steps": 20, "crop_words": (8, 16)},
+    "20 steps, whole documents with noise": {"max_steps": 20, "method": "noise"},
 }
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -126,9 +127,8 @@ def encode_with_minilm(texts: list[str]) -> np.ndarray:
     return model.encode(texts, normalize_embeddings=True)
 
 
-def write_pairs(method: Method, seed: int, path: Path) -> None:
+def write_pairs(config: PairsConfig, path: Path) -> None:
     """A pair of each training document of 20 Newsgroups that is long enough; no label is read."""
-    config = PairsConfig(method=method, seed=seed)
     rows = by_hash("20newsgroups", "train", "dev")[DEVELOPMENT_DOCUMENTS["20newsgroups"] :]
     documents = [(str(row["id"]), row["text"]) for row in rows]
     pairs = plain_pairs(config, documents, Counter())
@@ -140,10 +140,11 @@ def write_pairs(method: Method, seed: int, path: Path) -> None:
 def tune(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Tune one adapter, or find it tuned; its folder, and what it cost if it was tuned just now."""
     folder = shoal_home() / "outputs" / "adapter_quality"
-    method = settings.pop("method", "crop")
-    pairs = folder / f"{method}-{seed}.parquet"
-    write_pairs(method, seed, pairs)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    made = {key: settings.pop(key) for key in ("method", "crop_words") if key in settings}
+    parts = (made.get("method", "crop"), *made.get("crop_words", ()), seed)
+    pairs = folder / f"{'-'.join(map(str, parts))}.parquet"
+    write_pairs(PairsConfig(seed=seed, **made), pairs)
     output = folder / f"{name.replace(' ', '-')}-{digest}-{seed}"
     config = FinetuneConfig(
         pairs=str(pairs), output=str(output), seed=seed, num_workers="0", **settings

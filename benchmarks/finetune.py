@@ -217,7 +217,7 @@ def compare_workers(batch_pairs: int, steps: int) -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": compare_speed,
     "memory": compare_memory,
-    "workers": functools.partial(compare_workers, batch_pairs=64, steps=4),
+    "workers": functools.partial(compare_workers, batch_pairs=64, steps=3),
     "workers_small_batch": functools.partial(compare_workers, batch_pairs=16, steps=6),
 }
 

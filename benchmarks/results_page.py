@@ -108,8 +108,9 @@ def adapters() -> str:
             [f"tuned, seed {seed}", str(run["best_step"]), *cells, str(run.get("cpu_minutes", ""))]
         )
     summary = [found["summary"][corpus] for corpus in CORPORA]
-    cells = [f"{one['mean']:.3f} ± {one['standard_deviation']:.3f}" for one in summary]
-    rows.append([f"mean of {found['summary']['seeds']} seeds ± deviation", "", *cells, ""])
+    if found["summary"]["seeds"] > 1:
+        cells = [f"{one['mean']:.3f} ± {one['standard_deviation']:.3f}" for one in summary]
+        rows.append([f"mean of {found['summary']['seeds']} seeds ± deviation", "", *cells, ""])
     leads = [f"{one['lead_over_minilm']:+.3f}" for one in summary]
     rows.append(["mean over all-MiniLM-L6-v2", "", *leads, ""])
     return table(["encoder", "best step", *CORPORA.values(), "CPU minutes"], rows)
@@ -119,7 +120,9 @@ def adapter_variants() -> str:
     """What each change of the recipe does to documents that no pair is made of."""
     found = read("adapter_quality")
     scored = {**found["development_baselines"]}
-    scored |= {name: run["v_measure"] for name, run in found["development"].items()}
+    for name, run in found["development"].items():
+        title = f"the recipe, {found['recipe']['max_steps']} steps" if name == "recipe" else name
+        scored[title] = run["v_measure"]
     rows = [
         [name, *(f"{scores[corpus]:.3f}" for corpus in CORPORA)] for name, scores in scored.items()
     ]

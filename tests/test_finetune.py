@@ -20,6 +20,7 @@ from pipelines.run_record import RunRecord, read_run
 from pipelines.training.adapter_model import adapter_weights
 from pipelines.training.adapter_trainer import AdapterTrainer
 from pipelines.training.finetune_config import FinetuneConfig
+from pipelines.training.training_batches import BatchPlan, split_heldout
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +301,22 @@ def test_few_pairs_are_enough_for_a_small_batch(config, tmp_path, count, heldout
     pq.write_table(pa.table({"anchor": texts, "positive": [t[::-1] for t in texts]}), path)
     made = config(pairs=str(path), heldout_pairs=None, max_steps=1)
     assert run(made).counts["heldout_pairs"] == heldout
+
+
+def test_pairs_of_two_documents_are_held_out(config, pairs, tmp_path):
+    path = tmp_path / "few-documents.parquet"
+    table = pq.read_table(pairs)
+    ids = [str(row // 14) for row in range(len(table))]  # 56 pairs of four documents
+    pq.write_table(table.set_column(2, "id", pa.array(ids)), path)
+    heldout, training = split_heldout(pq.read_table(path), BatchPlan(6, 8, 2, seed=0))
+    documents = [set(part["id"].to_pylist()) for part in (heldout, training)]
+    assert [len(part) for part in documents] == [2, 2] and not documents[0] & documents[1]
+    assert len(heldout) == len(training) == 28
+    metrics = run(config(pairs=str(path), heldout_pairs=2)).metrics
+    assert metrics["before"]["heldout_loss"] > metrics["best"]["heldout_loss"] > 0
+    pq.write_table(table.set_column(2, "id", pa.array(["one"] * len(table))), path)
+    with pytest.raises(InputError, match="too few documents: 1 found"):
+        run(config("single", pairs=str(path), heldout_pairs=2))
 
 
 def test_texts_paired_with_themselves_need_dropout(config, tmp_path):

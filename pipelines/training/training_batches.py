@@ -98,7 +98,10 @@ def check_pairs(pairs: pa.Table, plan: BatchPlan) -> None:
 
 
 def split_heldout(pairs: pa.Table, plan: BatchPlan) -> tuple[pa.Table, pa.Table]:
-    """Held-out pairs and training pairs, by a hash of the document's id."""
+    """Held-out pairs, of two documents at least, and training pairs, by a hash of documents' ids.
+
+    Pairs of one document are no negatives of each other, so one document alone has no loss.
+    """
     ids = [str(value).encode() for value in pairs["id"].to_pylist()]
     salt = str(plan.seed).encode() + b"\0"
     digests = np.frombuffer(
@@ -106,12 +109,17 @@ def split_heldout(pairs: pa.Table, plan: BatchPlan) -> tuple[pa.Table, pa.Table]
     )
     order = np.argsort(digests, kind="stable")
     cut = plan.heldout_pairs
-    while 0 < cut < len(order) and digests[order[cut]] == digests[order[cut - 1]]:
-        cut += 1
+    sorted_digests = digests[order]
+    second = np.searchsorted(sorted_digests, sorted_digests[0], side="right")
+    if 0 < cut < len(order):
+        last = max(cut - 1, min(second, len(order) - 1))
+        cut = int(np.searchsorted(sorted_digests, sorted_digests[last], side="right"))
     if len(order) - cut < plan.batch_pairs:
         raise InputError(
-            f"too few documents: holding out {plan.heldout_pairs} pairs by document leaves "
-            f"{len(order) - cut} for batches of {plan.batch_pairs}; lower --heldout-pairs"
+            f"too few documents: {len(np.unique(digests))} found, and holding out "
+            f"{plan.heldout_pairs} pairs by document, of two documents at least, leaves "
+            f"{len(order) - cut} for batches of {plan.batch_pairs}; lower --heldout-pairs or "
+            "--batch-pairs, or make pairs of more documents"
         )
     return pairs.take(order[:cut]), pairs.take(order[cut:])
 

@@ -109,11 +109,24 @@ def adapters() -> str:
         )
     summary = [found["summary"][corpus] for corpus in CORPORA]
     if found["summary"]["seeds"] > 1:
-        cells = [f"{one['mean']:.3f} ± {one['standard_deviation']:.3f}" for one in summary]
+        cells = [mean_and_deviation(one) for one in summary]
         rows.append([f"mean of {found['summary']['seeds']} seeds ± deviation", "", *cells, ""])
     leads = [f"{one['lead_over_minilm']:+.3f}" for one in summary]
     rows.append(["mean over all-MiniLM-L6-v2", "", *leads, ""])
+    for earlier in found["earlier"]:
+        recipe, scores = earlier["recipe"], earlier["summary"]
+        fewest, most = recipe["crop_words"]
+        name = f"before: rank {recipe['lora_rank']}, crops of {fewest} to {most} words"
+        name += f", {scores['seeds']} seeds"
+        cells = [mean_and_deviation(scores[corpus]) for corpus in CORPORA]
+        rows.append([name, "", *cells, ""])
     return table(["encoder", "best step", *CORPORA.values(), "CPU minutes"], rows)
+
+
+def mean_and_deviation(scores: dict[str, Any]) -> str:
+    """A summary's mean, and its deviation where more than one seed made it."""
+    deviation = scores["standard_deviation"]
+    return f"{scores['mean']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
 def adapter_variants() -> str:

@@ -36,8 +36,8 @@ from pipelines.model_sources import PACKAGED_MODEL
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "pipeline.json"
-# A quarter of what the job takes on a CPU, so that a corpus of minutes has some chunks an actor.
-CHUNK_TOKENS = 8192
+# An eighth of what the job takes on a CPU, so that a corpus of minutes has some chunks an actor.
+CHUNK_TOKENS = 4096
 # Encoders or actors, and the cores of each.
 SHAPES = {"1x2": (1, 2), "2x1": (2, 1), "1x1": (1, 1)}
 WORDS = np.array(
@@ -157,13 +157,18 @@ class FinishedChunks:
 
         From the time on at which each has done about one chunk, until the first finds none left:
         a small corpus would count starting and running out, which a large one does not notice.
+        Chunks that reach over either end count by their part between; one began when the one that
+        was finished as many places before as there are actors was.
         """
         found = sorted(self._found.values())
         if len(found) <= 2 * actors:
             raise RuntimeError(f"{len(found)} chunks for {actors} actors: raise --documents")
-        steady = found[actors - 1 : len(found) - actors + 1]
-        seconds = steady[-1][0] - steady[0][0]
-        return round(sum(tokens for _, tokens in steady[1:]) / seconds, 1)
+        begin, end = found[actors - 1][0], found[-actors][0]
+        done = 0.0
+        for (started, _), (finished, tokens) in zip(found, found[actors:], strict=False):
+            inside = min(finished, end) - max(started, begin)
+            done += tokens * max(inside, 0.0) / (finished - started)
+        return round(done / (end - begin), 1)
 
 
 # Waits for its likes before it begins, so that all of them work at once; not for one that died.

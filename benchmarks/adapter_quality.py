@@ -64,8 +64,9 @@ RECIPE: dict[str, Any] = {
     "dtype": "float32",
     "activation_tokens": 4096,
 }
-SHORT_CROPS: dict[str, Any] = {"crop_words": (16, 32), "lora_rank": 16, "lora_alpha": 32.0}
-SHORT_RUN: dict[str, Any] = {**SHORT_CROPS, "max_steps": 20}
+# What the recipe before it had, at which some variants were measured.
+EARLIER_RECIPE: dict[str, Any] = {"crop_words": (16, 32), "lora_rank": 16, "lora_alpha": 32.0}
+SHORT_RUN: dict[str, Any] = {**EARLIER_RECIPE, "max_steps": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "40 steps": {"max_steps": 40},
@@ -74,15 +75,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "40 steps, rank 64, crops of 16 to 32 words": {
         "max_steps": 40, "crop_words": (16, 32), "lora_rank": 64, "lora_alpha": 128.0,
     },
-    "rank 16, crops of 16 to 32 words": SHORT_CROPS,
+    "rank 16, crops of 16 to 32 words": EARLIER_RECIPE,
     "20 steps, rank 16, crops of 16 to 32 words": SHORT_RUN,
-    "the same, last token only": {**SHORT_RUN, "pooling": "last"},
-    "the same, prompt topic": {**SHORT_RUN, "prompt": "topic"},
-    "the same, temperature 0.05": {**SHORT_RUN, "temperature": 0.05},
-    "the same, temperature 0.2": {**SHORT_RUN, "temperature": 0.2},
-    "the same, rank 4": {**SHORT_RUN, "lora_rank": 4, "lora_alpha": 8.0},
-    "the same, crops of 8 to 16 words": {**SHORT_RUN, "crop_words": (8, 16)},
-    "the same, whole documents with noise": {**SHORT_RUN, "method": "noise"},
+    "20 steps, rank 16, crops of 16 to 32 words, last token only": {
+        **SHORT_RUN, "pooling": "last",
+    },
+    "20 steps, rank 16, crops of 16 to 32 words, prompt topic": {
+        **SHORT_RUN, "prompt": "topic",
+    },
+    "20 steps, rank 16, crops of 16 to 32 words, temperature 0.05": {
+        **SHORT_RUN, "temperature": 0.05,
+    },
+    "20 steps, rank 16, crops of 16 to 32 words, temperature 0.2": {
+        **SHORT_RUN, "temperature": 0.2,
+    },
+    "20 steps, rank 4, crops of 16 to 32 words": {**SHORT_RUN, "lora_rank": 4, "lora_alpha": 8.0},
+    "20 steps, rank 16, crops of 8 to 16 words": {**SHORT_RUN, "crop_words": (8, 16)},
+    "20 steps, rank 16, whole documents with noise": {**SHORT_RUN, "method": "noise"},
 }  # fmt: skip
 
 Encode = Callable[[list[str]], np.ndarray]

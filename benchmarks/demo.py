@@ -21,7 +21,7 @@ from sklearn.metrics import v_measure_score
 
 from cluster.assign import NearestCentroids
 from cluster.kmeans import FitOptions, fit_in_memory
-from pipelines.run_record import require_complete
+from pipelines.runtime.run_record import require_complete
 
 SEEDS = range(5)
 

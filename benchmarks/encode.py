@@ -35,11 +35,11 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
-from pipelines.encoding.sentence_transformers_folder import export_sentence_transformer
-from pipelines.model_sources import PACKAGED_MODEL, fetch_model
-from pipelines.packaged import load_labelled_corpus
-from pipelines.prompts import PromptTemplate
+from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.sentence_transformers import export_sentence_transformer
+from pipelines.encoder.sources import PACKAGED_MODEL, fetch_model
+from pipelines.runtime.packaged import load_labelled_corpus
 
 RESULTS = Path(__file__).parent / "results" / "encode.json"
 PROMPT = "one-word"

@@ -23,26 +23,26 @@ import mteb
 import numpy as np
 import scipy.stats
 
-from pipelines.command_line import configure_logging
-from pipelines.encoder import EncoderConfig, describe_encoder
-from pipelines.encoding.tokenization import PromptedTokenizer
-from pipelines.evaluating.contestants import MINILM, TF_IDF, load_contestant, parse_contestant
-from pipelines.evaluating.mteb_encoder import MtebEncoder
-from pipelines.evaluating.task_runner import score_of
-from pipelines.evaluating.tasks import LabelledCorpusTask, packaged_task
-from pipelines.selecting.pooled_states import AllLayersPooler, PooledStates
-from pipelines.selecting.prompt_trial import (
+from pipelines.encoder.encoder import EncoderConfig, describe_encoder
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.contestants import MINILM, TF_IDF, load_contestant, parse_contestant
+from pipelines.evaluation.mteb import MtebEncoder
+from pipelines.evaluation.ranking import rank_candidates
+from pipelines.evaluation.select import DEFAULT_POOLINGS
+from pipelines.evaluation.tasks import LabelledCorpusTask, packaged_task, score_of
+from pipelines.evaluation.trial import (
     FEWEST_HALF_TOKENS,
+    AllLayersPooler,
     LoadedModel,
+    PooledStates,
     Trial,
     TrialPlan,
     body_tokens,
     plan_runs,
     try_prompt,
 )
-from pipelines.selecting.ranking import rank_candidates
-from pipelines.selecting.select_config import DEFAULT_POOLINGS
-from pipelines.storage import shoal_home
+from pipelines.runtime.command import configure_logging
+from pipelines.runtime.files import shoal_home
 
 CORPORA = ("20newsgroups", "reuters-r8")
 PROMPTS = ("none", "one-word", "cluster")
@@ -223,7 +223,7 @@ def v_measures(
     grid: list[tuple[str, int, Any]],
 ) -> np.ndarray:
     """V-measure of every candidate with k-means of three seeds, float64 (candidates,)."""
-    from pipelines.selecting.criteria import agreement, cluster_vectors
+    from pipelines.evaluation.trial import agreement, cluster_vectors
 
     labels = np.unique(task.labels, return_inverse=True)[1]
     clusters = len(set(task.labels))

@@ -39,13 +39,13 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from pipelines.encoding.encoder_description import DType, describe_encoder
-from pipelines.model_sources import PACKAGED_MODEL, fetch_model
-from pipelines.packaged import load_labelled_corpus
-from pipelines.prompts import PromptTemplate
-from pipelines.training.adapter_trainer import AdapterTrainer
-from pipelines.training.finetune_config import FinetuneConfig
-from pipelines.training.pair_methods import crop_pair, document_generator
+from pipelines.encoder.description import DType, describe_encoder
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.sources import PACKAGED_MODEL, fetch_model
+from pipelines.runtime.packaged import load_labelled_corpus
+from pipelines.training.config import FinetuneConfig
+from pipelines.training.pairs import crop_pair, document_generator
+from pipelines.training.trainer import AdapterTrainer
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 PAPER_MICRO_BATCH = 12

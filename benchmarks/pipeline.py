@@ -31,8 +31,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.embedding.vectors import read_vectors
-from pipelines.model_sources import PACKAGED_MODEL
+from pipelines.embedding.encode import read_vectors
+from pipelines.encoder.sources import PACKAGED_MODEL
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "pipeline.json"
@@ -85,7 +85,7 @@ def main() -> None:
 
 def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, Any]:
     """Tokens a second of the bare encoder and of the job, each at work, taken in turns."""
-    from pipelines.packaged import load_labelled_corpus
+    from pipelines.runtime.packaged import load_labelled_corpus
 
     table = load_labelled_corpus("20newsgroups", "test").slice(0, documents)
     pq.write_table(table, folder / "corpus.parquet")
@@ -174,7 +174,7 @@ class FinishedChunks:
 # Waits for its likes before it begins, so that all of them work at once; not for one that died.
 BARE = """
 import os, sys, time, pyarrow.parquet as pq
-from pipelines.encoder import Encoder, EncoderConfig
+from pipelines.encoder.encoder import Encoder, EncoderConfig
 corpus, model, threads, encoders, ready = sys.argv[1:]
 texts = pq.read_table(corpus)["text"].to_pylist()
 config = EncoderConfig(model=model, max_tokens=64)
@@ -280,12 +280,16 @@ def write_short_texts(path: Path, count: int, repeats: float = 0.0, seed: int = 
 
 def state(folder: Path, documents: int) -> dict[str, Any]:
     """Everything but the encoder at a large number of ids, and what going on then costs."""
-    from pipelines.command_line import connect_ray
-    from pipelines.corpus import Columns, find_files, inspect_files
-    from pipelines.embedding.dedup import AssembleSettings, assemble_corpus
-    from pipelines.embedding.scan import ScanSettings, scan_corpus
-    from pipelines.embedding.stages import configure_ray_data
-    from pipelines.embedding.work_plan import count_partitions
+    from pipelines.corpus.files import Columns, find_files, inspect_files
+    from pipelines.embedding.keys import (
+        AssembleSettings,
+        ScanSettings,
+        assemble_corpus,
+        scan_corpus,
+    )
+    from pipelines.embedding.plan import count_partitions
+    from pipelines.runtime.command import connect_ray
+    from pipelines.runtime.units import configure_ray_data
 
     write_short_texts(folder / "corpus.parquet", documents, repeats=0.001)
     files = inspect_files(

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.model_sources import PACKAGED_MODEL
+from pipelines.encoder.sources import PACKAGED_MODEL
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "reindex.json"

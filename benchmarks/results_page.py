@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluating.leaderboard import TaskScore, paired_bootstrap
+from pipelines.evaluation.leaderboard import TaskScore, paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"

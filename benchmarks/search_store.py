@@ -27,7 +27,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.store import Candidate, Lease, Store, Version, assign_fragment, document_schema
+from pipelines.store.candidate import Candidate
+from pipelines.store.columns import document_schema
+from pipelines.store.documents import assign_fragment
+from pipelines.store.lease import Lease
+from pipelines.store.store import Store
+from pipelines.store.verify import verify_store
+from pipelines.store.version import Version
 
 RESULTS = Path(__file__).parent / "results" / "search_store.json"
 DIMENSION, DIRECTIONS, CENTRES, QUERIES, NEIGHBOURS = 576, 64, 300, 500, 10
@@ -243,7 +249,7 @@ def main() -> None:
         faiss_rows = against_faiss(version, draw_vectors(arguments.documents // 100, 77))
         nights = run_nights(store, arguments.documents, arguments.nights)
         last = searched(store.version(), f"after {arguments.nights} nights")
-        problems = store.verify()
+        problems = verify_store(store)
     content = {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "documents": arguments.documents,

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from pipelines.encoder import Encoder, EncoderConfig, describe_encoder
-from pipelines.encoding.base_model import load_base_model
-from pipelines.encoding.tokenization import PromptedTokenizer
-from pipelines.packaged import load_labelled_corpus
-from pipelines.sampling import text_digest
-from pipelines.selecting.prompt_trial import LoadedModel, TrialPlan, plan_runs, try_prompt
-from pipelines.selecting.ranking import rank_candidates
-from pipelines.selecting.select_config import DEFAULT_POOLINGS
+from pipelines.corpus.sample import text_digest
+from pipelines.encoder.base_model import load_base_model
+from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.ranking import rank_candidates
+from pipelines.evaluation.select import DEFAULT_POOLINGS
+from pipelines.evaluation.trial import LoadedModel, TrialPlan, plan_runs, try_prompt
+from pipelines.runtime.packaged import load_labelled_corpus
 
 DOCUMENTS = 24
 CUT_TOKENS = 64

@@ -11,8 +11,8 @@ import faiss
 import numpy as np
 
 from cluster.assign import NearestCentroids, flat_index
-from cluster.errors import InputError
 from cluster.lloyd import ArrayVectors, Vectors, refine
+from pipelines.runtime.errors import InputError
 
 TWO_LEVEL_FROM = 2_000
 """Number of clusters from which fitting in two levels is the default."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,132 @@ import pyarrow as pa
 from cluster.assign import NearestCentroids
 from cluster.census import Census
 from cluster.describe import Description, describe_clusters
-from cluster.duplicates import find_duplicates
+from cluster.duplicates import Duplicates, find_duplicates
 from cluster.kmeans import Fit
 from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
 from cluster.num_clusters import Choice
 from cluster.sample import Sample, Scan
 from cluster.storage import delete_others, join, write_table, write_text
-from cluster.tables import (
-    centroids_table,
-    clusters_table,
-    confusion_table,
-    curve_table,
-    duplicates_table,
-    levels_table,
-    outliers_table,
-)
+
+OUTLIER_DEVIATIONS = 3.0
+
+
+def centroids_table(
+    centroids: np.ndarray, sizes: np.ndarray, ids: np.ndarray | None = None
+) -> pa.Table:
+    """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d).
+
+    Without ``ids`` clusters are called by their places.
+    """
+    k, dimension = centroids.shape
+    flat = pa.array(centroids.ravel(), pa.float32())
+    return pa.table(
+        {
+            "cluster_id": pa.array(range(k) if ids is None else ids, pa.int32()),
+            "size": pa.array(sizes, pa.int64()),
+            "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
+        }
+    )
+
+
+def clusters_table(found: list[Description], id_type: pa.DataType) -> pa.Table:
+    """``clusters.parquet``: one row a cluster."""
+    return pa.table(
+        {
+            "cluster_id": pa.array([d.cluster_id for d in found], pa.int32()),
+            "size": pa.array([d.size for d in found], pa.int64()),
+            "name": pa.array([d.name for d in found], pa.string()),
+            "share": pa.array([d.share for d in found], pa.float64()),
+            "keywords": pa.array([d.keywords for d in found], pa.list_(pa.string())),
+            "representative_ids": pa.array(
+                [[e.id for e in d.central] for d in found], pa.list_(id_type)
+            ),
+            "diverse_ids": pa.array([[e.id for e in d.diverse] for d in found], pa.list_(id_type)),
+            "mean_distance": pa.array([d.mean_distance for d in found], pa.float64()),
+            "top_label": pa.array([d.top_label for d in found], pa.string()),
+            "top_label_share": pa.array([d.top_label_share for d in found], pa.float64()),
+        }
+    )
+
+
+def outliers_table(census: Census) -> pa.Table:
+    """``outliers.parquet``: documents farther from their centroid than their cluster's others.
+
+    ``deviations`` counts standard deviations above the cluster's mean distance, at least 3; the
+    farthest documents of every cluster are looked at, the most deviant come first.
+    """
+    documents = census.farthest
+    if documents is None:
+        raise ValueError("nothing was counted")
+    clusters = documents.column("cluster_id").to_numpy()
+    above = documents.column("distance").to_numpy() - census.mean_distances()[clusters]
+    spread = census.distance_deviations()[clusters]
+    deviations = np.divide(above, spread, out=np.zeros(len(above)), where=spread > 0)
+    order = np.lexsort((documents.column("order").to_numpy(), -deviations))
+    rows = pa.array(order[deviations[order] >= OUTLIER_DEVIATIONS])
+    wanted = ("id", "cluster_id", "distance", "text")
+    names = [name for name in wanted if name in documents.column_names]
+    return documents.select(names).append_column("deviations", pa.array(deviations)).take(rows)
+
+
+def duplicates_table(found: Duplicates, ids: pa.Array, cluster_ids: np.ndarray) -> pa.Table:
+    """``near_duplicates.parquet``: id, duplicate_of, similarity, cluster_id."""
+    return pa.table(
+        {
+            "id": ids.take(pa.array(found.rows)),
+            "duplicate_of": ids.take(pa.array(found.originals)),
+            "similarity": pa.array(found.similarities),
+            "cluster_id": pa.array(cluster_ids[found.rows], pa.int32()),
+        }
+    )
+
+
+def confusion_table(census: Census) -> pa.Table:
+    """``confusion.parquet``: label, cluster_id, documents; pairs without documents are left out."""
+    rows = [
+        (label, int(cluster), int(counts[cluster]))
+        for label, counts in census.labels.items()
+        for cluster in np.flatnonzero(counts)
+    ]
+    names = pa.schema(
+        [("label", pa.string()), ("cluster_id", pa.int32()), ("documents", pa.int64())]
+    )
+    return pa.Table.from_pylist([dict(zip(names.names, row, strict=True)) for row in rows], names)
+
+
+def levels_table(census: Census) -> pa.Table:
+    """``levels.parquet``: how the clusters of each level lie in those of the next coarser one.
+
+    ``parent_share`` is the share of a cluster's documents that lie in its ``parent_cluster_id``.
+    """
+    parts = []
+    for coarse, fine in pairwise(census.plan.levels):
+        shared = census.shared[coarse]
+        sizes = shared.sum(axis=0)
+        parents = shared.argmax(axis=0)
+        parts.append(
+            pa.table(
+                {
+                    "num_clusters": pa.array([fine] * fine, pa.int32()),
+                    "cluster_id": pa.array(range(fine), pa.int32()),
+                    "size": pa.array(sizes, pa.int64()),
+                    "parent_num_clusters": pa.array([coarse] * fine, pa.int32()),
+                    "parent_cluster_id": pa.array(parents, pa.int32()),
+                    "parent_share": pa.array(shared.max(axis=0) / np.maximum(sizes, 1)),
+                }
+            )
+        )
+    return pa.concat_tables(parts)
+
+
+def curve_table(choice: Choice) -> pa.Table:
+    """``k_curve.parquet``: every number of clusters tried and what speaks for it."""
+    names = ("inertia", "silhouette", "silhouette_standard_error", "stability", "elbow", "score")
+    columns = {name: [getattr(c, name) for c in choice.candidates] for name in names}
+    ks = pa.array([candidate.k for candidate in choice.candidates], pa.int32())
+    arrays = {name: pa.array(values, pa.float64()) for name, values in columns.items()}
+    return pa.table({"num_clusters": ks, **arrays})
+
 
 SCORED_DOCUMENTS = 10_000
 """Documents that scores without labels are computed on; the silhouette's cost is their square."""
@@ -275,3 +387,45 @@ def write_tables(outcome: Outcome, folder: str) -> None:
     delete_others(folder, {f"{name}.parquet" for name in found})
     text = json.dumps(outcome.scores, indent=2, ensure_ascii=False) + "\n"
     write_text(join(folder, "scores.json"), text)
+
+
+MOST_NAMED = 500
+"""Clusters that are named, the largest first."""
+
+
+_EXCERPT_CHARACTERS = 300
+
+
+_EXCERPTS = 5
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a namer is shown of one cluster."""
+
+    keywords: list[str]
+    texts: list[str]
+    """Beginnings of documents, central ones first."""
+
+
+def name_clusters(outcome: Outcome, ask: Callable[[Sequence[Brief]], list[str | None]]) -> Outcome:
+    """The outcome with names for the largest clusters of its finest level."""
+    finest = outcome.levels[-1]
+    wanted = [cluster for cluster in finest.clusters if cluster.size]
+    wanted = sorted(wanted, key=lambda c: (-c.size, c.cluster_id))[:MOST_NAMED]
+    answers = ask([brief_of(cluster) for cluster in wanted])
+    names = {c.cluster_id: name for c, name in zip(wanted, answers, strict=True)}
+    named = [replace(c, name=names.get(c.cluster_id)) for c in finest.clusters]
+    return replace(outcome, levels=[*outcome.levels[:-1], replace(finest, clusters=named)])
+
+
+def brief_of(cluster: Description) -> Brief:
+    """Keywords and the beginnings of a few different documents."""
+    texts = [example.text for example in [*cluster.central[:3], *cluster.diverse[1:]]]
+    cut = [" ".join(text[: 2 * _EXCERPT_CHARACTERS].split()) for text in texts if text]
+    short = dict.fromkeys(text[:_EXCERPT_CHARACTERS] for text in cut if text)
+    return Brief(cluster.keywords, list(short)[:_EXCERPTS])
+
+
+Namer = Callable[[str, Sequence[Brief]], list[str | None]]
+"""From a model's name and briefs to a name each; None where the model gave none that serves."""

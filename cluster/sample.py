@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cluster.errors import InputError
 from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks, shorten_texts
+from pipelines.runtime.errors import InputError
 
 TEXT_CHARACTERS = 2_000
 MOST_LABELS = 10_000

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cluster.errors import InputError
+from pipelines.runtime.errors import InputError
 
 EMBEDDINGS_FOLDER = "embeddings"
 """Where the output folder of an embedding job keeps its vectors, beside what it rejected."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cluster.errors import InputError
+from pipelines.runtime.errors import InputError
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 SUFFIXES = (".parquet", ".npy", ".lance")

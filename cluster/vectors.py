@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.distances import squared_lengths
-from cluster.errors import InputError
 from cluster.storage import find_files, open_filesystem, with_inner_path
 from cluster.vector_files import (
     ROWS_PER_SHARD,
@@ -28,6 +27,7 @@ from cluster.vector_files import (
     plain,
     read_batches,
 )
+from pipelines.runtime.errors import InputError
 
 BLOCK_BYTES = 32 << 20
 _PARALLEL_READS = 16

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from cluster.clustering import ClusterConfig, cluster_corpus
-from cluster.naming import Brief
-from pipelines.command_line import run_job
+from cluster.outcome import Brief
+from pipelines.runtime.command import run_job
 
 
 def ask_model(model: str, briefs: Sequence[Brief]) -> list[str | None]:
     """Names for clusters by an instruct LLM."""
     # Here, because torch is large and most runs ask for no names.
-    from pipelines.titles import name_groups
+    from pipelines.encoder.titles import name_groups
 
     return name_groups(model, briefs)
 

@@ -4,8 +4,8 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/embed_corpus.p
 option at all it embeds the demo corpus with the packaged model, and keeps its text and label.
 """
 
-from pipelines.command_line import run_job
-from pipelines.embed import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.runtime.command import run_job
 
 if __name__ == "__main__":
     run_job("embed_corpus", EmbedConfig, embed_corpus, may_change=MAY_CHANGE, keep_complete=True)

@@ -4,8 +4,8 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/evaluate_mteb.
 option at all it scores the packaged model on the two packaged corpora, without a network.
 """
 
-from pipelines.command_line import run_job
-from pipelines.evaluation import MAY_CHANGE, EvaluateConfig, evaluate_encoders
+from pipelines.evaluation.evaluate import MAY_CHANGE, EvaluateConfig, evaluate_encoders
+from pipelines.runtime.command import run_job
 
 if __name__ == "__main__":
     run_job(

@@ -4,9 +4,9 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/finetune_adapt
 option at all it tunes the packaged model on crops of the packaged training corpus.
 """
 
-from pipelines.command_line import run_job
-from pipelines.finetune import finetune_adapter
-from pipelines.training.finetune_config import MAY_CHANGE, FinetuneConfig
+from pipelines.runtime.command import run_job
+from pipelines.training.config import MAY_CHANGE, FinetuneConfig
+from pipelines.training.job import finetune_adapter
 
 if __name__ == "__main__":
     run_job(

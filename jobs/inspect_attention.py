@@ -4,8 +4,8 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/inspect_attent
 text it averages over documents of the demo corpus; ``--adapters`` compares before and after tuning.
 """
 
-from pipelines.attention import AttentionConfig, inspect_attention
-from pipelines.command_line import run_job
+from pipelines.evaluation.attention import AttentionConfig, inspect_attention
+from pipelines.runtime.command import run_job
 
 if __name__ == "__main__":
     run_job("inspect_attention", AttentionConfig, inspect_attention)

@@ -4,8 +4,8 @@ Verbs: list, show, publish, rollback, prune, verify, export, tag, untag. On a Ra
 ``ray job submit --working-dir . -- python jobs/manage_store.py rollback --store s3://BUCKET/store``.
 """
 
-from pipelines.answers import run_verbs
-from pipelines.storing.management import VERBS
+from pipelines.runtime.command import run_verbs
+from pipelines.store.manage import VERBS
 
 if __name__ == "__main__":
     run_verbs("manage_store", VERBS)

@@ -5,8 +5,8 @@ codes: 0 published, or nothing had changed; 3 refused by a check, the candidate 
 run has the store; 2 bad input; 1 anything else.
 """
 
-from pipelines.command_line import run_unrecorded_job
-from pipelines.reindex import JOB, NightConfig, reindex
+from pipelines.nightly.job import JOB, NightConfig, reindex
+from pipelines.runtime.command import run_unrecorded_job
 
 if __name__ == "__main__":
     run_unrecorded_job(JOB, NightConfig, reindex)

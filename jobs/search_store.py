@@ -3,8 +3,8 @@
 On a Ray cluster: ``ray job submit --working-dir . -- python jobs/search_store.py …``.
 """
 
-from pipelines.answers import run_query
-from pipelines.storing.search import SEARCH
+from pipelines.runtime.command import run_query
+from pipelines.store.search import SEARCH
 
 if __name__ == "__main__":
     run_query("search_store", SEARCH)

@@ -10,10 +10,10 @@ from typing import Any
 import ray
 import trivial_workers
 
-from pipelines import embed
-from pipelines.embed import MAY_CHANGE, EmbedConfig, embed_corpus
-from pipelines.embedding import work_plan
-from pipelines.run_record import RunRecord, read_run
+from pipelines.embedding import job as embed
+from pipelines.embedding import plan as work_plan
+from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.runtime.run_record import RunRecord, read_run
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fault_driver"])

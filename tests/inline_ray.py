@@ -7,9 +7,11 @@ import pytest
 import ray
 
 from cluster import clustering
-from pipelines import ray_nodes, reindex
-from pipelines.embedding import stages, vectors
-from pipelines.reindexing import clusters
+from pipelines.embedding import encode as vectors
+from pipelines.nightly import clusters
+from pipelines.nightly import job as reindex
+from pipelines.runtime import machines as ray_nodes
+from pipelines.runtime import units as stages
 
 
 class InlineDataset:

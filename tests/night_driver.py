@@ -13,11 +13,11 @@ import pytest
 import trivial_workers
 from inline_ray import run_inline
 
-from pipelines import embed
-from pipelines.command_line import report_error
-from pipelines.reindex import NightConfig, reindex
-from pipelines.reindexing import steps
-from pipelines.run_record import read_run
+from pipelines.embedding import job as embed
+from pipelines.nightly import job as steps
+from pipelines.nightly.job import NightConfig, reindex
+from pipelines.runtime.command import report_error
+from pipelines.runtime.run_record import read_run
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import trivial_workers
 from trivial_workers import tokens_of, topic_vector_of
 
-from pipelines.reindex import NightConfig, reindex
-from pipelines.store import Store
+from pipelines.nightly.job import NightConfig, reindex
+from pipelines.store.store import Store
 
 TOPICS = "abcde"
 WORKERS = trivial_workers.TOPIC_WORKERS

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.encoding.encoder_description import EncoderDescription
-from pipelines.store import Store, assign_fragment, document_schema
+from pipelines.encoder.description import EncoderDescription
+from pipelines.store.columns import document_schema
+from pipelines.store.documents import assign_fragment
+from pipelines.store.store import Store
 
 DIMENSION = 16
 CLUSTERS = 3

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.embedding.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.embedding.stages import take_unit
-from pipelines.embedding.vectors import EncodeSettings, Workers, write_vectors
-from pipelines.storage import join
+from pipelines.embedding.encode import EncodeSettings, Workers, write_vectors
+from pipelines.runtime.files import join
+from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
+from pipelines.runtime.units import take_unit
 
 DIMENSION = 64
 TOKENS = 64

@@ -1,1 +1,1 @@
-"""Inside the embedding job: read, check, find repeats, encode in chunks, write files."""
+"""Corpus to vectors on Ray Data: keys, encoder actors, files of even size."""

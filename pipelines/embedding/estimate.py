@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import ray
 
-from pipelines.corpus import Columns, CorpusFile
-from pipelines.embedding.actor_plan import ActorPlan
-from pipelines.embedding.documents import check_text
-from pipelines.embedding.progress import duration
-from pipelines.embedding.readers import read_shard
-from pipelines.encoder import Encoder
-from pipelines.encoding.encoder_description import EncoderDescription
-from pipelines.encoding.tokenization import PromptedTokenizer
+from pipelines.corpus.documents import check_text
+from pipelines.corpus.files import Columns, CorpusFile
+from pipelines.corpus.readers import read_shard
+from pipelines.embedding.encode import duration
+from pipelines.encoder.description import EncoderDescription
+from pipelines.encoder.encoder import Encoder
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.machines import ActorPlan
 
 SAMPLE_FILES = 8
 SAMPLE_TEXTS_A_FILE = 32

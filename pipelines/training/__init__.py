@@ -1,1 +1,1 @@
-"""Inside fine-tuning: ways to make pairs, the trainer, its state, measures and model card."""
+"""Corpus to pairs, pairs to adapter, on Ray Train: contrastive LoRA fine-tuning."""

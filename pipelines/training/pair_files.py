@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
-from pipelines.errors import InputError
-from pipelines.storage import exists, join, list_files, open_filesystem
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import exists, join, list_files, open_filesystem
 
 REQUIRED = ("anchor", "positive")
 OPTIONAL = ("negative", "label")

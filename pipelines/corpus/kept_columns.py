@@ -1,0 +1,126 @@
+"""Columns that are carried from corpus to output, whatever its formats.
+
+Where every file is Parquet their Arrow types are kept. Where JSON or CSV is among the files, only
+reading all rows tells a column's type: until then each value travels as JSON text, and every
+shard notes which kinds of value it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.corpus.files import CorpusFile
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import in_threads, open_filesystem, with_retries
+
+_INT64 = range(-(2**63), 2**63)
+_KIND_TYPES: dict[frozenset[str], pa.DataType] = {
+    frozenset({"bool"}): pa.bool_(),
+    frozenset({"int"}): pa.int64(),
+    frozenset({"float"}): pa.float64(),
+    frozenset({"int", "float"}): pa.float64(),
+}
+
+
+def parquet_schema(files: Sequence[CorpusFile], keep: Sequence[str]) -> pa.Schema | None:
+    """Types of the kept columns where all files are Parquet, else None.
+
+    Raises :class:`InputError` where two files' types have no common one.
+    """
+    readable = [file for file in files if not file.problem]
+    if not readable or any(file.format != "parquet" for file in readable):
+        return None
+    schemas = in_threads(lambda file: _kept_schema(file, keep), readable)
+    unified = schemas[0]
+    for file, schema in zip(readable, schemas, strict=True):
+        try:
+            unified = pa.unify_schemas([unified, schema], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(
+                f"kept columns of {file.path} differ from other files': {error}"
+            ) from error
+    return unified.remove_metadata()
+
+
+def values_to_json(values: Iterable[Any], kinds: set[str]) -> pa.Array:
+    """Values as JSON text, null for None; the kinds seen are added to ``kinds``."""
+    texts: list[str | None] = []
+    for value in values:
+        plain = value if isinstance(value, bool | int | float | str | list | dict) else None
+        if plain is None and value is not None:
+            plain = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        kinds.add(value_kind(plain))
+        texts.append(None if plain is None else json.dumps(plain, default=str))
+    return pa.array(texts, pa.large_string())
+
+
+def value_kind(value: Any) -> str:
+    """The kind that decides an output type: null, bool, int, float, str or other."""
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
+        return "other"
+    return {bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "other")
+
+
+def resolve_type(kinds: Iterable[str]) -> pa.DataType:
+    """The Arrow type that holds all values of the kinds seen; string where they are mixed."""
+    return _KIND_TYPES.get(frozenset(kinds) - {"null"}, pa.string())
+
+
+def json_to_values(texts: pa.ChunkedArray, target: pa.DataType) -> pa.Array:
+    """Undo :func:`values_to_json`: an array of ``target``; what no string is stays JSON text."""
+    values = [None if text is None else json.loads(text) for text in texts.to_pylist()]
+    if pa.types.is_string(target):
+        values = [
+            v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+            for v in values
+        ]
+        values = [v if v is None else _valid(v) for v in values]
+    if pa.types.is_floating(target):
+        values = [math.nan if v is None else float(v) for v in values]
+        return pa.array(values, target, mask=[t is None for t in texts.to_pylist()])
+    return pa.array(values, target)
+
+
+def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` cast to ``schema``, undecodable bytes in strings replaced by U+FFFD."""
+    columns = []
+    for field in schema:
+        column = table.column(field.name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            column = pa.array(decode_strings(column, "replace"), field.type)
+        columns.append(column.cast(field.type))
+    return pa.table(columns, schema=schema)
+
+
+def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
+    """A string column as Python strings without trusting its bytes."""
+    raw = column.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", errors) for value in raw]
+
+
+def _kept_schema(file: CorpusFile, keep: Sequence[str]) -> pa.Schema:
+    filesystem, inner = open_filesystem(file.path)
+    schema = with_retries(lambda: pq.read_schema(inner, filesystem=filesystem), file.path)
+    fields = [schema.field(name) for name in keep]
+    return pa.schema(
+        [
+            pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
+            for f in fields
+        ]
+    )
+
+
+def _valid(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

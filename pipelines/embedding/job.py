@@ -1,0 +1,359 @@
+"""A corpus to embeddings, streamed by Ray Data, resumable at any moment, no row lost.
+
+In: files of documents. Out: a folder with ``embeddings/*.parquet``, ``rejected/*.parquet``,
+``encoder.json`` and ``run.json``. The steps, each of which leaves deterministic files under
+``_work/`` and does only what is missing there:
+
+plan      find the files, check their columns, cut them into shards
+scan      read and check every row; sort texts and ids into partitions by their hashes
+ids       find repeated ids, one partition of ids at a time
+assemble  each distinct text once, by length, in chunks of equal work
+embed     tokenizer tasks feed encoder actors, one file of vectors a chunk
+parts     join documents with vectors into the files of the result
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.corpus.files import Columns, CorpusFile, find_files, inspect_files
+from pipelines.corpus.kept_columns import parquet_schema
+from pipelines.embedding.encode import (
+    ChunkEncoder,
+    EncodeSettings,
+    Workers,
+    duration,
+    embed_chunks,
+    tokenize_chunk,
+)
+from pipelines.embedding.estimate import estimate_run, estimate_table
+from pipelines.embedding.keys import (
+    Assembled,
+    AssembleSettings,
+    ScanSettings,
+    assemble_corpus,
+    scan_corpus,
+)
+from pipelines.embedding.plan import (
+    WORK_FOLDER,
+    ScanResult,
+    WorkPlan,
+    count_partitions,
+    listing_digest,
+    listing_of,
+)
+from pipelines.embedding.write import ResultSettings, write_result
+from pipelines.encoder.description import (
+    EncoderConfig,
+    EncoderDescription,
+    describe_encoder,
+    require_as_trained,
+)
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import default_output, join, open_filesystem, remove_folder
+from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
+from pipelines.runtime.packaged import demo_corpus
+from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.units import configure_ray_data
+
+RESERVED_COLUMNS = ("text_sha256", "embedding")
+DEMO_KEPT_COLUMNS = ("text", "label")
+MAY_CHANGE = (
+    "num_actors",
+    "cpus_per_actor",
+    "gpus_per_actor",
+    "max_rejected_fraction",
+    "skip_unreadable_files",
+    "compile_model",
+)
+
+
+@dataclass(frozen=True)
+class EmbedConfig(EncoderConfig):
+    """Embed a corpus."""
+
+    corpus: str = ""
+    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
+    output: str = field(default_factory=lambda: default_output("embed_corpus"))
+    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
+    text_column: str = "text"
+    """Column of the text."""
+    id_column: str | None = None
+    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns to carry along, such as text or a label."""
+    num_actors: str = ""
+    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
+    cpus_per_actor: float | None = None
+    """CPUs, and so threads, of one encoder actor."""
+    gpus_per_actor: float | None = None
+    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
+    max_rejected_fraction: float = 0.5
+    """Fail where a larger share of the documents is rejected."""
+    skip_unreadable_files: bool = False
+    """Go on without files that cannot be read, and list them in rejected/."""
+    target_file_mib: int = 128
+    """About how large a file of the result should be, in MiB."""
+    float16: bool = False
+    """Store vectors in half precision."""
+    chunk_tokens: int = 0
+    """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
+    compile_model: bool = False
+    """Fuse the encoder's work between matrix products: slower to start, then faster."""
+    dry_run: bool = False
+    """Print what would be done, and how long it would take; write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise InputError(
+                f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"
+            )
+        if self.target_file_mib < 1 or self.chunk_tokens < 0:
+            raise InputError("target_file_mib must be at least 1, and chunk_tokens not negative")
+        taken = {*RESERVED_COLUMNS, "id"} & set(self.keep_columns)
+        if taken or len(set(self.keep_columns)) < len(self.keep_columns):
+            raise InputError(
+                f"keep_columns {list(self.keep_columns)}: each column once, and not id, "
+                f"{' or '.join(RESERVED_COLUMNS)}, which the result has by itself"
+            )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns to read."""
+        keep = self.keep_columns
+        if not self.corpus and not keep:
+            keep = DEMO_KEPT_COLUMNS
+        return Columns(self.text_column, self.id_column, keep)
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder as asked for."""
+        names = EncoderConfig.__dataclass_fields__
+        return EncoderConfig(**{name: getattr(self, name) for name in names})
+
+
+__all__ = ["MAY_CHANGE", "EmbedConfig", "embed_corpus"]
+
+# About half a minute of a 135 M model on two CPU cores, or of a 1 B model on one GPU: what a kill
+# can cost an actor.
+CPU_CHUNK_TOKENS = 1 << 15
+GPU_CHUNK_TOKENS = 1 << 20
+SHARD_BYTES = 32 << 20
+MOST_SHARDS = 10_000
+WORKERS = Workers(tokenize_chunk, ChunkEncoder)
+
+
+@dataclass(frozen=True)
+class EmbedRun:
+    """What is known before the first row is read."""
+
+    config: EmbedConfig
+    work: str
+    files: Sequence[CorpusFile]
+    description: EncoderDescription
+    actors: ActorPlan
+    plan: WorkPlan
+    scan: ScanSettings
+
+
+def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
+    """Embed a corpus into ``config.output``, going on with what an earlier run has left there.
+
+    Raises :class:`InputError` for a corpus, an encoder or a Ray cluster that does not do, for
+    files that cannot be read, and where too much was rejected.
+    """
+    started = time.monotonic()
+    check_apart(config)
+    files = find_files(config.corpus or str(demo_corpus()))
+    if record.previous is not None and record.previous.get("status") == "complete":
+        return confirm_complete(config, files, record.previous)
+    run = prepare_run(config, files)
+    if config.dry_run:
+        estimate = estimate_run(run.files, config.columns, run.description, run.actors)
+        return JobResult(summary=estimate_table(estimate, run.actors, config.output))
+    run.plan.save(run.work)
+    scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
+    assembled = assemble_corpus(assemble_settings(run, scanned))
+    rejected = check_rejected(config, scanned, assembled)
+    encode = EncodeSettings(
+        run.work,
+        json.dumps(run.description.to_json()),
+        run.actors,
+        config.float16,
+        config.compile_model,
+    )
+    speed = embed_chunks(encode, WORKERS, assembled.chunks, rejected=rejected)
+    written = write_result(result_settings(run, scanned), assembled.chunks)
+    counts = final_counts(scanned, assembled, written)
+    run.description.save(config.output)
+    record.counts.update(counts)
+    record.metrics.update(
+        {
+            "rows": written["rows"],
+            "files": written["files"],
+            **speed,
+            "corpus_digest": listing_digest(scanned.listing),
+            "encoder_fingerprint": run.description.fingerprint,
+        }
+    )
+    record.complete()
+    remove_folder(run.work)
+    return JobResult(summary=summarize(config, record, time.monotonic() - started))
+
+
+def check_apart(config: EmbedConfig) -> None:
+    """Raise :class:`InputError` where the output would become part of the corpus."""
+    (_, corpus), (_, output) = open_filesystem(config.corpus), open_filesystem(config.output)
+    if config.corpus and f"{output}/".startswith(f"{corpus.rstrip('/')}/"):
+        raise InputError(f"--output {config.output} lies within --corpus {config.corpus}")
+
+
+def confirm_complete(
+    config: EmbedConfig, files: Sequence[CorpusFile], previous: Mapping[str, Any]
+) -> JobResult:
+    """The result of a complete run, where the corpus is still the one it was made from."""
+    if listing_digest(listing_of(files)) != previous["metrics"].get("corpus_digest"):
+        raise InputError(
+            f"{config.output} holds the embeddings of this corpus as it was at "
+            f"{previous['started_at']}; it has changed since: choose another --output"
+        )
+    remove_folder(join(config.output, WORK_FOLDER))
+    return JobResult(summary={"nothing to do": f"{config.output} is complete, corpus unchanged"})
+
+
+def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
+    """Check corpus, encoder and Ray cluster, and settle the plan or take up an earlier one."""
+    actors, description = prepare_encoder(config)
+    return settle_run(config, files, actors, description)
+
+
+def prepare_encoder(config: EmbedConfig) -> tuple[ActorPlan, EncoderDescription]:
+    """Check encoder and Ray cluster; the encoder is that of the actors' kind of machine."""
+    configure_ray_data()
+    nodes = find_nodes()
+    actors = plan_actors(
+        nodes.resources(),
+        nodes.count,
+        num_actors=config.num_actors,
+        cpus=config.cpus_per_actor,
+        gpus=config.gpus_per_actor,
+    )
+    description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
+    require_as_trained(description, config.adapter)
+    return actors, description
+
+
+def settle_run(
+    config: EmbedConfig,
+    files: Sequence[CorpusFile],
+    actors: ActorPlan,
+    description: EncoderDescription,
+) -> EmbedRun:
+    """Check the corpus, and settle the plan or take up an earlier one."""
+    work = join(config.output, WORK_FOLDER)
+    earlier = WorkPlan.load(work)
+    size = sum(file.size_bytes for file in files)
+    shard_bytes = earlier.shard_bytes if earlier else max(SHARD_BYTES, size // MOST_SHARDS)
+    seen = inspect_files(files, config.columns, shard_bytes=shard_bytes)
+    if earlier is not None and earlier.fingerprint != description.fingerprint:
+        raise InputError(
+            f"{config.output} was begun with another encoder: the files of the model or the "
+            "adapter have changed since. Choose another --output, or delete that folder"
+        )
+    plan = earlier or WorkPlan(
+        description.fingerprint,
+        count_partitions(seen),
+        config.chunk_tokens or (GPU_CHUNK_TOKENS if actors.gpus else CPU_CHUNK_TOKENS),
+        shard_bytes,
+    )
+    tokenizer = PromptedTokenizer.load(description)
+    scan = ScanSettings(
+        work=work,
+        columns=config.columns,
+        kept_schema=parquet_schema(seen, config.columns.keep),
+        partitions=plan.partitions,
+        clip_characters=tokenizer.clip_characters,
+        max_tokens=config.max_tokens,
+        prompt_tokens=tokenizer.prefix_tokens + tokenizer.suffix_tokens,
+    )
+    return EmbedRun(config, work, seen, description, actors, plan, scan)
+
+
+def assemble_settings(run: EmbedRun, scanned: ScanResult) -> AssembleSettings:
+    """What the stages ids and assemble are told."""
+    return AssembleSettings(
+        scan=run.scan,
+        flushes=tuple(scanned.flushes),
+        kept_types=scanned.kept_types(),
+        chunk_tokens=scanned.chunk_tokens(run.plan),
+    )
+
+
+def result_settings(run: EmbedRun, scanned: ScanResult) -> ResultSettings:
+    """What the last stage is told."""
+    schema, config = run.scan.kept_schema, run.config
+    kept = dict(zip(schema.names, schema.types, strict=True)) if schema else scanned.kept_types()
+    return ResultSettings(
+        work=run.work,
+        output=config.output,
+        fingerprint=run.description.fingerprint,
+        id_type=scanned.id_type,
+        kept_types={name: kept.get(name, pa.string()) for name in config.columns.keep},
+        value_type=pa.float16() if config.float16 else pa.float32(),
+        dimension=run.description.dimension,
+        target_bytes=config.target_file_mib << 20,
+    )
+
+
+def check_rejected(config: EmbedConfig, scanned: ScanResult, assembled: Assembled) -> int:
+    """Number of rejected documents; an :class:`InputError`, with the top reasons, if too many."""
+    documents = scanned.documents
+    rejected = documents - assembled.distinct - assembled.duplicates
+    if rejected > config.max_rejected_fraction * documents:
+        reasons = Counter(scanned.reasons)
+        reasons["duplicate id"] += assembled.repeated_ids
+        reasons["unreadable file"] += len(scanned.problems)
+        top = ", ".join(f"{why} ({count:,})" for why, count in reasons.most_common(3) if count)
+        raise InputError(
+            f"{rejected:,} of {documents:,} documents were rejected, more than "
+            f"--max-rejected-fraction {config.max_rejected_fraction:g} allows: {top}"
+        )
+    return rejected
+
+
+def final_counts(
+    scanned: ScanResult, assembled: Assembled, written: Mapping[str, int]
+) -> dict[str, int]:
+    """Counts that add up: documents = embedded + rejected + duplicates."""
+    counts = {
+        "documents": scanned.documents,
+        "embedded": assembled.distinct - written["failed_texts"],
+        "rejected": written["rejected"],
+        # of a failed text every document is rejected, and none of them is a duplicate any more
+        "duplicates": assembled.duplicates + written["failed_texts"] - written["failed_rows"],
+        "tokens": written["tokens"],
+    }
+    if counts["documents"] != counts["embedded"] + counts["rejected"] + counts["duplicates"]:
+        raise RuntimeError(f"the counts do not add up, so rows were lost or doubled: {counts}")
+    return counts
+
+
+def summarize(config: EmbedConfig, record: RunRecord, seconds: float) -> dict[str, str]:
+    """The table that a person sees at the end."""
+    return {
+        **{name: f"{count:,}" for name, count in record.counts.items()},
+        "tokens a second": f"{record.metrics['tokens_per_second']:,.0f}",
+        "padding": f"{record.metrics['padding_waste']:.1%}",
+        "took": duration(seconds),
+        "output": config.output,
+    }

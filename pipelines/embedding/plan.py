@@ -1,0 +1,158 @@
+"""What an unfinished run has settled, so that the same command goes on instead of starting over.
+
+``_work/plan.json`` is written before the first unit of work, ``_work/scanned.json`` once every
+shard has been read. Until then a file of the corpus may still change: what is new is read. After
+that the corpus is settled, and another one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.corpus.files import CorpusFile, Shard
+from pipelines.corpus.kept_columns import resolve_type
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import join, read_bytes, write_bytes
+from pipelines.runtime.units import Receipt
+
+WORK_FOLDER = "_work"
+PARTITION_BYTES = 64 << 20
+MOST_PARTITIONS = 1024
+MOST_CHUNKS = 20_000
+_ROW_OVERHEAD_BYTES = 128  # hash, id, position: what short texts weigh beside themselves
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """Settled before anything is read."""
+
+    fingerprint: str
+    partitions: int
+    chunk_tokens: int
+    shard_bytes: int
+
+    @classmethod
+    def load(cls, work: str) -> WorkPlan | None:
+        """The plan of an earlier run in this folder, or None."""
+        try:
+            return cls(**json.loads(read_bytes(join(work, "plan.json"))))
+        except FileNotFoundError:
+            return None
+
+    def save(self, work: str) -> None:
+        """Write ``plan.json``."""
+        write_bytes(join(work, "plan.json"), json.dumps(asdict(self)).encode())
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """Settled once everything is read: what the scan's receipts say together.
+
+    ``listing`` is the corpus that was read: path, size and time of change of every file.
+    ``flushes`` names the scan's files in corpus order.
+    """
+
+    listing: list[list[Any]]
+    rows: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    flushes: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    id_kinds: list[str] = field(default_factory=list)
+    kept_kinds: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, work: str) -> ScanResult | None:
+        """The finished scan of an earlier run in this folder, or None."""
+        try:
+            return cls(**json.loads(read_bytes(join(work, "scanned.json"))))
+        except FileNotFoundError:
+            return None
+
+    def save(self, work: str) -> None:
+        """Write ``scanned.json``."""
+        write_bytes(join(work, "scanned.json"), json.dumps(asdict(self)).encode())
+
+    @property
+    def documents(self) -> int:
+        """Rows read, and one for each file that could not be read (any further)."""
+        return self.rows + len(self.problems)
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """Integer where every document's id is one, else string."""
+        return pa.int64() if self.id_kinds == ["int"] else pa.string()
+
+    def kept_types(self) -> dict[str, pa.DataType]:
+        """Types of the kept columns whose values came as JSON text."""
+        return {name: resolve_type(kinds) for name, kinds in self.kept_kinds.items()}
+
+    def chunk_tokens(self, plan: WorkPlan) -> int:
+        """Tokens of a chunk: the plan's, or more where that would give too many chunks."""
+        return max(plan.chunk_tokens, self.tokens // MOST_CHUNKS)
+
+
+def combine_receipts(
+    files: Sequence[CorpusFile], shards: Mapping[str, Shard], receipts: Mapping[str, Receipt]
+) -> ScanResult:
+    """The receipts of all shards as one :class:`ScanResult`."""
+    reasons: Counter[str] = Counter()
+    id_kinds: set[str] = set()
+    kept_kinds: dict[str, set[str]] = {}
+    problems = {file.path: file.problem for file in files if file.problem}
+    for receipt in receipts.values():
+        reasons.update(receipt["reasons"])
+        id_kinds.update(receipt["id_kinds"])
+        for name, kinds in receipt["kept_kinds"].items():
+            kept_kinds.setdefault(name, set()).update(kinds)
+        if receipt["problem"]:
+            problems.setdefault(receipt["file"], receipt["problem"])
+    return ScanResult(
+        listing=listing_of(files),
+        rows=sum(r["rows"] for r in receipts.values()),
+        accepted=sum(r["accepted"] for r in receipts.values()),
+        tokens=sum(r["tokens"] for r in receipts.values()),
+        flushes=[f"{n}-{i:04d}" for n in shards for i in range(receipts[n]["flushes"])],
+        reasons=dict(reasons),
+        problems=problems,
+        id_kinds=sorted(id_kinds),
+        kept_kinds={name: sorted(kinds) for name, kinds in kept_kinds.items()},
+    )
+
+
+def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
+    """Path, size and time of change of every file: the state of a corpus."""
+    return [[file.path, file.size_bytes, file.modified_ns] for file in files]
+
+
+def listing_digest(listing: Sequence[Sequence[Any]]) -> str:
+    """SHA-256 of a listing."""
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def check_same_corpus(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> None:
+    """Raise :class:`InputError`, naming a file, where a corpus differs from when it was read."""
+    old = {path: tuple(state) for path, *state in before}
+    new = {path: tuple(state) for path, *state in now}
+    changed = sorted(p for p in old.keys() | new.keys() if old.get(p) != new.get(p))
+    if changed:
+        kind = "has changed" if changed[0] in old and changed[0] in new else "is new"
+        kind = kind if changed[0] in new else "is gone"
+        raise InputError(
+            f"the corpus is not the one this run began with: {changed[0]} {kind} "
+            f"({len(changed)} files differ). Choose another --output for the new corpus"
+        )
+
+
+def count_partitions(files: Sequence[CorpusFile]) -> int:
+    """Partitions of about :data:`PARTITION_BYTES`, but no more than a shuffle can bear."""
+    size = sum(file.text_bytes + _ROW_OVERHEAD_BYTES * (file.rows or 0) for file in files)
+    return min(MOST_PARTITIONS, max(1, -(-size // PARTITION_BYTES)))

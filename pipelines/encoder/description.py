@@ -1,0 +1,363 @@
+"""What decides a vector: an encoder's configuration, its resolved description, its fingerprint.
+
+A driver describes an encoder without loading weights; workers load what the description says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+
+from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
+from pipelines.encoder.pooling import POOLINGS, Pooling, pooled_dimension
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.sources import PACKAGED_MODEL, ModelFiles, fetch_adapter, fetch_model
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import exists, join, read_bytes, write_bytes
+
+FILE_NAME = "encoder.json"
+FORMAT = 1
+DEFAULT_PROMPT = "one-word"
+DEFAULT_POOLING: Pooling = "last"
+DEFAULT_LAYER = -1
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+# Where things lie and what can be worked out from the rest decide no vector.
+_NOT_DECIDING = ("model", "adapter", "dimension", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """An encoder as asked for."""
+
+    model: str = PACKAGED_MODEL
+    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    adapter: str | None = None
+    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
+    prompt: str | None = None
+    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
+    pooling: Pooling | None = None
+    """How token states become one vector; by default the adapter's own, else last."""
+    layer: int | tuple[int, ...] | None = None
+    """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
+    by default the adapter's own, else -1."""
+    max_tokens: int = 256
+    """Tokens of the text itself that are read; the prompt comes on top."""
+    normalize: bool = True
+    """Scale vectors to length 1."""
+    dtype: DType = "auto"
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
+    append_eos: bool = False
+    """Put the end-of-sequence token after the prompt."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for models whose author you trust."""
+
+    def __post_init__(self) -> None:
+        PromptTemplate.parse(self.prompt or DEFAULT_PROMPT)
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise InputError(f"unknown pooling {self.pooling!r}; known are {', '.join(POOLINGS)}")
+        if self.dtype not in get_args(DType):
+            raise InputError(f"unknown dtype {self.dtype!r}; known are {get_args(DType)}")
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if self.layers == ():
+            raise InputError("layer is empty: name at least one layer, such as -1")
+
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """The layers as a tuple, as they were given."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """An encoder with everything resolved; the content of ``encoder.json``."""
+
+    model: str
+    model_revision: str
+    adapter: str | None
+    adapter_revision: str | None
+    prompt: str
+    pooling: Pooling
+    layers: tuple[int, ...]
+    max_tokens: int
+    normalize: bool
+    dtype: str
+    append_eos: bool
+    dimension: int
+    trust_remote_code: bool = False
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide a vector: no paths, so a copied model stays the same encoder."""
+        content = {k: v for k, v in asdict(self).items() if k not in _NOT_DECIDING}
+        return {"format": FORMAT, **content}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the deciding fields, 64 hexadecimal digits."""
+        text = json.dumps(self.deciding, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def commit(self) -> str | None:
+        """The hub commit of the model, None where its revision is a digest of its files."""
+        return None if self.model_revision.startswith("sha256:") else self.model_revision
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``encoder.json``."""
+        return {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> EncoderDescription:
+        """The description in the content of an ``encoder.json``.
+
+        Raises :class:`InputError` where it is of another format, lacks a field, or was edited:
+        its fingerprint must be the one of its fields.
+        """
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{FILE_NAME} has format {content.get('format')!r}; this version reads {FORMAT}"
+            )
+        fields = {k: v for k, v in content.items() if k not in ("format", "fingerprint")}
+        try:
+            description = cls(**{**fields, "layers": tuple(fields["layers"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{FILE_NAME} is not an encoder's: {error}") from error
+        if content.get("fingerprint") != description.fingerprint:
+            raise InputError(
+                f"{FILE_NAME} was changed by hand: its fingerprint is not that of its fields; "
+                "describe the encoder anew instead"
+            )
+        return description
+
+    def save(self, folder: str) -> None:
+        """Write ``encoder.json`` into ``folder``, local or remote."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        write_bytes(join(folder, FILE_NAME), text.encode())
+
+    @classmethod
+    def load(cls, folder: str) -> EncoderDescription:
+        """Read ``encoder.json`` from ``folder``; :class:`InputError` where there is none.
+
+        A tuned adapter lies beside its ``encoder.json``. It is taken from there, wherever the
+        folder was moved or copied to since.
+        """
+        path = join(folder, FILE_NAME)
+        try:
+            description = cls.from_json(json.loads(read_bytes(path)))
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} holds no {FILE_NAME}: it is no encoder's folder") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+        if description.adapter is not None and exists(join(folder, ADAPTER_SETTINGS)):
+            return replace(description, adapter=folder)
+        return description
+
+    def fetch(self) -> tuple[ModelFiles, ModelFiles | None]:
+        """The files of model and adapter on this machine, checked to be the described ones."""
+        model = fetch_model(self.model, self.commit)
+        _check_revision("model", self.model, model.revision, self.model_revision)
+        if self.adapter is None:
+            return model, None
+        adapter = fetch_adapter(self.adapter)
+        _check_revision("adapter", self.adapter, adapter.revision, self.adapter_revision)
+        return model, adapter
+
+
+def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderDescription:
+    """Resolve a configuration without loading weights.
+
+    Fetches the model's files, reads its configuration and settles what ``auto`` means, so that
+    everyone who loads the description makes the same vectors. What the configuration leaves open
+    is taken from the adapter, if it says what it was trained with.
+
+    Args:
+        config: the encoder as asked for.
+        device: where it will run: ``cpu``, ``cuda``, or ``auto`` for this machine's best.
+
+    Raises:
+        InputError: unknown model or adapter, a layer the model does not have, a text limit beyond
+            the model's positions, or a model that is no single stack of layers.
+    """
+    model = fetch_model(config.model, config.revision)
+    adapter = None if config.adapter is None else fetch_adapter(config.adapter)
+    trained = None if adapter is None else trained_encoder(adapter.folder)
+    settings = load_model_settings(model.folder, config.trust_remote_code)
+    count = settings.num_hidden_layers
+    layers = config.layers
+    if layers is None:
+        layers = (DEFAULT_LAYER,) if trained is None else trained.layers
+    for layer in layers:
+        if not -count - 1 <= layer <= count:
+            raise InputError(
+                f"layer {layer} does not exist: {config.model} has {count} layers, so 0 to "
+                f"{count}, or -1 to {-count - 1} counted from the end"
+            )
+    positions = getattr(settings, "max_position_embeddings", None)
+    if positions is not None and config.max_tokens > positions:
+        raise InputError(
+            f"max_tokens is {config.max_tokens}, but {config.model} has {positions} positions"
+        )
+    prompt = config.prompt or (DEFAULT_PROMPT if trained is None else trained.prompt)
+    pooling = config.pooling or (DEFAULT_POOLING if trained is None else trained.pooling)
+    return EncoderDescription(
+        model=config.model,
+        model_revision=model.revision,
+        adapter=config.adapter,
+        adapter_revision=None if adapter is None else adapter.revision,
+        prompt=str(PromptTemplate.parse(prompt)),
+        pooling=pooling,
+        layers=tuple(sorted({layer % (count + 1) for layer in layers})),
+        max_tokens=config.max_tokens,
+        normalize=config.normalize,
+        dtype=resolve_dtype(config.dtype, device),
+        append_eos=config.append_eos,
+        dimension=pooled_dimension(pooling, settings.hidden_size),
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def difference(first: EncoderDescription, second: EncoderDescription) -> str | None:
+    """Which deciding field tells two encoders apart, with both values; None if they agree."""
+    other = second.deciding
+    for name, value in first.deciding.items():
+        if other[name] != value:
+            return f"{name}: {value!r} and {other[name]!r}"
+    return None
+
+
+def trained_encoder(adapter: Path) -> EncoderDescription | None:
+    """The encoder that the adapter in a folder was trained in; None where it does not say."""
+    if not (adapter / FILE_NAME).is_file():
+        return None
+    return EncoderDescription.load(str(adapter))
+
+
+def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model's text decoder, from its folder."""
+    try:
+        settings = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, OSError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"the model in {folder} needs Python code of its own, which is not run: use "
+                "another, or pass --trust-remote-code if you trust whoever wrote it"
+            ) from error
+        raise InputError(
+            f"the configuration in {folder} describes no model that transformers knows: "
+            f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        ) from error
+    if settings.is_encoder_decoder:
+        raise InputError(
+            f"{settings.model_type} models have an encoder and a decoder: use a decoder-only model"
+        )
+    return settings.get_text_config()
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is the GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: DType, device: str) -> str:
+    """``auto`` is bfloat16 where matrix products in it are faster: any GPU, some CPUs.
+
+    Raises :class:`InputError` for int8 on a GPU.
+    """
+    on_cuda = resolve_device(device).type == "cuda"
+    if dtype == "int8" and on_cuda:
+        raise InputError("dtype int8 runs on CPUs only; on a GPU use bfloat16")
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if on_cuda or cpu_prefers_bfloat16() else "float32"
+
+
+def cpu_prefers_bfloat16() -> bool:
+    """Whether this CPU multiplies faster in bfloat16 than in float32.
+
+    With AMX it does, and on AMD's Zen 4 and later (1.9 times). Intel's AVX-512 bfloat16 without
+    AMX, as in virtual machines that hide it, takes nearly twice as long as float32.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("amx_bf16") or capabilities.get("bf16"):
+        return True
+    return bool(capabilities.get("avx512_bf16")) and cpu_vendor() == "AuthenticAMD"
+
+
+def cpu_vendor() -> str | None:
+    """The vendor that an x86 processor under Linux names, else None."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return names[0] if names else None
+
+
+def _check_revision(kind: str, name: str, found: str, described: str | None) -> None:
+    if found != described:
+        raise InputError(
+            f"{kind} {name!r} is not the one described: its revision is {found}, the description "
+            f"says {described}; fetch that one, or describe the encoder anew"
+        )
+
+
+_OPTIONS = {"prompt": "prompt", "pooling": "pooling", "layers": "layer", "append_eos": "append-eos"}
+
+
+def require_as_trained(
+    description: EncoderDescription, adapter: str | None, *, action: str = "run"
+) -> None:
+    """Refuse an encoder that contradicts what ``adapter`` was trained with.
+
+    An adapter that does not say (made elsewhere, without an ``encoder.json``) goes with any.
+
+    Args:
+        description: the encoder.
+        adapter: a folder, local or remote, or a hub id; None is no adapter.
+        action: what the encoder is for, a word for the error.
+
+    Raises:
+        InputError: another base model, prompt, pooling, layer or end-of-sequence token.
+    """
+    trained = None if adapter is None else trained_encoder(fetch_adapter(adapter).folder)
+    if trained is None:
+        return
+    if _is_other_model(description.model_revision, trained.model_revision):
+        raise InputError(
+            f"adapter {adapter} was trained with another base model: {trained.model!r} "
+            f"({trained.model_revision}), but this {action} has {description.model!r} "
+            f"({description.model_revision}): pass --model {trained.model}"
+        )
+    for field, option in _OPTIONS.items():
+        mine, theirs = getattr(description, field), getattr(trained, field)
+        if mine != theirs:
+            way = (
+                "give --append-eos as in training"
+                if field == "append_eos"
+                else (f"leave --{option} out to take the adapter's")
+            )
+            raise InputError(
+                f"adapter {adapter} was trained with another {field}: {theirs!r}, but this "
+                f"{action} has {mine!r}: {way}, or use another adapter"
+            )
+
+
+def _is_other_model(found: str, trained: str) -> bool:
+    """Whether two revisions differ; a digest of files and a hub commit cannot be compared."""
+    same_kind = found.startswith("sha256:") == trained.startswith("sha256:")
+    return same_kind and found != trained

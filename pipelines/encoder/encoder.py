@@ -1,0 +1,337 @@
+"""The encoder: texts in, float32 vectors (n, d) out, in the order of the texts."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.encoder.base_model import load_base_model
+from pipelines.encoder.description import (
+    EncoderConfig,
+    EncoderDescription,
+    describe_encoder,
+    difference,
+    resolve_device,
+)
+from pipelines.encoder.elementwise import PLAIN, Elementwise
+from pipelines.encoder.int8 import quantize_linears
+from pipelines.encoder.packed import PackedDecoder, can_pack
+from pipelines.encoder.padded import PaddedDecoder, find_layers
+from pipelines.encoder.pooling import normalize, pool
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# Parameters of mallopt(3) in glibc's malloc.h, and 32 MiB, the most that it takes for the second.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES, _LARGEST_FROM_HEAP_BYTES = 1 << 30, 1 << 25
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 1 GiB of freed memory instead of giving it back at once.
+
+    A layer's activations are freed and asked for again at every layer. Given back each time, their
+    pages are cleared by the kernel each time: a sixth of all time in float32, half of it in int8.
+    Elsewhere than on Linux with glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST_FROM_HEAP_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+# On a CPU 1024 and 2048 measure alike and best in floating point, 1024 in int8: large enough for
+# full matrix products, small enough that a layer's activations stay in cache.
+_CPU_BUDGET_TOKENS = 1024
+_LEAST_CUDA_BUDGET_TOKENS, _MOST_CUDA_BUDGET_TOKENS = 2048, 131072
+_SHARE_OF_FREE_MEMORY = 0.25
+
+
+def token_budget_batches(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
+    """Indices of texts, longest first, in batches that fill a budget.
+
+    Texts of like length share a batch, so padding a batch to its longest text costs little. A
+    batch counts ``texts x longest`` tokens, at most ``budget_tokens``; a text longer than that is
+    a batch alone. The longest come first, so that a lack of memory shows at once.
+
+    Args:
+        lengths: tokens of each text.
+        budget_tokens: most tokens a batch may hold, padding included.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    start = 0
+    while start < len(order):
+        size = max(1, budget_tokens // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def default_budget_tokens(settings: Any, device: torch.device) -> int:
+    """Tokens of a batch for a model of these settings on this device, by its free memory.
+
+    Counts what a layer holds for a token at once (residual stream, attention and gated product)
+    and takes a quarter of the memory for it; what still proves too much, the encoder halves.
+    """
+    if device.type != "cuda":
+        return _CPU_BUDGET_TOKENS
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
+    bytes_per_token = 4 * 4 * settings.hidden_size + 2 * (4 * settings.hidden_size + 3 * inner)
+    tokens = int(free_bytes * _SHARE_OF_FREE_MEMORY / bytes_per_token)
+    return min(max(tokens, _LEAST_CUDA_BUDGET_TOKENS), _MOST_CUDA_BUDGET_TOKENS)
+
+
+__all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder", "difference"]
+
+
+# Texts tokenized and sorted by length together: enough that batches hold like lengths, few enough
+# that a window's vectors and token ids stay small.
+_WINDOW_TEXTS = 4096
+# Two right passes agree to within rounding; a wrong one is far off.
+_LEAST_AGREEMENT = {"float32": 0.9999, "bfloat16": 0.98, "float16": 0.98, "int8": 0.98}
+
+
+@dataclass
+class EncodeStats:
+    """What an encoder has done since it was loaded."""
+
+    texts: int = 0
+    tokens: int = 0
+    """Tokens of all texts, prompts included."""
+    padded_tokens: int = 0
+    """Tokens with the padding of their batches; as many as ``tokens`` where texts are packed."""
+    seconds: float = 0.0
+    """Time in :meth:`Encoder.encode_tokens`."""
+
+
+class Encoder:
+    """A loaded model with its prompt and pooling."""
+
+    def __init__(
+        self,
+        description: EncoderDescription,
+        tokenizer: PromptedTokenizer,
+        model: Any,
+        device: torch.device,
+        budget_tokens: int | None = None,
+        *,
+        compile_model: bool = False,
+    ) -> None:
+        self.description = description
+        self.tokenizer = tokenizer
+        self.device = device
+        self.stats = EncodeStats()
+        self.budget_tokens = budget_tokens or default_budget_tokens(
+            model.config.get_text_config(), device
+        )
+        self._decoder = choose_decoder(model, description, tokenizer, compile_model=compile_model)
+
+    @classmethod
+    def load(
+        cls,
+        encoder: EncoderConfig | EncoderDescription,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        budget_tokens: int | None = None,
+        compile_model: bool = False,
+    ) -> Encoder:
+        """Load an encoder's weights.
+
+        Args:
+            encoder: a configuration, or a description made elsewhere, whose model and adapter
+                must be the same here.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the GPU where there is one.
+            threads: CPU threads for this whole process; None leaves them as they are.
+            budget_tokens: tokens of a batch; None finds it.
+            compile_model: fuse work between matrix products by ``torch.compile``: a slower first
+                batch, faster ones after it.
+
+        Raises:
+            InputError: what :func:`describe_encoder` refuses, another revision than described,
+                and an adapter of another model.
+        """
+        keep_freed_memory()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        description = (
+            describe_encoder(encoder, device=device)
+            if isinstance(encoder, EncoderConfig)
+            else encoder
+        )
+        model_files, adapter_files = description.fetch()
+        target = resolve_device(device)
+        tokenizer = PromptedTokenizer.load(description)
+        model = load_base_model(
+            model_files.folder,
+            dtype=torch.float32
+            if description.dtype == "int8"
+            else getattr(torch, description.dtype),
+            device=target,
+            adapter=None if adapter_files is None else adapter_files.folder,
+            trust_remote_code=description.trust_remote_code,
+        )
+        return cls(
+            description, tokenizer, model, target, budget_tokens, compile_model=compile_model
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str, *, device: str = "auto") -> Encoder:
+        """The encoder whose ``encoder.json`` lies in ``folder``."""
+        return cls.load(EncoderDescription.load(folder), device=device)
+
+    def save(self, folder: str) -> None:
+        """Write ``encoder.json`` into ``folder``."""
+        self.description.save(folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this encoder's vectors from all others', 64 hexadecimal digits."""
+        return self.description.fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.description.dimension
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """One vector a text, float32 (n, d), in the order given.
+
+        Rows have length 1 if the encoder normalises. A text's vector does not depend on the
+        texts beside it, up to rounding. The next window of texts is tokenized while one runs.
+
+        Raises :class:`InputError` for a text without any token (empty, with no prompt).
+        """
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+        windows = [order[i : i + _WINDOW_TEXTS] for i in range(0, len(order), _WINDOW_TEXTS)]
+        with ThreadPoolExecutor(max_workers=1) as background:
+            token_ids = [
+                background.submit(self.tokenizer.tokenize, [texts[i] for i in window])
+                for window in windows[:1]
+            ]
+            for number, window in enumerate(windows):
+                ready = token_ids.pop().result()
+                for following in windows[number + 1 : number + 2]:
+                    texts_ahead = [texts[i] for i in following]
+                    token_ids.append(background.submit(self.tokenizer.tokenize, texts_ahead))
+                vectors[window] = self.encode_tokens(ready)
+        return vectors
+
+    def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """One vector a tokenized text, float32 (n, d), in the order given.
+
+        Args:
+            token_ids: what :meth:`PromptedTokenizer.tokenize` of this encoder gave.
+
+        Raises :class:`InputError` for a text without any token.
+        """
+        lengths = [len(ids) for ids in token_ids]
+        if 0 in lengths:
+            raise InputError(f"text {lengths.index(0)} of this batch is empty and has no prompt")
+        started = time.perf_counter()
+        vectors = np.empty((len(token_ids), self.dimension), np.float32)
+        batches = deque(token_budget_batches(lengths, self.budget_tokens))
+        while batches:
+            batch = batches.popleft()
+            try:
+                found = self._encode_batch([token_ids[index] for index in batch])
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                found = None
+            if found is None:  # outside the handler, which keeps the failed batch's memory alive
+                self._halve_budget()
+                half = len(batch) // 2
+                batches.extendleft([batch[half:], batch[:half]])
+                continue
+            vectors[batch] = found
+            self.stats.padded_tokens += self._decoder.padded_tokens([lengths[i] for i in batch])
+        self.stats.texts += len(token_ids)
+        self.stats.tokens += sum(lengths)
+        self.stats.seconds += time.perf_counter() - started
+        return vectors
+
+    @torch.inference_mode()
+    def _encode_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        last_only = self.description.pooling == "last"
+        states, mask = self._decoder.states(token_ids, last_only=last_only)
+        vectors = pool(
+            states,
+            mask,
+            self.description.pooling,
+            prefix_tokens=self.tokenizer.prefix_tokens,
+            suffix_tokens=self.tokenizer.suffix_tokens,
+        )
+        if self.description.normalize:
+            vectors = normalize(vectors)
+        return vectors.cpu().numpy()
+
+    def _halve_budget(self) -> None:
+        self.budget_tokens = max(1, self.budget_tokens // 2)
+        log.warning("out of memory: batches now hold %d tokens", self.budget_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def choose_decoder(
+    model: Any,
+    description: EncoderDescription,
+    tokenizer: PromptedTokenizer,
+    *,
+    compile_model: bool = False,
+) -> PackedDecoder | PaddedDecoder:
+    """The fastest forward pass that computes what the model's own does.
+
+    The packed pass is compared with the model's own on two short texts before it is trusted.
+    """
+    padded = PaddedDecoder(model, description.layers)
+    longest = tokenizer.prefix_tokens + tokenizer.max_tokens + tokenizer.suffix_tokens
+    int8 = description.dtype == "int8"
+    if not can_pack(model, longest):
+        if int8:
+            quantize_linears(find_layers(model))
+        if compile_model:
+            model.compile(dynamic=True)
+        return padded
+    # A text's own part must hold a token: with no suffix, keep one token of the prefix for it.
+    prefix = tokenizer.head if tokenizer.tail else tokenizer.head[:-1]
+    packed = PackedDecoder(
+        model,
+        description.layers,
+        prefix,
+        longest,
+        int8=int8,
+        elementwise=Elementwise.fused() if compile_model else PLAIN,
+    )
+    probe = tokenizer.tokenize(["A cat sat on the mat, and a dog beside it.", "Rain."])
+    expected, found = (
+        pool(*decoder.states(probe, last_only=False), "last") for decoder in (padded, packed)
+    )
+    cosine = float(torch.cosine_similarity(expected, found).min())
+    if cosine >= _LEAST_AGREEMENT[description.dtype]:
+        return packed
+    log.warning(
+        "the packed pass disagrees with %s (cosine %.4f): running the model's own, slower pass",
+        type(model).__name__,
+        cosine,
+    )
+    return padded
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that memory ran out, on GPU or CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,322 @@
+"""A faster forward pass for Llama-like decoders: texts packed without padding.
+
+Written for prompted texts, where four things can be saved that a general forward pass pays for:
+
+* Padding. All tokens of a batch lie one after the other; only attention sees texts apart.
+* The prompt's prefix. It comes first in every text, so its keys, values and states are always the
+  same: computed once at load.
+* The last layer. When only last tokens are wanted, the last layer is run for them alone; the other
+  tokens give only their keys and values.
+* Small products. Query, key and value are one product, gate and up another.
+
+The residual stream is float32 whatever the weights are. Legend of shapes: T tokens of a batch, n
+texts, L longest text and P prefix tokens, K key heads, G query heads a key head, D width of a
+head, d width of the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from pipelines.encoder.elementwise import PLAIN, Elementwise
+from pipelines.encoder.int8 import Int8Linear, layers_in_int8
+from pipelines.encoder.packed_attention import (
+    Packing,
+    attend,
+    attend_from_last,
+    attend_packed,
+    can_attend_packed,
+    rotate,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer's weights; joined ones share their memory with the model's own."""
+
+    attention_norm: Any
+    qkv: nn.Linear | Int8Linear
+    q_norm: Any
+    k_norm: Any
+    out: nn.Linear | Int8Linear
+    mlp_norm: Any
+    gate_up: nn.Linear | Int8Linear
+    down: nn.Linear | Int8Linear
+    query: nn.Linear | Int8Linear
+    """The part of ``qkv`` that gives queries."""
+    key_value: nn.Linear | Int8Linear
+    """The part of ``qkv`` that gives keys and values."""
+
+    @classmethod
+    def of(cls, layer: Any, *, int8: bool, elementwise: Elementwise) -> Layer:
+        """The weights of a layer of a transformers model, rounded to int8 if asked."""
+        attention, mlp = layer.self_attn, layer.mlp
+
+        def prepare(linear: nn.Linear) -> nn.Linear | Int8Linear:
+            return Int8Linear(linear.weight, linear.bias, elementwise) if int8 else linear
+
+        qkv = join_linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key_value = split_linear(qkv, attention.q_proj.out_features)
+        return cls(
+            attention_norm=layer.input_layernorm,
+            qkv=prepare(qkv),
+            q_norm=getattr(attention, "q_norm", None),
+            k_norm=getattr(attention, "k_norm", None),
+            out=prepare(attention.o_proj),
+            mlp_norm=layer.post_attention_layernorm,
+            gate_up=prepare(join_linear(mlp.gate_proj, mlp.up_proj)),
+            down=prepare(mlp.down_proj),
+            query=prepare(query),
+            key_value=prepare(key_value),
+        )
+
+
+def join_linear(*parts: nn.Linear) -> nn.Linear:
+    """One product that gives the outputs of several, side by side.
+
+    The parts go on to work and become views of the joined weights, so no memory is added.
+    """
+    sizes = [part.out_features for part in parts]
+    joined = nn.Linear(parts[0].in_features, sum(sizes), bias=False, device="meta")
+    joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+    for part, weight in zip(parts, joined.weight.split(sizes), strict=True):
+        part.weight = nn.Parameter(weight, requires_grad=False)
+    if parts[0].bias is not None:
+        joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+    return joined
+
+
+def split_linear(linear: nn.Linear, first: int) -> tuple[nn.Linear, nn.Linear]:
+    """Two layers for the ``first`` outputs and for the others; they share the one's weights."""
+    sizes = [first, linear.out_features - first]
+    biases = [None, None] if linear.bias is None else linear.bias.split(sizes)
+    parts = []
+    for weight, bias in zip(linear.weight.split(sizes), biases, strict=True):
+        part = nn.Linear(linear.in_features, len(weight), bias=False, device="meta")
+        part.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            part.bias = nn.Parameter(bias, requires_grad=False)
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+_FAMILIES = (
+    transformers.LlamaModel,
+    transformers.MistralModel,
+    transformers.Qwen2Model,
+    transformers.Qwen3Model,
+)
+# Rows are rounded up to these, where a product is compiled for each number of them.
+_FEW_SHAPES = {"multiple": 64, "longest_multiple": 16}
+_STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+
+
+def can_pack(model: Any, longest_tokens: int) -> bool:
+    """Whether the packed pass computes what ``model`` does on texts of up to so many tokens."""
+    if type(model) not in _FAMILIES:
+        return False
+    settings, weight = model.config, model.embed_tokens.weight
+    if weight.is_cuda and not can_attend_packed(weight):
+        return False
+    window = getattr(settings, "sliding_window", None)
+    return (
+        settings.hidden_act == "silu"
+        and settings.rope_parameters["rope_type"] in _STATIC_ROPES
+        and (window is None or window >= longest_tokens)
+    )
+
+
+class PackedDecoder:
+    """A base model run on packed texts that all begin with the same tokens."""
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[int],
+        prefix: Sequence[int],
+        longest_tokens: int,
+        *,
+        int8: bool = False,
+        elementwise: Elementwise = PLAIN,
+    ) -> None:
+        """Prepare ``model``, whose layers above the highest of ``layers`` may have been cut.
+
+        Args:
+            model: one that :func:`can_pack`.
+            layers: whose states are wanted; several are averaged.
+            prefix: token ids with which every text begins.
+            longest_tokens: most tokens of a text, prefix included.
+            int8: round the weights of ``model``, which must be float32, to int8.
+            elementwise: the work between the products.
+        """
+        settings = model.config
+        self._key_heads = settings.num_key_value_heads
+        self._groups = settings.num_attention_heads // self._key_heads
+        self._width = model.layers[0].self_attn.head_dim
+        self._embedding = model.embed_tokens
+        self._final_norm = model.norm
+        self._final = settings.num_hidden_layers
+        self._wanted = set(layers)
+        self._elementwise = elementwise
+        rounded = layers_in_int8(max(layers))
+        self._layers = [
+            Layer.of(layer, int8=int8 and number in rounded, elementwise=elementwise)
+            for number, layer in enumerate(model.layers[: max(layers)])
+        ]
+        self._device = model.embed_tokens.weight.device
+        # oneDNN compiles its products in half precision for every shape that it meets.
+        compiled = self._device.type == "cpu" and model.dtype != torch.float32
+        self._multiples = _FEW_SHAPES if compiled else {}
+        most = longest_tokens + self._multiples.get("longest_multiple", 1) - 1
+        positions = torch.arange(most, device=self._device)[None]
+        cos, sin = model.rotary_emb(model.embed_tokens.weight, positions)
+        self._cos, self._sin = cos[0], sin[0]
+        self.prefix: tuple[int, ...] = ()
+        nothing = self._cos.new_empty(1, self._key_heads, 0, self._width)
+        self._prefix_keys = [(nothing, nothing)] * len(self._layers)
+        self._prefix_states = self._cos.new_empty(0, settings.hidden_size)
+        if prefix and self._device.type == "cpu":  # packed attention knows no shared keys
+            self._keep_prefix(prefix)
+
+    @torch.inference_mode()
+    def states(
+        self, token_ids: Sequence[Sequence[int]], *, last_only: bool
+    ) -> tuple[Tensor, Tensor]:
+        """States of the wanted layer, or the average of several.
+
+        Args:
+            token_ids: texts that begin with the prefix and go on.
+            last_only: give each text's last token alone.
+
+        Returns:
+            States (n, t, d) and mask bool (n, t), true for a text's tokens; t is 1 if
+            ``last_only``, else the tokens of the longest text.
+        """
+        own = [ids[len(self.prefix) :] for ids in token_ids]
+        packing = Packing.of([len(ids) for ids in own], self._device, **self._multiples)
+        rows = self._run(own, packing, last_only=last_only)
+        if last_only:
+            return rows[:, None], torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+        prefix = self._prefix_states.expand(len(own), -1, -1)
+        texts = packing.pad(rows)[:, : int(packing.lengths.max())]
+        states = torch.cat([prefix, texts], dim=1)
+        ends = packing.lengths[:, None] + len(self.prefix)
+        return states, torch.arange(states.shape[1], device=rows.device) < ends
+
+    def padded_tokens(self, lengths: Sequence[int]) -> int:
+        """Places that texts of these lengths take in one batch: as many as they have tokens."""
+        return sum(lengths)
+
+    @torch.inference_mode()
+    def _keep_prefix(self, prefix: Sequence[int]) -> None:
+        packing = Packing.of([len(prefix)], self._device)
+        keys: list[tuple[Tensor, Tensor]] = []
+        self._prefix_states = self._run([prefix], packing, last_only=False, keep=keys)
+        self._prefix_keys = keys
+        self.prefix = tuple(prefix)
+
+    def _run(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        packing: Packing,
+        *,
+        last_only: bool,
+        keep: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Averaged states of the wanted layers, float32 (T, d), or (n, d) if ``last_only``.
+
+        ``keep`` is filled with every layer's keys and values.
+        """
+        flat = torch.tensor(list(itertools.chain.from_iterable(token_ids)), device=self._device)
+        flat = torch.nn.functional.pad(flat, (0, packing.filler))
+        x = self._embedding(flat).float()
+        wanted = []
+        if 0 in self._wanted:
+            wanted.append(x[packing.last] if last_only else x.clone())
+        for number, layer in enumerate(self._layers, start=1):
+            for_last = last_only and number == len(self._layers)
+            h = self._norm(x, layer.attention_norm, self._embedding.weight.dtype)
+            if for_last:
+                mixed = self._attend_from_last(number, h, packing)
+                x = x[packing.last]
+            else:
+                mixed = self._attend(number, h, packing, keep)
+            x += layer.out(mixed)
+            h = self._norm(x, layer.mlp_norm, mixed.dtype)
+            x += layer.down(self._elementwise.gated(layer.gate_up(h)))
+            if number in self._wanted:
+                state = self._norm(x, self._final_norm, x.dtype) if number == self._final else x
+                wanted.append(state[packing.last] if last_only and not for_last else state.clone())
+        return wanted[0] if len(wanted) == 1 else torch.stack(wanted).mean(dim=0)
+
+    def _norm(self, x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
+        return self._elementwise.rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
+
+    def _attend(
+        self, number: int, h: Tensor, packing: Packing, keep: list[tuple[Tensor, Tensor]] | None
+    ) -> Tensor:
+        """What attention of layer ``number`` mixes for every token, (T, K * G * D)."""
+        layer = self._layers[number - 1]
+        K, G, D, P = self._key_heads, self._groups, self._width, len(self.prefix)
+        if h.is_cuda:
+            return self._attend_packed(layer, h, packing)
+        heads = packing.pad(layer.qkv(h)).unflatten(-1, (-1, D))
+        queries, keys, values = heads.split([K * G, K, K], dim=2)
+        if layer.q_norm is not None:
+            queries = layer.q_norm(queries)
+        queries = queries.unflatten(2, (K, G)).transpose(1, 2)
+        span = slice(P, P + packing.longest)
+        turned = queries.new_empty(queries.shape)
+        rotate(queries, self._cos[span, None], self._sin[span, None], out=turned)
+        keys, values = self._with_prefix(number, keys, values)
+        if keep is not None:
+            keep.append((keys, values))
+        mixed = attend(turned, keys, values, D**-0.5)
+        return packing.unpad(mixed.transpose(1, 2).flatten(2))
+
+    def _attend_packed(self, layer: Layer, h: Tensor, packing: Packing) -> Tensor:
+        """The same on CUDA, where a kernel reads packed texts, (T, K * G * D)."""
+        K, G, D = self._key_heads, self._groups, self._width
+        queries, keys, values = layer.qkv(h).unflatten(-1, (-1, D)).split([K * G, K, K], dim=1)
+        if layer.q_norm is not None:
+            queries, keys = layer.q_norm(queries), layer.k_norm(keys)
+        cos, sin = self._cos[packing.positions, None], self._sin[packing.positions, None]
+        queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
+        keys = rotate(keys, cos, sin, out=torch.empty_like(keys))
+        return attend_packed(queries, keys, values, packing, D**-0.5).flatten(1)
+
+    def _attend_from_last(self, number: int, h: Tensor, packing: Packing) -> Tensor:
+        """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""
+        layer = self._layers[number - 1]
+        K, G, D = self._key_heads, self._groups, self._width
+        queries = layer.query(h[packing.last]).unflatten(-1, (K, G, D))
+        if layer.q_norm is not None:
+            queries = layer.q_norm(queries)
+        place = packing.lengths + len(self.prefix) - 1
+        cos, sin = self._cos[place, None, None], self._sin[place, None, None]
+        queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
+        heads = packing.pad(layer.key_value(h)).unflatten(-1, (2 * K, D))
+        keys, values = self._with_prefix(number, *heads.chunk(2, dim=2))
+        return attend_from_last(queries, keys, values, place + 1, D**-0.5).flatten(1)
+
+    def _with_prefix(self, number: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values (n, K, P + L, D) of prefix and texts, from (n, L, K, D)."""
+        layer, (first_keys, first_values) = self._layers[number - 1], self._prefix_keys[number - 1]
+        n, L, K, D = keys.shape
+        P = len(self.prefix)
+        if layer.k_norm is not None:
+            keys = layer.k_norm(keys)
+        all_keys, all_values = keys.new_empty(n, K, P + L, D), keys.new_empty(n, K, P + L, D)
+        all_keys[:, :, :P] = first_keys
+        all_values[:, :, :P] = first_values
+        span = slice(P, P + L)
+        rotate(keys.transpose(1, 2), self._cos[span], self._sin[span], out=all_keys[:, :, P:])
+        all_values[:, :, P:] = values.transpose(1, 2)
+        return all_keys, all_values

@@ -1,1 +1,0 @@
-"""Inside the encoder: tokens, weights, forward passes, and what decides a vector."""

@@ -1,1 +1,0 @@
-"""Inside evaluation: encoders and tasks as mteb wants them, and tables of what came out."""

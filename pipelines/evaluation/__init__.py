@@ -1,0 +1,1 @@
+"""Which encoder: chosen on a corpus, scored by mteb, looked into."""

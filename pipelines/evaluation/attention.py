@@ -1,0 +1,339 @@
+"""What an encoder's last token looks at, before and after tuning.
+
+In: a base model, adapters, and one text or a corpus. Out: ``attention.parquet`` (a row a token:
+``encoder``, ``document``, ``position``, ``token_id``, ``token``, ``part``, ``kind``, ``layer``,
+``attention``), ``shares.json``, and the picture as ``attention.png`` and ``attention.svg``. The
+analysis is that of arXiv:2507.22729: attention of the last token in the last layer, heads averaged,
+over prompt and body.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from pipelines.corpus.sample import sample_corpus
+from pipelines.encoder.base_model import load_described_model
+from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
+from pipelines.encoder.encoder import describe_encoder, token_budget_batches
+from pipelines.encoder.padded import find_layers, pad_right
+from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.figure import draw_attention
+from pipelines.evaluation.token_kinds import (
+    PromptedToken,
+    describe_tokens,
+    group_shares,
+    shift,
+    summarize,
+)
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    atomic_output,
+    default_output,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    write_bytes,
+)
+from pipelines.runtime.machines import find_nodes
+from pipelines.runtime.packaged import demo_corpus
+from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.segments import bytes_to_table, table_to_bytes
+from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """See what the last token attends to, before and after tuning."""
+
+    text: str = ""
+    """One text to look at."""
+    corpus: str = ""
+    """Documents to average over, in place of one text: file, folder or glob; the demo corpus where
+    neither is given."""
+    text_column: str = "text"
+    """Column of the corpus's text."""
+    id_column: str | None = None
+    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    documents: int = 100
+    """Documents of the corpus to average over."""
+    output: str = field(default_factory=lambda: default_output("inspect_attention"))
+    """Folder of the result, local or remote."""
+    model: str = PACKAGED_MODEL
+    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    adapters: tuple[str, ...] = ()
+    """PEFT adapters to compare the model without one with: folders, local or remote, or hub ids."""
+    prompt: str = "one-word"
+    """Name of a prompt, or a template with {text}."""
+    layer: int = -1
+    """Whose attention: 1 the first layer, -1 the last."""
+    max_tokens: int = 256
+    """Tokens of the text itself that are read; the prompt comes on top."""
+    dtype: DType = "auto"
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
+    append_eos: bool = False
+    """Put the end-of-sequence token after the prompt."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for models whose author you trust."""
+    seed: int = 0
+    """Another one draws other documents."""
+
+    def __post_init__(self) -> None:
+        if self.text and self.corpus:
+            raise InputError("both --text and --corpus were given: give one of them")
+        if self.documents < 1:
+            raise InputError(f"documents is {self.documents}; it must be at least 1")
+        if self.layer == 0:
+            raise InputError("layer 0 is the token embeddings, which attend to nothing: 1 is first")
+
+    def encoder(self, adapter: str | None) -> EncoderConfig:
+        """The encoder with one of the adapters, or with none."""
+        return EncoderConfig(
+            model=self.model, revision=self.revision, adapter=adapter, prompt=self.prompt,
+            layer=self.layer, max_tokens=self.max_tokens, dtype=self.dtype,
+            append_eos=self.append_eos, trust_remote_code=self.trust_remote_code,
+        )  # fmt: skip
+
+
+# All heads' weights of all layers up to the wanted one are held at once.
+_MOST_WEIGHTS = 1 << 27
+
+
+def load_eager(description: EncoderDescription, device: torch.device) -> Any:
+    """An encoder's base model, adapter merged, with attention that gives its weights.
+
+    Layers above the one that is read, the single one of ``description.layers``, are not run.
+
+    Raises :class:`InputError` for a model without such attention.
+    """
+    model = load_described_model(description, device)
+    try:
+        model.set_attn_implementation("eager")
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"{description.model}: this model cannot give its attention weights: {error}"
+        ) from error
+    stack = find_layers(model)
+    del stack[description.layers[0] :]
+    return model
+
+
+@torch.inference_mode()
+def last_token_attention(
+    model: Any, token_ids: Sequence[Sequence[int]], layer: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Place of a text and its last token's weights, float32 (tokens,), which sum to 1.
+
+    Args:
+        model: what :func:`load_eager` gave.
+        token_ids: texts within their prompts.
+        layer: which layer's attention, from 1.
+
+    Longest texts come first. Raises :class:`InputError` where the model gives no weights.
+    """
+    settings = model.config.get_text_config()
+    device = next(model.parameters()).device
+    lengths = [len(ids) for ids in token_ids]
+    a_token = layer * settings.num_attention_heads * max(lengths)
+    for batch in token_budget_batches(lengths, max(1, _MOST_WEIGHTS // a_token)):
+        input_ids, mask = pad_right([token_ids[index] for index in batch], device)
+        output = model(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            output_attentions=True,
+            use_cache=False,
+        )
+        if not output.attentions or output.attentions[layer - 1] is None:
+            raise InputError(f"{type(model).__name__} gives no attention weights")
+        weights = output.attentions[layer - 1].float().mean(dim=1)  # heads
+        for place, index in enumerate(batch):
+            last = lengths[index] - 1
+            yield index, weights[place, last, : last + 1].cpu().numpy()
+
+
+__all__ = ["AttentionConfig", "inspect_attention"]
+
+UNTUNED = "untuned"
+WORK_FOLDER = "_work"
+SCHEMA = pa.schema(
+    [
+        ("encoder", pa.string()),
+        ("document", pa.string()),
+        ("position", pa.int32()),
+        ("token_id", pa.int32()),
+        ("token", pa.string()),
+        ("part", pa.string()),
+        ("kind", pa.string()),
+        ("layer", pa.int32()),
+        ("attention", pa.float32()),
+    ]
+)
+
+
+def inspect_attention(config: AttentionConfig, record: RunRecord) -> JobResult:
+    """Write table and picture of a model's attention, without an adapter and with each.
+
+    Raises :class:`InputError` for models, adapters and corpora that do not do, and for a model
+    that does not give its attention weights.
+    """
+    configure_ray_data()
+    work = join(config.output, WORK_FOLDER)
+    encoders = describe_encoders(config)
+    documents, texts = find_texts(config, work)
+    content = json.dumps([documents, texts]).encode()
+    state = hashlib.sha256(content).hexdigest()[:12]
+    write_bytes(join(work, "texts.json"), content)
+    make_folder(join(work, "tables"))
+    units = {
+        f"{number:02d}-{description.fingerprint[:16]}-{state}": {
+            "label": label, "description": description.to_json()
+        }
+        for number, (label, description) in enumerate(encoders.items())
+    }  # fmt: skip
+    count, cpus = plan_unit_actors(len(units), num_actors=0, cpus=None)
+    run_actor_stage(
+        work,
+        "attend",
+        units,
+        functools.partial(attend_unit, work),
+        functools.partial(torch.set_num_threads, max(1, round(cpus))),
+        num_actors=count,
+        cpus=cpus,
+    )
+    tables = [bytes_to_table(read_bytes(join(work, "tables", f"{name}.arrow"))) for name in units]
+    return write_outcome(config, record, pa.concat_tables(tables), list(encoders))
+
+
+def describe_encoders(config: AttentionConfig) -> dict[str, EncoderDescription]:
+    """The model without an adapter and with each, by labels that differ."""
+
+    device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
+    encoders = {UNTUNED: describe_encoder(config.encoder(None), device=device)}
+    names = [adapter.rstrip("/").rpartition("/")[2] for adapter in config.adapters]
+    repeated = Counter(names)
+    for number, (adapter, name) in enumerate(zip(config.adapters, names, strict=True), start=1):
+        label = f"{number} {name}" if repeated[name] > 1 or name == UNTUNED else name
+        encoders[label] = describe_encoder(config.encoder(adapter), device=device)
+    return encoders
+
+
+def find_texts(config: AttentionConfig, work: str) -> tuple[list[str], list[str]]:
+    """Ids and texts of the documents to look at."""
+    if config.text:
+        return ["text"], [config.text]
+    sample = sample_corpus(
+        config.corpus or str(demo_corpus()), work, text_column=config.text_column,
+        id_column=config.id_column, documents=config.documents, seed=config.seed,
+    )  # fmt: skip
+    return sample.documents["id"].to_pylist(), sample.texts
+
+
+def attend_unit(work: str, name: str, unit: Mapping[str, Any], _: Any) -> Receipt:
+    """Attention of one encoder over all texts, written as one table."""
+    description = EncoderDescription.from_json(unit["description"])
+    documents, texts = json.loads(read_bytes(join(work, "texts.json")))
+    tokenizer = PromptedTokenizer.load(description)
+    token_ids = tokenizer.tokenize(texts)
+    if not all(token_ids):
+        raise InputError("a text is empty and has no prompt: there is nothing to attend to")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_eager(description, device)
+    (layer,) = description.layers
+    found = dict(last_token_attention(model, token_ids, layer))
+    tables = []
+    for index, document in enumerate(documents):
+        tokens = describe_tokens(
+            tokenizer.tokenizer, token_ids[index], tokenizer.prefix_tokens, tokenizer.suffix_tokens
+        )
+        tables.append(token_table(unit["label"], document, tokens, found[index], layer))
+    table = pa.concat_tables(tables)
+    path = join(work, "tables", f"{name}.arrow")
+    write_bytes(path, table_to_bytes(table), create_folder=False)
+    return {"tokens": len(table)}
+
+
+def token_table(
+    encoder: str, document: str, tokens: Sequence[PromptedToken], weights: Any, layer: int
+) -> pa.Table:
+    """The rows of ``attention.parquet`` of one text."""
+    columns = {
+        "encoder": [encoder] * len(tokens),
+        "document": [document] * len(tokens),
+        "position": range(len(tokens)),
+        "token_id": [token.token_id for token in tokens],
+        "token": [token.text for token in tokens],
+        "part": [token.part for token in tokens],
+        "kind": [token.kind for token in tokens],
+        "layer": [layer] * len(tokens),
+        "attention": weights,
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def shares_by_text(table: pa.Table, encoder: str) -> dict[str, dict[str, float]]:
+    """An encoder's attention on each group of tokens, for every document."""
+    texts: dict[str, tuple[list[PromptedToken], list[float]]] = {}
+    for row in table.filter(pc.field("encoder") == encoder).to_pylist():
+        tokens, weights = texts.setdefault(row["document"], ([], []))
+        tokens.append(PromptedToken(row["token_id"], row["token"], row["part"], row["kind"]))
+        weights.append(row["attention"])
+    return {
+        name: group_shares(tokens, np.array(weights)) for name, (tokens, weights) in texts.items()
+    }
+
+
+def write_outcome(
+    config: AttentionConfig, record: RunRecord, table: pa.Table, encoders: Sequence[str]
+) -> JobResult:
+    """Write the table, the shares and the picture; the job's short table."""
+    by_text = {label: shares_by_text(table, label) for label in encoders}
+    lists = {label: list(texts.values()) for label, texts in by_text.items()}
+    shares = {label: summarize(texts) for label, texts in lists.items()}
+    shifts = {label: shift(lists[UNTUNED], lists[label]) for label in encoders[1:]}
+    layer = table["layer"][0].as_py()
+    content = {
+        "layer": layer,
+        "texts": len(lists[UNTUNED]),
+        "shares": shares,
+        "shift": shifts,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(join(config.output, "shares.json"), text.encode())
+    with atomic_output(join(config.output, "attention.parquet")) as sink:
+        pq.write_table(table, sink)
+    picture = draw_attention(table, shares)
+    write_bytes(join(config.output, "attention.png"), picture.png)
+    write_bytes(join(config.output, "attention.svg"), picture.svg.encode())
+    counts = {"texts": len(lists[UNTUNED]), "encoders": len(encoders), "tokens": len(table)}
+    metrics = {"layer": layer, "shares": shares, "shift": shifts}
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(join(config.output, WORK_FOLDER))
+    summary = {
+        label: ", ".join(
+            [
+                f"prompt {found['prompt']['mean']:.1%}",
+                f"content words {found['content']['mean']:.1%}",
+                f"(first token apart, {found['first token']['mean']:.1%})",
+            ]
+        )
+        for label, found in shares.items()
+    }
+    return JobResult(counts, metrics, {**summary, "output": config.output})

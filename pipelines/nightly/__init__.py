@@ -1,0 +1,1 @@
+"""A night: what changed, embedded, upserted, clustered, checked and published."""

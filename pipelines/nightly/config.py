@@ -1,0 +1,144 @@
+"""The options of the nightly job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
+
+from pipelines.embedding.job import EmbedConfig
+from pipelines.encoder.description import EncoderConfig
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import default_output
+
+CheckName = Literal["deleted", "rejected", "score", "drift", "imbalance", "encoder"]
+
+TEXT = "text"
+STORE_COLUMNS = ("id", "text_sha256", "embedding", "cluster_id", "distance")
+STORE_TIMES = ("first_seen", "last_changed")
+DEMO_LABEL = "label"
+CLUSTERING = (
+    "num_clusters",
+    "metric",
+    "fit",
+    "max_iterations",
+    "warm",
+    "warm_iterations",
+    "label_column",
+    "sample_documents",
+    "seed",
+)
+"""Settings that decide the clusters of given vectors."""
+_FRACTIONS = ("max_deleted", "max_rejected_fraction", "max_drift", "max_imbalance")
+
+
+@dataclass(frozen=True)
+class NightConfig(EncoderConfig):
+    """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
+
+    corpus: str = ""
+    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
+    store: str = field(default_factory=lambda: default_output("store"))
+    """The store, local or s3://; made where there is none."""
+    text_column: str = "text"
+    """Column of the text; the store calls it text."""
+    id_column: str | None = None
+    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns to carry along beside the text, such as a label or a date."""
+    num_actors: str = ""
+    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
+    cpus_per_actor: float | None = None
+    """CPUs, and so threads, of one encoder actor."""
+    gpus_per_actor: float | None = None
+    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
+    skip_unreadable_files: bool = False
+    """Go on without files that cannot be read; their documents count as deleted."""
+    float16: bool = False
+    """Store vectors in half precision; decided by a store's first night."""
+    chunk_tokens: int = 0
+    """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
+    num_clusters: str = "auto"
+    """How many clusters: a number, or 'auto': chosen on the first night, then kept."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
+    fit: str = "sample:200000"
+    """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
+    warm: bool = True
+    """Go on from the centroids of the version before; without, cluster from scratch."""
+    max_iterations: int = 100
+    """Iterations of k-means at most, where it starts from scratch or with more clusters."""
+    warm_iterations: int = 0
+    """Iterations that go on from the version before, where few keep ids stable; 0: one for each
+    percent of the documents that changed, 1 to 25."""
+    label_column: str | None = None
+    """Column of known labels to score against; carried along."""
+    sample_documents: int = 20_000
+    """Documents drawn for keywords, examples and scores without labels."""
+    map_documents: int = 3_000
+    """Documents drawn for the report's map."""
+    map_method: Literal["pca", "umap"] = "pca"
+    """How the report's map is made: pca is quick and moves little from night to night."""
+    max_deleted: float = 0.2
+    """Check `deleted`: largest share of the documents that may vanish in one night."""
+    max_rejected_fraction: float = 0.1
+    """Check `rejected`: largest share of the corpus that may be rejected."""
+    max_score_drop: float = 0.1
+    """Check `score`: how much silhouette or V-measure may fall."""
+    max_drift: float = 0.3
+    """Check `drift`: largest share of untouched documents that may change clusters, and mean way
+    that centroids may move, in parts of the clusters' radius."""
+    max_imbalance: float = 0.5
+    """Check `imbalance`: 0 where clusters are equal, 1 where one holds everything."""
+    accept: tuple[CheckName, ...] = ()
+    """Checks that may fail this time; `encoder` publishes the vectors of another encoder."""
+    seed: int = 0
+    """Decides every draw; the same seed gives the same bits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.store:
+            raise InputError("store is empty: name a folder or an s3:// address")
+        for name in _FRACTIONS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if self.max_iterations < 1 or self.warm_iterations < 0:
+            raise InputError("max_iterations must be at least 1, warm_iterations not negative")
+        if self.max_score_drop < 0:
+            raise InputError(f"max_score_drop is {self.max_score_drop}; it must not be negative")
+        if self.num_clusters != "auto" and not self.num_clusters.isdecimal():
+            raise InputError(
+                f"num_clusters is {self.num_clusters!r}; a night takes one number, or auto"
+            )
+        unknown = sorted(set(self.accept) - set(get_args(CheckName)))
+        if unknown:
+            raise InputError(
+                f"accept names no check: {unknown[0]!r}; the checks are "
+                f"{', '.join(get_args(CheckName))}"
+            )
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        taken = {*STORE_COLUMNS, *STORE_TIMES} & {*self.keep_columns}
+        if taken:
+            raise InputError(
+                f"keep_columns names {sorted(taken)[0]!r}, which the store has by itself; rename it"
+            )
+        if self.text_column != TEXT and TEXT in (*self.keep_columns, self.label_column):
+            raise InputError(
+                f"the text is column {self.text_column!r}, and the store calls it {TEXT!r}: "
+                f"another column {TEXT!r} cannot be kept beside it; rename it"
+            )
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The columns to carry along, the text's not among them."""
+        wanted = self.keep_columns or (() if self.corpus else (DEMO_LABEL,))
+        label = () if self.label_column is None else (self.label_column,)
+        return tuple(name for name in dict.fromkeys((*wanted, *label)) if name != self.text_column)
+
+    def embed_config(self, output: str) -> EmbedConfig:
+        """The embedding of what changed, in the folder ``output``."""
+        shared = {f.name for f in fields(EmbedConfig)} & {f.name for f in fields(self)}
+        given = {name: getattr(self, name) for name in shared}
+        given |= {"keep_columns": (self.text_column, *self.kept), "output": output}
+        return EmbedConfig(**given)

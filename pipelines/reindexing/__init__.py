@@ -1,1 +1,0 @@
-"""Inside a night: what changed, its vectors, warm clusters, checks."""

@@ -1,0 +1,336 @@
+"""Paths, local or remote, as pyarrow filesystems; files appear whole or not at all.
+
+Writing goes through :func:`write_bytes` or :func:`atomic_output`: locally a hidden temporary file
+that is renamed, remotely one upload of finished content. (Leaving pyarrow's own remote stream on
+an exception completes the upload: a half file that looks whole.) A remote store that answers
+errors for a while is asked again for :data:`RETRY_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipelines.runtime.errors import InputError, StorageError
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 300.0
+_LONGEST_PAUSE_SECONDS = 20.0
+_PARALLEL_REQUESTS = 16
+_TRANSIENT = re.compile(
+    r"AWS Error|curlCode|HTTP status 5\d\d|SlowDown|UNAVAILABLE|connection|timed? ?out",
+    re.IGNORECASE,
+)
+_PERMANENT = re.compile(
+    r"ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|HTTP status (301|400|401|403|404)"
+)
+
+_OPTIONS = re.compile(r"\?\w+=[^&]*(&\w+=[^&]*)*$")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def shoal_home() -> Path:
+    """Folder of models, demo data and default outputs: ``$SHOAL_HOME`` or ``~/.cache/shoal``."""
+    return Path(os.environ.get("SHOAL_HOME") or "~/.cache/shoal").expanduser().absolute()
+
+
+def default_output(job: str) -> str:
+    """Where a job writes when no ``--output`` is given."""
+    return str(shoal_home() / "outputs" / job)
+
+
+def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that holds ``path``, and the path inside it.
+
+    Local paths may be relative and may start with ``~``. ``s3://`` and ``gs://`` are pyarrow's
+    own, ``hf://`` and whatever else fsspec knows come through fsspec. Credentials come from each
+    service's usual chain (environment, configuration files, instance role). An address may end
+    in options, such as ``?endpoint_override=host:port&scheme=http``.
+    """
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    try:
+        if scheme in ("s3", "gs", "gcs"):
+            inner, options = _split_options(rest)
+            return _open_bucket(f"{scheme}://{inner.split('/')[0]}{options}"), inner
+        if scheme in ("file", "hf", "abfs", "hdfs"):
+            return pafs.FileSystem.from_uri(path)
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+    except StorageError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"cannot open {path!r}: {_first_line(error)}. Check the {scheme}:// address, "
+            "the network and the credentials"
+        ) from error
+
+
+def join(folder: str, *parts: str) -> str:
+    """``folder/part/part``, for local paths and URIs alike."""
+    base, options = _split_options(folder) if "://" in folder else (folder, "")
+    return "/".join([base.rstrip("/"), *parts]) + options
+
+
+def with_inner_path(address: str, inner: str) -> str:
+    """The address of ``inner`` on the filesystem that holds ``address``."""
+    scheme, separator, rest = address.partition("://")
+    return f"{scheme}://{inner}{_split_options(rest)[1]}" if separator else inner
+
+
+@functools.lru_cache(maxsize=64)
+def _open_bucket(uri: str) -> pafs.FileSystem:
+    """A client for one bucket; it costs a request to find the bucket's region."""
+    opened = with_retries(lambda: pafs.FileSystem.from_uri(uri), uri, seconds=60.0)
+    return opened[0]
+
+
+def _split_options(address: str) -> tuple[str, str]:
+    """An address without its options, and the options with their ``?``."""
+    found = _OPTIONS.search(address)
+    return (address[: found.start()], found.group()) if found else (address, "")
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is at ``path``."""
+    filesystem, inner = open_filesystem(path)
+    info = with_retries(lambda: filesystem.get_file_info(inner), path)
+    return info.type != pafs.FileType.NotFound
+
+
+def list_files(folder: str) -> list[str]:
+    """Every file below ``folder`` as a path relative to it, sorted; empty where there is none."""
+    filesystem, inner = open_filesystem(folder)
+    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
+    prefix = inner.rstrip("/") + "/"
+    return sorted(
+        info.path.removeprefix(prefix)
+        for info in with_retries(lambda: filesystem.get_file_info(selector), folder)
+        if info.type == pafs.FileType.File
+    )
+
+
+def make_folder(folder: str) -> None:
+    """Create ``folder`` and its parents on a local disk; object stores need none."""
+    filesystem, inner = open_filesystem(folder)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        Path(inner).mkdir(parents=True, exist_ok=True)
+
+
+def remove_folder(folder: str) -> None:
+    """Delete ``folder`` and all below it, if it is there."""
+    filesystem, inner = open_filesystem(folder)
+    info = with_retries(lambda: filesystem.get_file_info(inner), folder)
+    if info.type == pafs.FileType.Directory:
+        with_retries(lambda: filesystem.delete_dir(inner), folder)
+
+
+def remove_files(paths: list[str]) -> None:
+    """Delete files that exist, several at a time."""
+
+    def remove(path: str) -> None:
+        filesystem, inner = open_filesystem(path)
+        with_retries(lambda: filesystem.delete_file(inner), path)
+
+    in_threads(remove, paths)
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole of a small file; ``FileNotFoundError`` where there is none."""
+    filesystem, inner = open_filesystem(path)
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(inner) as stream:
+            return stream.read()
+
+    return with_retries(read, path)
+
+
+def write_bytes(path: str, data: bytes | pa.Buffer, *, create_folder: bool = True) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    With ``create_folder=False`` a missing folder is an error: workers use it, so that a folder
+    that only the driver's machine has is noticed.
+    """
+    filesystem, inner = open_filesystem(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        if create_folder:
+            Path(inner).parent.mkdir(parents=True, exist_ok=True)
+        with _local_output(inner) as stream:
+            stream.write(data)
+        return
+
+    def upload() -> None:
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(data)
+
+    with_retries(upload, path)
+
+
+@contextlib.contextmanager
+def atomic_output(path: str) -> Iterator[pa.NativeFile]:
+    """A stream to write a file to; the file appears when the block ends without an error.
+
+    Remote content is held in memory until then, so it should be a file of moderate size.
+    """
+    filesystem, inner = open_filesystem(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with _local_output(inner) as stream:
+            yield stream
+        return
+    sink = pa.BufferOutputStream()
+    yield sink
+    write_bytes(path, sink.getvalue())
+
+
+def with_retries(action: Callable[[], Result], what: str, seconds: float = RETRY_SECONDS) -> Result:
+    """The result of ``action``, repeated while a remote store has a passing trouble.
+
+    Raises :class:`StorageError` where the trouble outlasts ``seconds``; any other error as it is.
+    """
+    deadline = time.monotonic() + seconds
+    pause = 0.5
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if not is_transient(error):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise StorageError(
+                    f"{what}: {_first_line(error)} (asked again for {seconds:.0f} s). Run "
+                    "the same command again: it goes on from here"
+                ) from error
+            log.warning("%s: %s; asking again in %.1f s", what, _first_line(error), pause)
+        time.sleep(pause * random.uniform(0.7, 1.3))
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether a remote store may well answer the same request a little later."""
+    if isinstance(error, StorageError):
+        return False
+    message = str(error)
+    return bool(_TRANSIENT.search(message)) and not _PERMANENT.search(message)
+
+
+def in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """``function`` of every item, in order, several at a time: for many small requests."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        return list(pool.map(function, items))
+
+
+@contextlib.contextmanager
+def _local_output(inner: str) -> Iterator[Any]:
+    target = Path(inner)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise StorageError(
+                f"no room to write {inner}: {error.strerror}. Make room and run the same command "
+                "again: what is written stays"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+_S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def create_exclusively(path: str, data: bytes) -> bool:
+    """Create a file with its whole content; False, and nothing changed, where one exists.
+
+    Locally a hard link to a finished file, on S3 a conditional put (``If-None-Match``).
+    """
+    if "://" not in path:
+        return _link_local(path, data)
+    if not path.startswith("s3://"):
+        raise InputError(f"{path}: a store is a local folder or an s3:// address")
+    filesystem, key = _s3_filesystem(path)
+    try:
+        filesystem.pipe_file(key, data, mode="create")
+    except FileExistsError:
+        # Its own first attempt may have arrived and only the answer been lost.
+        return read_bytes(path) == data
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(
+            f"cannot write {path}: {error}. Check that the bucket exists and the credentials may "
+            "write to it"
+        ) from error
+    return True
+
+
+def _link_local(path: str, data: bytes) -> bool:
+    target = Path(open_filesystem(path)[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(data)
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def s3_settings(address: str) -> dict[str, str]:
+    """``endpoint`` and ``region`` of an ``s3://`` address: its options, else the environment's.
+
+    Clients of S3 differ in which of these variables they read; here all are told the same.
+    """
+    options = dict(parse_qsl(address.partition("?")[2]))
+    found = {}
+    if endpoint := options.get("endpoint_override"):
+        has_scheme = "://" in endpoint
+        scheme = options.get("scheme", "https")
+        found["endpoint"] = endpoint if has_scheme else f"{scheme}://{endpoint}"
+    elif variables := [os.environ[name] for name in _S3_ENDPOINTS if os.environ.get(name)]:
+        found["endpoint"] = variables[0]
+    if region := options.get("region"):
+        found["region"] = region
+    return found
+
+
+def _s3_filesystem(address: str) -> tuple[Any, str]:
+    try:
+        import s3fs
+    except ImportError as error:
+        raise InputError(f"{address}: a store on S3 needs s3fs: pip install 'shoal[s3]'") from error
+    settings = s3_settings(address)
+    client = {"region_name": settings["region"]} if "region" in settings else {}
+    filesystem = s3fs.S3FileSystem(
+        endpoint_url=settings.get("endpoint"), client_kwargs=client, use_listings_cache=False
+    )
+    return filesystem, open_filesystem(address)[1]

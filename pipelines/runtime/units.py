@@ -1,0 +1,268 @@
+"""One stage of a job: units of work over Ray Data, each done once and remembered.
+
+A unit has a name and leaves a receipt, ``WORK/STAGE/NAME.json``, written after everything else
+the unit writes. What has a receipt is done; a run that goes on does the rest. A unit that is done
+twice, because its node died or its answer was lost, writes the same files with the same content.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.util.metrics import Counter, Gauge
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    in_threads,
+    join,
+    list_files,
+    make_folder,
+    read_bytes,
+    with_retries,
+    write_bytes,
+)
+from pipelines.runtime.logs import RUN, current_run, mark_lines
+from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, find_nodes, plan_actors
+
+log = logging.getLogger(__name__)
+
+_TAGS = ("job", "stage")
+
+
+class StageMetrics:
+    """Counts one stage's units as the driver learns of them."""
+
+    def __init__(self, stage: str, left: int) -> None:
+        job, _ = ray.data.DataContext.get_current().get_config(RUN, ("", ""))
+        tags = {"job": job, "stage": stage}
+        self._left = left
+        self._done_metric = Counter("shoal_units_done", "Units of work finished", _TAGS)
+        self._left_metric = Gauge("shoal_units_left", "Units of work still to do", _TAGS)
+        self._done_metric.set_default_tags(tags)
+        self._left_metric.set_default_tags(tags)
+        self._left_metric.set(left)
+
+    def done(self) -> None:
+        """Count one more unit."""
+        self._left -= 1
+        self._done_metric.inc()
+        self._left_metric.set(self._left)
+
+
+Receipt = dict[str, Any]
+UnitFunction = Callable[[str, Any], Receipt]
+
+
+def run_stage(
+    work: str, stage: str, units: Mapping[str, Any], function: UnitFunction
+) -> dict[str, Receipt]:
+    """Do every unit that has no receipt yet; the receipts of all, in the units' order.
+
+    Args:
+        work: the folder of unfinished work.
+        stage: the stage's name, and its folder's.
+        units: what each named unit is given, of plain JSON values.
+        function: ``function(name, unit)`` does one unit in a task of one CPU.
+    """
+    started = time.monotonic()
+    folder = join(work, stage)
+    make_folder(folder)
+    receipts = read_receipts(folder, units)
+    missing = {name: unit for name, unit in units.items() if name not in receipts}
+    if missing:
+        task = functools.partial(_do_unit, folder=folder, function=function)
+        dataset = unit_dataset(missing).map_batches(
+            task, batch_size=1, batch_format="pyarrow", num_cpus=1
+        )
+        metrics = StageMetrics(stage, len(missing))
+        for row in dataset.iter_rows():
+            receipts[row["name"]] = json.loads(row["receipt"])
+            metrics.done()
+    log.info(
+        "%s: %d of %d done now, %.1f s", stage, len(missing), len(units), time.monotonic() - started
+    )
+    return {name: receipts[name] for name in units}
+
+
+def configure_ray_data() -> None:
+    """Leave the display of progress to :mod:`pipelines.embedding.encode`, and place work.
+
+    What follows runs off the accelerator nodes, where there are labelled ones, unless a stage says
+    otherwise. Workers find the job and the id of its run in the context.
+    """
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # it would warn that its bars are off
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # as it was raised, not wrapped: messages for users keep their exit code
+    context.raise_original_map_exception = True
+    context.execution_options.label_selector = find_nodes().cpu_selector
+    context.set_config(RUN, current_run() or ("", ""))
+
+
+def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:
+    """Units as a dataset of ``name`` and ``unit`` (JSON), one unit a block and so a task."""
+    rows = [{"name": name, "unit": json.dumps(unit)} for name, unit in units.items()]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def take_unit(batch: pa.Table) -> tuple[str, Any]:
+    """Name and content of the one unit in a batch."""
+    return batch["name"][0].as_py(), json.loads(batch["unit"][0].as_py())
+
+
+def read_receipts(folder: str, units: Mapping[str, Any]) -> dict[str, Receipt]:
+    """Receipts of those units that are done."""
+    there = set(list_files(folder))
+    names = [name for name in units if f"{name}.json" in there]
+    contents = in_threads(lambda name: read_bytes(join(folder, f"{name}.json")), names)
+    return {name: json.loads(content) for name, content in zip(names, contents, strict=True)}
+
+
+def blame(stage: str, name: str) -> _Blame:
+    """A context in which an exception is told which unit of which stage it belongs to.
+
+    Without one a line is logged, which is seen where logs are JSON.
+    """
+    return _Blame(stage, name)
+
+
+class _Blame:
+    def __init__(self, stage: str, name: str) -> None:
+        self.stage, self.name = stage, name
+
+    def __enter__(self) -> None:
+        job, run_id = ray.data.DataContext.get_current().get_config(RUN, ("", ""))
+        mark_lines(job, run_id)
+        self.started = time.monotonic()
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        place = f"{self.stage} of {self.name}"
+        if error is not None:
+            error.add_note(f"in {place}")
+            return
+        unit = {
+            "stage": self.stage,
+            "shard": self.name,
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        log.info("%s done", place, extra=unit)
+
+
+def _do_unit(batch: pa.Table, *, folder: str, function: UnitFunction) -> Iterator[pa.Table]:
+    name, unit = take_unit(batch)
+    with blame(folder.rpartition("/")[2], name):
+        receipt = json.dumps(with_retries(lambda: function(name, unit), name))
+        try:
+            write_bytes(join(folder, f"{name}.json"), receipt.encode(), create_folder=False)
+        except FileNotFoundError as error:
+            raise InputError(not_shared(folder)) from error
+    yield pa.table({"name": [name], "receipt": [receipt]})
+
+
+def not_shared(folder: str) -> str:
+    """Why a worker cannot write where the driver made a folder."""
+    return (
+        f"a worker cannot write to {folder}, which the driver made: with several machines the "
+        "output must be on a shared file system or at s3://"
+    )
+
+
+def run_actor_stage(
+    work: str,
+    stage: str,
+    units: Mapping[str, Any],
+    function: Callable[..., Receipt],
+    load: Callable[[], Any],
+    *,
+    num_actors: int,
+    cpus: float = 1,
+    on_done: Callable[[str, Receipt], None] | None = None,
+) -> dict[str, Receipt]:
+    """Do every unit that has no receipt yet; the receipts of all, in the units' order.
+
+    Args:
+        work: the folder of unfinished work.
+        stage: the stage's name, and its folder's.
+        units: what each named unit is given, of plain JSON values.
+        function: ``function(name, unit, loaded)`` does one unit.
+        load: what an actor loads once; a whole GPU is its own where the Ray cluster has any.
+        num_actors: how many load it.
+        cpus: CPUs, and so threads, of one of them where it has no GPU.
+        on_done: is told of each unit as it is done.
+    """
+    folder = join(work, stage)
+    make_folder(folder)
+    receipts = read_receipts(folder, units)
+    missing = {name: unit for name, unit in units.items() if name not in receipts}
+    if missing:
+        resources: dict[str, Any] = {"num_cpus": cpus}
+        if find_nodes().resources()["GPU"]:
+            resources = {"num_gpus": 1, "label_selector": OFF_HEAD}
+        dataset = unit_dataset(missing).map_batches(
+            _UnitActor,
+            fn_constructor_args=(folder, function, load),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            **resources,
+        )
+        metrics = StageMetrics(stage, len(missing))
+        for row in dataset.iter_rows():
+            receipts[row["name"]] = json.loads(row["receipt"])
+            metrics.done()
+            if on_done is not None:
+                on_done(row["name"], receipts[row["name"]])
+    return {name: receipts[name] for name in units}
+
+
+def plan_unit_actors(units: int, *, num_actors: int, cpus: float | None) -> tuple[int, float]:
+    """How many actors share ``units`` units of work on this Ray cluster, and the CPUs of each.
+
+    Without a wish (``num_actors`` 0, ``cpus`` None) as many as there are units and GPUs; where
+    there are no GPUs, as many as there are CPUs, and CPUs that are left over become threads.
+
+    Raises :class:`pipelines.runtime.errors.InputError` where what is asked for does not fit.
+    """
+    nodes = find_nodes()
+    plan = plan_actors(
+        nodes.resources(),
+        nodes.count,
+        num_actors=str(num_actors) if num_actors else "",
+        cpus=cpus,
+    )
+    count = num_actors or max(1, min(units, plan.largest))
+    if cpus is None and not plan.gpus:
+        largest_node = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes())
+        share = plan.largest * plan.cpus // count
+        return count, max(1.0, min(share, largest_node - TOKENIZE_CPUS))
+    return count, plan.cpus
+
+
+class _UnitActor:
+    """Does units with what it has loaded."""
+
+    def __init__(
+        self, folder: str, function: Callable[..., Receipt], load: Callable[[], Any]
+    ) -> None:
+        self.folder = folder
+        self.function = function
+        self.loaded = load()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A unit to its receipt."""
+        name, unit = take_unit(batch)
+        with blame(self.folder.rpartition("/")[2], name):
+            receipt = json.dumps(self.function(name, unit, self.loaded))
+            write_bytes(join(self.folder, f"{name}.json"), receipt.encode())
+        return pa.table({"name": [name], "receipt": [receipt]})

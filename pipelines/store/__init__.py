@@ -1,0 +1,1 @@
+"""Versions of embedded and clustered documents: publish, roll back, verify, search."""

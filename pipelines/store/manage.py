@@ -1,0 +1,394 @@
+"""What a person does with a store: look, publish, go back, prune, verify, export."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.runtime.command import Answer, Verb
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import atomic_output, join, list_files, make_folder, write_bytes
+from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.index import unit
+from pipelines.store.records import PUBLISHED, read_record, sealed_numbers
+from pipelines.store.store import Store
+from pipelines.store.verify import verify_store
+from pipelines.store.version import Version
+
+Format = Literal["parquet", "faiss"]
+
+FILE_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    rows: int
+    files: tuple[str, ...]
+
+
+def export(version: Version, output: str, kind: Format) -> Exported:
+    """Write a version into a folder that is empty or missing; :class:`InputError` for any other.
+
+    Every artifact of the version goes along, and ``export.json`` comes last: it says what of which
+    store this is, and that it is whole.
+    """
+    found = list_files(output)
+    if found:
+        raise InputError(
+            f"--output {output} is not empty (it holds {found[0]!r}): name a new folder"
+        )
+    exported = (
+        _export_parquet(version, output) if kind == "parquet" else _export_faiss(version, output)
+    )
+    for name in version.artifacts():
+        write_bytes(join(output, name), version.read(name))
+    content = {
+        "store": version.store,
+        "version": version.number,
+        "created_at": version.record.created_at,
+        "encoder_fingerprint": version.record.fingerprint,
+        "rows": exported.rows,
+        "files": list(exported.files),
+    }
+    write_bytes(join(output, "export.json"), json.dumps(content, indent=2).encode())
+    return exported
+
+
+def _export_parquet(version: Version, output: str) -> Exported:
+    """``documents/part-NNNNN.parquet`` with every column, about 128 MiB each."""
+    make_folder(join(output, "documents"))
+    files: list[str] = []
+    pending: list[pa.RecordBatch] = []
+    rows = 0
+
+    def flush() -> None:
+        name = f"documents/part-{len(files):05d}.parquet"
+        with atomic_output(join(output, name)) as sink:
+            pq.write_table(pa.Table.from_batches(pending, version.schema), sink)
+        files.append(name)
+        pending.clear()
+
+    for batch in version.batches():
+        pending.append(batch)
+        rows += batch.num_rows
+        if sum(part.nbytes for part in pending) >= FILE_BYTES:
+            flush()
+    if pending or not files:
+        flush()
+    return Exported(rows, tuple(files))
+
+
+def _export_faiss(version: Version, output: str) -> Exported:
+    """``index.faiss``, an exact inner-product index of unit vectors, and ``ids.parquet``.
+
+    Row n of ``ids.parquet`` (columns ``position``, ``id``) is vector n of the index.
+    """
+    make_folder(output)
+    index = faiss.IndexFlatIP(version.schema.field(EMBEDDING).type.list_size)
+    ids = []
+    for batch in version.batches(["id", EMBEDDING]):
+        index.add(unit(matrix(batch.column(EMBEDDING))))
+        ids.append(batch.column("id"))
+    column = pa.chunked_array(ids, version.schema.field("id").type)
+    positions = pa.array(range(len(column)), pa.int64())
+    with atomic_output(join(output, "ids.parquet")) as sink:
+        pq.write_table(pa.table({"position": positions, "id": column}), sink)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "index.faiss")
+        faiss.write_index(index, str(path))
+        write_bytes(join(output, "index.faiss"), path.read_bytes())
+    return Exported(len(column), ("index.faiss", "ids.parquet"))
+
+
+_JOB = "manage_store"
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """List the versions with their counts and scores."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Show one version: counts, scores, index, what belongs to it."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    version: int | None = None
+    """Which version; by default the published."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Publish a version by moving the tag."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    version: int
+    """Which version; one that a night refused may be published so."""
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """Go back to the version that was published before."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Remove old versions; the published and named ones stay."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    keep: int
+    """How many of the newest versions stay."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check every invariant of the store by reading all of it; exit code 1 if one is broken."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a version as Parquet files, or as a FAISS index file with its map of ids."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    output: str
+    """A new folder, local or remote."""
+    version: int | None = None
+    """Which version; by default the published."""
+    format: Format = "parquet"
+    """documents/*.parquet with every column, or index.faiss and ids.parquet."""
+
+
+@dataclass(frozen=True)
+class TagConfig:
+    """Give a version a name, which keeps it from being pruned."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    version: int
+    """Which version."""
+    name: str
+    """The name: letters, digits, dots, dashes, underscores."""
+
+
+@dataclass(frozen=True)
+class UntagConfig:
+    """Take a name away from a version."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    name: str
+    """The name."""
+
+
+def list_versions(config: ListConfig) -> Answer:
+    """All versions, newest last."""
+    store = Store.open(config.store)
+    tags = store.tags()
+    rows, data = [], []
+    for number in sealed_numbers(config.store):
+        record = read_record(config.store, number)
+        names = [name for name, tagged in tags.items() if tagged == number]
+        rows.append(
+            [
+                str(number),
+                ", ".join(names) or ("refused" if record.reasons else ""),
+                record.created_at,
+                ", ".join(f"{name} {count:,}" for name, count in record.counts.items() if count),
+                ", ".join(f"{k} {_figure(v)}" for k, v in flatten(record.scores).items()),
+            ]
+        )
+        data.append(
+            {
+                "version": number,
+                "tags": names,
+                "published": PUBLISHED in names,
+                "created_at": record.created_at,
+                "base": record.base,
+                "fingerprint": record.fingerprint,
+                "counts": dict(record.counts),
+                "scores": dict(record.scores),
+                "reasons": list(record.reasons),
+            }
+        )
+    columns = ("version", "state", "created", "counts", "scores")
+    return Answer(data, f"{config.store}: {len(rows)} versions", columns, rows)
+
+
+def show_version(config: ShowConfig) -> Answer:
+    """Everything that a version's record says."""
+    store = Store.open(config.store)
+    version = store.version(config.version)
+    record = version.record
+    names = [name for name, number in store.tags().items() if number == version.number]
+    artifacts = {name: version.path(name) for name in version.artifacts()}
+    data = {**record.to_json(), "tags": names, "artifacts": artifacts}
+    shown = {
+        "tags": ", ".join(names) or "none",
+        "created": record.created_at,
+        "built from": "nothing" if record.base is None else f"version {record.base}",
+        "encoder": record.fingerprint,
+        "refused because": "; ".join(record.reasons),
+        **{f"count: {name}": f"{count:,}" for name, count in record.counts.items()},
+        **{f"score: {name}": _figure(value) for name, value in flatten(record.scores).items()},
+        **{f"index: {name}": _figure(value) for name, value in (record.index or {}).items()},
+        **{f"detail: {name}": _figure(value) for name, value in flatten(record.details).items()},
+        **{f"artifact: {name}": path for name, path in artifacts.items()},
+    }
+    rows = [[name, value] for name, value in shown.items() if value]
+    return Answer(data, f"{config.store}: version {version.number}", rows=rows)
+
+
+def publish_version(config: PublishConfig) -> Answer:
+    """Move the tag to a version."""
+    store = Store.open(config.store)
+    version = store.version(config.version)
+    with store.take_lease(_JOB) as lease:
+        before = store.published()
+        store.publish(config.version, lease)
+    notes = [f"a night refused this version: {reason}" for reason in version.record.reasons]
+    return _moved(store, before, version, notes)
+
+
+def roll_back(config: RollbackConfig) -> Answer:
+    """Move the tag to the version that was published before."""
+    store = Store.open(config.store)
+    with store.take_lease(_JOB) as lease:
+        before = store.published()
+        version = store.rollback(lease)
+    return _moved(store, before, version, [])
+
+
+def _moved(store: Store, before: Version | None, after: Version, notes: list[str]) -> Answer:
+    old = None if before is None else before.number
+    rows = [
+        ["published before", "none" if old is None else str(old)],
+        ["published now", str(after.number)],
+        ["documents", f"{after.count():,}"],
+    ]
+    data = {"previous": old, "published": after.number}
+    return Answer(data, store.uri, rows=rows, notes=notes)
+
+
+def prune_versions(config: PruneConfig) -> Answer:
+    """Remove old versions."""
+    store = Store.open(config.store)
+    if config.keep < 1:
+        raise InputError(f"--keep is {config.keep}; at least one version must stay")
+    with store.take_lease(_JOB) as lease:
+        removed = store.prune(lease, config.keep)
+    left = sealed_numbers(config.store)
+    rows = [
+        ["removed", ", ".join(map(str, removed)) or "none"],
+        ["left", ", ".join(map(str, left)) or "none"],
+    ]
+    return Answer({"removed": removed, "left": left}, config.store, rows=rows)
+
+
+def verify_versions(config: VerifyConfig) -> Answer:
+    """Check all versions."""
+    store = Store.open(config.store)
+    problems = verify_store(store)
+    numbers = sealed_numbers(config.store)
+    rows = [
+        ["versions", str(len(numbers))],
+        ["problems", str(len(problems)) if problems else "none"],
+    ]
+    data = {"versions": numbers, "problems": problems}
+    return Answer(data, config.store, rows=rows, problems=problems)
+
+
+def export_version(config: ExportConfig) -> Answer:
+    """Write a version elsewhere."""
+    version = Store.open(config.store).version(config.version)
+    found = export(version, config.output, config.format)
+    rows = [
+        ["version", str(version.number)],
+        ["documents", f"{found.rows:,}"],
+        ["files", str(len(found.files))],
+        ["output", config.output],
+    ]
+    return Answer({"version": version.number, **asdict(found)}, config.store, rows=rows)
+
+
+def tag_version(config: TagConfig) -> Answer:
+    """Name a version."""
+    store = Store.open(config.store)
+    with store.take_lease(_JOB) as lease:
+        store.tag(config.version, config.name, lease)
+    return _tags(store)
+
+
+def untag_version(config: UntagConfig) -> Answer:
+    """Take a name away."""
+    store = Store.open(config.store)
+    with store.take_lease(_JOB) as lease:
+        store.untag(config.name, lease)
+    return _tags(store)
+
+
+def _tags(store: Store) -> Answer:
+    tags = store.tags()
+    return Answer(tags, store.uri, ("tag", "version"), [[k, str(v)] for k, v in tags.items()])
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested figures as ``outer.inner``; what is None is left out."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        entries = (
+            {k: _figure(v) for k, v in entry.items() if k != "says" and v is not None}
+            for entry in value
+        )
+        return "\n".join(", ".join(f"{k} {v}" for k, v in entry.items()) for entry in entries)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+VERBS = {
+    "list": Verb(ListConfig, list_versions),
+    "show": Verb(ShowConfig, show_version),
+    "publish": Verb(PublishConfig, publish_version),
+    "rollback": Verb(RollbackConfig, roll_back),
+    "prune": Verb(PruneConfig, prune_versions),
+    "verify": Verb(VerifyConfig, verify_versions),
+    "export": Verb(ExportConfig, export_version),
+    "tag": Verb(TagConfig, tag_version),
+    "untag": Verb(UntagConfig, untag_version),
+}

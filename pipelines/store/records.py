@@ -1,0 +1,190 @@
+"""``versions/N/version.json``: what belongs to a version, and that it is whole.
+
+It is written after everything it names, by one file's appearance. Artifacts that two versions
+share are one file, in the folder of the version that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    create_exclusively,
+    in_threads,
+    join,
+    list_files,
+    read_bytes,
+    write_bytes,
+)
+from pipelines.store.lease import Lease
+
+PUBLISHED = "published"
+"""The tag of the version that readers see."""
+VERSION_TAG = "version-"
+_DOCUMENTS = "documents.lance"
+VERSIONS_FOLDER = "versions"
+FILE_NAME = "version.json"
+FORMAT = 1
+
+
+class StaleWriterError(RuntimeError):
+    """Another writer has changed the store since this one looked."""
+
+    exit_code = 75
+
+
+def documents_address(store: str) -> str:
+    """Where a store keeps the documents of all its versions."""
+    return join(store, _DOCUMENTS)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that belongs to a version; ``path`` is relative to the store."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """The content of ``version.json``."""
+
+    version: int
+    lance_version: int
+    """Lance's own number of the documents."""
+    base: int | None
+    """The version that it was built from."""
+    created_at: str
+    fingerprint: str
+    """The encoder's."""
+    counts: Mapping[str, int]
+    scores: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    """Why it was not to be published; empty where nothing spoke against it."""
+    index: Mapping[str, Any] | None
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], path: str) -> VersionRecord:
+        """The record in a file's content; :class:`InputError` where it is of another format."""
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{path} has format {content.get('format')!r}; this release reads {FORMAT}"
+            )
+        values = {k: v for k, v in content.items() if k != "format"}
+        artifacts = {name: Artifact(**found) for name, found in values["artifacts"].items()}
+        return cls(**{**values, "reasons": tuple(values["reasons"]), "artifacts": artifacts})
+
+
+def version_folder(store: str, number: int) -> str:
+    """Address of the folder of a version's own artifacts."""
+    return join(store, VERSIONS_FOLDER, str(number))
+
+
+def write_record(store: str, record: VersionRecord) -> None:
+    """Write a version's record; from now on it is whole."""
+    text = json.dumps(record.to_json(), indent=2, ensure_ascii=False, default=str) + "\n"
+    write_bytes(join(version_folder(store, record.version), FILE_NAME), text.encode())
+
+
+def read_record(store: str, number: int) -> VersionRecord:
+    """A version's record; :class:`FileNotFoundError` where it has none."""
+    path = join(version_folder(store, number), FILE_NAME)
+    return VersionRecord.from_json(json.loads(read_bytes(path)), path)
+
+
+def put_artifact(store: str, number: int, name: str, data: bytes) -> Artifact:
+    """Write a file into a version's folder.
+
+    Raises :class:`ValueError` for a name that is the record's or leads out of the folder.
+    """
+    if name == FILE_NAME or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"an artifact cannot be named {name!r}")
+    write_bytes(join(version_folder(store, number), name), data)
+    path = f"{VERSIONS_FOLDER}/{number}/{name}"
+    return Artifact(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def list_version_files(store: str) -> dict[int, list[str]]:
+    """Per number with a folder under ``versions/``, its files as paths relative to the store."""
+    found: dict[int, list[str]] = {}
+    for name in list_files(join(store, VERSIONS_FOLDER)):
+        number, _, rest = name.partition("/")
+        if number.isdigit() and rest:
+            found.setdefault(int(number), []).append(f"{VERSIONS_FOLDER}/{name}")
+    return found
+
+
+def sealed_numbers(store: str) -> list[int]:
+    """Numbers of the versions that have a record, in order."""
+    files = list_version_files(store)
+    return sorted(n for n, names in files.items() if f"{VERSIONS_FOLDER}/{n}/{FILE_NAME}" in names)
+
+
+_FOLDER = "publications"
+Action = Literal["publish", "rollback"]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One move of the tag, as it was intended."""
+
+    number: int
+    version: int
+    previous: int | None
+    action: Action
+    at: str
+    job: str
+    host: str
+
+
+def read_publications(store: str) -> list[Publication]:
+    """All publications in order."""
+    names = [n for n in list_files(join(store, _FOLDER)) if n.removesuffix(".json").isdigit()]
+    contents = in_threads(lambda name: read_bytes(join(store, _FOLDER, name)), names)
+    return [Publication(**json.loads(content)) for content in contents]
+
+
+def write_publication(
+    store: str, lease: Lease, version: int, previous: int | None, action: Action
+) -> Publication:
+    """Record that the tag is about to move; :class:`StaleWriterError` if another was quicker."""
+    names = [n for n in list_files(join(store, _FOLDER)) if n.removesuffix(".json").isdigit()]
+    number = int(names[-1].removesuffix(".json")) + 1 if names else 1
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = Publication(number, version, previous, action, at, lease.state.job, lease.state.host)
+    path = join(store, _FOLDER, f"{number:08d}.json")
+    if not create_exclusively(path, json.dumps(asdict(entry), indent=2).encode()):
+        raise StaleWriterError(f"{store}: another run is publishing; look again with `list`")
+    return entry
+
+
+def version_before(
+    publications: Sequence[Publication], current: int, present: Collection[int]
+) -> int | None:
+    """The version that was published before ``current`` and is still ``present``.
+
+    A rollback does not count as a publication: rolling back twice goes back two versions.
+    """
+    earlier: int | None = current
+    seen = set()
+    while earlier is not None and earlier not in seen:
+        seen.add(earlier)
+        entries = [p for p in publications if p.version == earlier and p.action == "publish"]
+        earlier = entries[-1].previous if entries else None
+        if earlier in present and earlier != current:
+            return earlier
+    return None

@@ -1,0 +1,139 @@
+"""A question to a store: the nearest documents to a text, or to a document that it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.encoder.encoder import Encoder, EncoderDescription
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.runtime.command import Answer, Verb
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import default_output
+from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.store import Store
+from pipelines.store.version import Version
+
+_TEXT_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search a store by meaning."""
+
+    store: str = field(default_factory=lambda: default_output("store"))
+    """The store: a folder or an s3:// address."""
+    query: str = ""
+    """The text to search for; embedded by the version's own encoder and prompt."""
+    similar_to: str = ""
+    """Id of a document of the store, whose nearest others are wanted, instead of --query."""
+    limit: int = 10
+    """How many documents."""
+    filter: str = ""
+    """Condition in SQL on columns, such as "cluster_id = 3 AND label = 'sport'"."""
+    version: int | None = None
+    """Which version; by default the published."""
+    query_prompt: str = ""
+    """A template with {text} for the query in place of the encoder's own prompt."""
+    exact: bool = False
+    """Compare with every vector instead of using the index."""
+    json: bool = False
+    """Print JSON: the list of hits."""
+
+    def __post_init__(self) -> None:
+        if bool(self.query.strip()) == bool(self.similar_to):
+            raise InputError("search takes --query TEXT or --similar-to ID, one of them")
+        if self.limit < 1:
+            raise InputError(f"--limit is {self.limit}; it must be at least 1")
+        if self.query_prompt:
+            if not self.query:
+                raise InputError("--query-prompt has no effect without --query")
+            PromptTemplate.parse(self.query_prompt)
+
+
+def search_store(config: SearchConfig) -> Answer:
+    """The nearest documents, best first, with text, cluster and score."""
+    version = Store.open(config.store).version(config.version)
+    if config.query:
+        vector = embed_query(version, config.query, config.query_prompt)
+        own = None
+    else:
+        vector, own = find_document(version, config.similar_to)
+    version.load()
+    started = time.perf_counter()
+    hits = version.search(
+        vector,
+        config.limit + (own is not None),
+        filter=config.filter or None,
+        exact=config.exact,
+    )
+    seconds = time.perf_counter() - started
+    found = [hit for hit in hits.to_pylist() if own is None or hit["id"] != own][: config.limit]
+    return _answer(config, version, found, seconds)
+
+
+def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
+    """float32 (d,): the vector of a text by the encoder whose vectors the version holds.
+
+    Raises :class:`InputError` where that encoder cannot be had here.
+    """
+    if "encoder.json" not in version.record.artifacts:
+        raise InputError(
+            f"version {version.number} of {version.store} has no encoder.json: its vectors were "
+            "made elsewhere, so only --similar-to can be searched for"
+        )
+    description = EncoderDescription.from_json(json.loads(version.read("encoder.json")))
+    if description.fingerprint != version.record.fingerprint:
+        raise InputError(
+            f"version {version.number}: encoder.json is of another encoder than its vectors; "
+            "`manage_store.py verify` says more"
+        )
+    if prompt:
+        template = str(PromptTemplate.parse(prompt))
+        description = dataclasses.replace(description, prompt=template)
+    device = "cpu" if description.dtype == "int8" else "auto"
+    return Encoder.load(description, device=device).encode([text])[0]
+
+
+def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
+    """The vector, float32 (d,), of a document and its id, in the id's own type."""
+    kind = version.schema.field("id").type
+    own: Any = wanted
+    if pa.types.is_integer(kind):
+        try:
+            own = int(wanted)
+        except ValueError as error:
+            raise InputError(f"--similar-to {wanted!r}: the store's ids are integers") from error
+    table = version.take([own], ["id", EMBEDDING])
+    if not len(table):
+        raise InputError(f"version {version.number} has no document with id {wanted!r}")
+    return matrix(table[EMBEDDING].combine_chunks())[0], own
+
+
+def _answer(
+    config: SearchConfig, version: Version, found: list[dict[str, Any]], seconds: float
+) -> Answer:
+    columns = ("score", "id", "cluster", "text")
+    rows = [
+        [f"{hit['score']:.4f}", str(hit["id"]), str(hit["cluster_id"]), _shorten(hit["text"])]
+        for hit in found
+    ]
+    title = (
+        f"{config.store}: version {version.number}, {len(found)} hits in {seconds * 1000:.1f} ms"
+    )
+    notes = [title] if config.json else []
+    return Answer(found, title, columns, rows, notes)
+
+
+def _shorten(text: str | None) -> str:
+    words = " ".join((text or "").split())
+    return words if len(words) <= _TEXT_CHARACTERS else words[: _TEXT_CHARACTERS - 1] + "…"
+
+
+SEARCH = Verb(SearchConfig, search_store)

@@ -1,0 +1,218 @@
+"""Every invariant of a store, checked by reading it whole; nothing is changed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import exists, join, read_bytes
+from pipelines.store.columns import EMBEDDING, OWN_COLUMNS, fingerprint_of, matrix
+from pipelines.store.index import LEAST_RECALL
+from pipelines.store.records import PUBLISHED, VERSION_TAG, sealed_numbers
+from pipelines.store.store import Store
+from pipelines.store.version import Version
+
+_UNIT_TOLERANCE = {"float": 1e-3, "halffloat": 5e-3}
+
+
+def verify_store(store: Store) -> list[str]:
+    """The problems found, one line each; none where the store is sound."""
+    problems = list(_check_tags(store))
+    for number in sealed_numbers(store.uri):
+        try:
+            version = store.version(number)
+        except (FileNotFoundError, InputError, OSError, KeyError, TypeError) as error:
+            problems.append(f"version {number} cannot be opened: {str(error).splitlines()[0]}")
+            continue
+        problems += [f"version {number}: {problem}" for problem in verify_version(version)]
+    return problems
+
+
+def verify_version(version: Version) -> list[str]:
+    """The problems of one version."""
+    checks = (
+        _check_record,
+        _check_artifacts,
+        _check_encoder,
+        _check_index,
+        _check_documents,
+        _check_clusters,
+    )
+    problems: list[str] = []
+    for check in checks:
+        try:
+            problems += check(version)
+        except (OSError, ValueError) as error:
+            problems.append(f"it cannot be read: {str(error).splitlines()[0][:300]}")
+    return problems
+
+
+def _check_tags(store: Store) -> Iterator[str]:
+    """The tag names a sealed version, and every sealed version is safe from cleaning."""
+    sealed = sealed_numbers(store.uri)
+    tags = store.lance_tags()
+    for number in sealed:
+        if f"{VERSION_TAG}{number}" not in tags:
+            yield f"version {number} has no tag: cleaning would remove its documents"
+    numbers = {tags[f"{VERSION_TAG}{n}"]: n for n in sealed if f"{VERSION_TAG}{n}" in tags}
+    for name, lance_version in tags.items():
+        if not name.startswith(VERSION_TAG) and lance_version not in numbers:
+            yield f"tag {name!r} names Lance version {lance_version}, which belongs to no version"
+    publications = store.publications()
+    if PUBLISHED in tags and tags[PUBLISHED] in numbers:
+        current = numbers[tags[PUBLISHED]]
+        if current not in {p.version for p in publications}:
+            yield f"version {current} is published, but no publication of it is recorded"
+
+
+def _check_record(version: Version) -> Iterator[str]:
+    """The record, the documents and the encoder agree about the version."""
+    record, documents = version.record, version.documents
+    if documents.number != record.version:
+        yield f"its documents say that they are version {documents.number}"
+    rows = documents.count()
+    if rows != record.counts.get("documents"):
+        yield f"it has {rows} documents, its record says {record.counts.get('documents')}"
+    if fingerprint_of(documents.schema) != record.fingerprint:
+        yield "its documents name another encoder than its record"
+    try:
+        documents.check()
+    except (ValueError, OSError) as error:
+        yield f"Lance finds its files unsound: {str(error).splitlines()[0]}"
+    if record.base is not None and record.base >= record.version:
+        yield f"it claims to be built from version {record.base}"
+
+
+def _check_artifacts(version: Version) -> Iterator[str]:
+    """Every artifact is there, as long as it was and unchanged."""
+    for name, artifact in version.record.artifacts.items():
+        try:
+            data = read_bytes(join(version.store, artifact.path))
+        except FileNotFoundError:
+            yield f"artifact {name} is missing ({artifact.path})"
+            continue
+        if len(data) != artifact.bytes or hashlib.sha256(data).hexdigest() != artifact.sha256:
+            yield f"artifact {name} was changed ({artifact.path})"
+
+
+def _check_encoder(version: Version) -> Iterator[str]:
+    """The encoder that comes with the version is the one of its vectors."""
+    try:
+        found = _encoder_of(version)
+    except (InputError, ValueError, KeyError) as error:
+        yield f"encoder.json cannot be read: {str(error).splitlines()[0]}"
+        return
+    if found is not None and found.fingerprint != version.record.fingerprint:
+        yield "encoder.json is of another encoder than its vectors"
+
+
+def _encoder_of(version: Version) -> Any | None:
+    """The version's encoder; None where the file is missing, which another check tells."""
+    from pipelines.encoder.description import EncoderDescription  # slow: it loads torch
+
+    name = "encoder.json"
+    if name not in version.record.artifacts or not exists(version.path(name)):
+        return None
+    return EncoderDescription.from_json(json.loads(version.read(name)))
+
+
+def _check_index(version: Version) -> Iterator[str]:
+    """The index holds every document, and its measured recall is enough."""
+    report = version.record.index
+    held = version.documents.index_rows()
+    if report is None or report["kind"] == "exact":
+        return
+    if held is None:
+        yield "its record speaks of a vector index, and there is none"
+    elif held[1]:
+        yield f"its vector index lacks {held[1]} of {sum(held)} documents"
+    if report["recall_at_10"] < LEAST_RECALL:
+        yield f"its vector index has recall {report['recall_at_10']}, required is {LEAST_RECALL}"
+
+
+def _check_documents(version: Version) -> Iterator[str]:
+    """Unique ids, hashes of their texts, finite vectors, of length 1 where so made."""
+    digests = []
+    wrong = {"hash": 0, "vector": 0, "length": 0}
+    nulls = dict.fromkeys(("id", "text_sha256", EMBEDDING, *OWN_COLUMNS), 0)
+    normalized = _is_normalized(version)
+    tolerance = _UNIT_TOLERANCE.get(str(version.schema.field(EMBEDDING).type.value_type), 1e-3)
+    for batch in version.batches([*nulls, "text"]):
+        for name in nulls:
+            nulls[name] += batch.column(name).null_count
+        digests.append(_id_digests(batch.column("id")))
+        wrong["hash"] += _wrong_hashes(batch)
+        vectors = matrix(batch.column(EMBEDDING))
+        finite = np.isfinite(vectors).all(axis=1)
+        wrong["vector"] += int(np.count_nonzero(~finite))
+        if normalized:
+            lengths = np.linalg.norm(vectors[finite], axis=1)
+            wrong["length"] += int(np.count_nonzero(np.abs(lengths - 1) > tolerance))
+    yield from (f"{count} documents have no {name}" for name, count in nulls.items() if count)
+    if digests and len(np.unique(np.concatenate(digests))) < sum(map(len, digests)):
+        yield "an id is there more than once"
+    if wrong["hash"]:
+        yield f"{wrong['hash']} documents have a text_sha256 that is not their text's"
+    if wrong["vector"]:
+        yield f"{wrong['vector']} vectors hold numbers that are not finite"
+    if wrong["length"]:
+        yield f"{wrong['length']} vectors are not of length 1, as the encoder makes them"
+
+
+def _id_digests(ids: pa.Array) -> np.ndarray:
+    """16 bytes an id: what is kept of ids while looking for repeated ones."""
+    texts = ids.cast(pa.string()).to_pylist()
+    joined = b"".join(hashlib.blake2b(t.encode(), digest_size=16).digest() for t in texts)
+    return np.frombuffer(joined, dtype=[("first", "<u8"), ("second", "<u8")])
+
+
+def _wrong_hashes(batch: pa.RecordBatch) -> int:
+    """Documents whose hash is not their text's; a text that was not kept cannot tell."""
+    pairs = zip(
+        batch.column("text").to_pylist(), batch.column("text_sha256").to_pylist(), strict=True
+    )
+    return sum(
+        hashlib.sha256(text.encode()).hexdigest() != digest
+        for text, digest in pairs
+        if text is not None
+    )
+
+
+def _is_normalized(version: Version) -> bool:
+    try:
+        encoder = _encoder_of(version)
+    except (InputError, ValueError, KeyError):
+        return False  # told by _check_encoder
+    return encoder is not None and encoder.normalize
+
+
+def _check_clusters(version: Version) -> Iterator[str]:
+    """Every cluster of a document has a centroid, whose size is the number of its documents."""
+    name = "centroids.parquet"
+    if name not in version.record.artifacts or not exists(version.path(name)):
+        return
+    centroids = pq.read_table(io.BytesIO(version.read(name)))
+    counts: dict[int, int] = dict.fromkeys(centroids["cluster_id"].to_pylist(), 0)
+    for batch in version.batches(["cluster_id"]):
+        for entry in pc.value_counts(batch.column("cluster_id").drop_null()).to_pylist():
+            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+    known = set(centroids["cluster_id"].to_pylist())
+    strange = sorted(set(counts) - known)
+    if strange:
+        yield f"documents are in clusters without a centroid: {strange[:5]}"
+    if "size" in centroids.column_names:
+        sizes = zip(centroids["cluster_id"].to_pylist(), centroids["size"].to_pylist(), strict=True)
+        off = [cluster for cluster, size in sizes if counts[cluster] != size]
+        if off:
+            yield f"clusters {off[:5]} have another number of documents than centroids.parquet says"
+    if centroids["centroid"].type.list_size != version.schema.field(EMBEDDING).type.list_size:
+        yield "centroids and vectors differ in length"

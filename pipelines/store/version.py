@@ -1,0 +1,106 @@
+"""One sealed version, for readers: its documents and everything that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import join, read_bytes
+from pipelines.store.columns import EMBEDDING
+from pipelines.store.documents import Documents, FragmentRef
+from pipelines.store.records import VersionRecord
+
+
+class Version:
+    """A sealed version. Readers need no lease; it stays as it is until it is pruned."""
+
+    def __init__(self, store: str, record: VersionRecord, documents: Documents) -> None:
+        self.store = store
+        self.record = record
+        self.documents = documents
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self.record.version
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of its documents."""
+        return self.documents.schema
+
+    def count(self, filter: str | None = None) -> int:
+        """How many documents it has, or satisfy ``filter`` (SQL, such as ``cluster_id = 3``)."""
+        return self.documents.count(filter)
+
+    def fragments(self) -> list[FragmentRef]:
+        """Its parts, for workers."""
+        return self.documents.fragments()
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, filter: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Its documents as a stream."""
+        return self.documents.batches(columns, filter)
+
+    def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
+        """The documents of these ids that it has, in no particular order."""
+        return self.documents.take(ids, columns)
+
+    def artifacts(self) -> list[str]:
+        """Names of its artifacts."""
+        return sorted(self.record.artifacts)
+
+    def read(self, name: str) -> bytes:
+        """An artifact; ``KeyError`` where it has none of that name."""
+        return read_bytes(self.path(name))
+
+    def path(self, name: str) -> str:
+        """Address of an artifact, to be opened by whoever."""
+        return join(self.store, self.record.artifacts[name].path)
+
+    def load(self) -> None:
+        """Bring the vector index into memory, so that the first search is as quick as the next."""
+        self.documents.prewarm()
+
+    def search(
+        self,
+        vector: np.ndarray,
+        limit: int,
+        *,
+        filter: str | None = None,
+        columns: Sequence[str] | None = None,
+        exact: bool = False,
+    ) -> pa.Table:
+        """The nearest documents by cosine, best first.
+
+        Args:
+            vector: float32 (d,), of the version's own encoder; its length does not matter.
+            limit: how many.
+            filter: condition in SQL that they must satisfy; it never makes them fewer.
+            columns: what to return of them, by default all but the embedding.
+            exact: compare with every vector instead of using the index.
+
+        Returns:
+            ``score``, the cosine from -1 to 1, then the columns.
+
+        Raises :class:`InputError` for a vector of another length and for a faulty filter.
+        """
+        dimension = self.schema.field(EMBEDDING).type.list_size
+        if vector.shape != (dimension,):
+            raise InputError(
+                f"the query's vector has shape {vector.shape}; the version's vectors have "
+                f"{dimension} numbers"
+            )
+        names = [n for n in self.schema.names if n != EMBEDDING] if columns is None else columns
+        index = self.record.index
+        effort = {}
+        if index is not None and index["kind"] != "exact" and not exact:
+            effort = {"probes": int(index["probes"]), "refine": int(index["refine"])}
+        found = self.documents.nearest(vector, limit, names, filter=filter, **effort)
+        scores = pa.array(1 - found["_distance"].to_numpy(), pa.float32())
+        return found.drop_columns("_distance").add_column(0, "score", scores)

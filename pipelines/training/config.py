@@ -1,0 +1,182 @@
+"""The options of a fine-tuning run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from pipelines.encoder.description import (
+    EncoderConfig,
+)
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    default_output,
+)
+from pipelines.training.adapter import Quantize
+from pipelines.training.loss import LossSettings
+from pipelines.training.pairs import PairsConfig
+from pipelines.training.trainer import TrainerSettings
+
+# What may change between a killed run and the one that goes on with it, as it decides no result.
+MAY_CHANGE = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures")
+
+
+_WORKERS = re.compile(r"(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(EncoderConfig):
+    """Tune a LoRA adapter on pairs of texts that mean the same."""
+
+    adapter: str | None = None
+    """Adapter to go on from: a folder, local or remote, or a hub id; by default a new one."""
+    pairs: str = ""
+    """Pairs to train on: output of generate_pairs, or Parquet or CSV with anchor, positive."""
+    corpus: str = ""
+    """Documents to crop pairs from, in place of --pairs; with neither, a packaged corpus."""
+    output: str = field(default_factory=lambda: default_output("finetune_adapter"))
+    """Folder of the adapter, local or remote; an unfinished run in it is gone on with."""
+    text_column: str = "text"
+    """Column of the text in the corpus."""
+    id_column: str | None = None
+    """Column of the id in the corpus; by default `id` where a file has it, else a content hash."""
+    label_column: str | None = None
+    """Column of labels, used only to measure V-measure on held-out pairs."""
+    crop_words: tuple[int, int] = (16, 32)
+    """Fewest and most words of a crop of the corpus."""
+    max_steps: int = 100
+    """Steps at most."""
+    batch_pairs: int = 64
+    """Pairs a step on all workers together; each has all others as its negatives."""
+    temperature: float = 0.05
+    """Cosines are divided by it; lower looks harder at the nearest negatives."""
+    learn_temperature: bool = False
+    """Train the temperature too, from the given one on."""
+    both_directions: bool = True
+    """Also look for each positive's anchor, and average the two losses."""
+    margin: float = 0.0
+    """Taken off a pair's own cosine, so that it must win by as much."""
+    dimensions: tuple[int, ...] = ()
+    """Shorter lengths that vectors shall be good at too (Matryoshka); the full one is added."""
+    learning_rate: float = 5e-4
+    """Highest learning rate of AdamW."""
+    warmup_steps: int = 10
+    """Steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_gradient_norm: float = 1.0
+    """Longer gradients are scaled down to it."""
+    lora_rank: int = 16
+    """Rank of the adapter."""
+    lora_alpha: float = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout in front of the adapter."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice in place of keeping them: slower, for long texts, large models."""
+    quantize: Quantize = "none"
+    """Base model's weights in training: as they are, or in 8 or 4 bits on a CUDA GPU."""
+    activation_tokens: int = 0
+    """Tokens whose activations are in memory at once, whatever the batch; 0 suits the hardware."""
+    heldout_pairs: int | None = None
+    """Pairs kept from training to measure on; by default 128, of few pairs a tenth."""
+    measure_every: int = 20
+    """Steps between measures; each also writes a checkpoint."""
+    patience: int = 0
+    """Stop after so many measures without a new best; 0 never stops early."""
+    sentence_transformers: bool = False
+    """Also write the merged model as a folder that sentence-transformers opens; local outputs."""
+    num_workers: str = "1"
+    """Training workers: N, or MIN:MAX to go on with fewer; 0 trains in the driver's process."""
+    cpus_per_worker: float | None = None
+    """CPUs, and so threads, of a worker; by default its share of the machine."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker; 1 by default where the Ray cluster has any."""
+    max_failures: int = 3
+    """Lost workers after which the run gives up; it can be gone on with."""
+    seed: int = 0
+    """Decides everything random: the adapter's start, the crops, the batches, dropout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_sources()
+        least = {
+            "max_steps": 1, "batch_pairs": 2, "lora_rank": 1, "measure_every": 1,
+            "heldout_pairs": 2, "warmup_steps": 0, "activation_tokens": 0, "patience": 0,
+            "max_failures": -1,
+        }  # fmt: skip
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {smallest}")
+        for name in ("learning_rate", "lora_alpha", "max_gradient_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout is {self.lora_dropout}; from 0 to below 1 is required")
+        if self.dtype in ("float16", "int8"):
+            raise InputError(f"dtype {self.dtype} cannot train: use bfloat16 or float32")
+        if self.quantize not in get_args(Quantize):
+            raise InputError(
+                f"unknown quantize {self.quantize!r}; known are {', '.join(get_args(Quantize))}"
+            )
+        smallest, largest = self.workers
+        if smallest > largest or (smallest == 0 < largest):
+            raise InputError(f"num_workers is {self.num_workers!r}; N or MIN:MAX is required")
+        if largest > self.batch_pairs:
+            raise InputError(
+                f"num_workers is {self.num_workers}, more than the {self.batch_pairs} pairs of a "
+                "batch: each worker needs one, so raise --batch-pairs"
+            )
+        _ = self.trainer.loss, self.crops
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        found = _WORKERS.fullmatch(self.num_workers)
+        if found is None:
+            raise InputError(
+                f"num_workers is {self.num_workers!r}; give a number, or MIN:MAX such as 1:4"
+            )
+        return int(found[1]), int(found[2] or found[1])
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder that is tuned, without an adapter."""
+        names = EncoderConfig.__dataclass_fields__
+        settings = {name: getattr(self, name) for name in names if name != "adapter"}
+        return EncoderConfig(**settings)
+
+    @property
+    def crops(self) -> PairsConfig:
+        """How pairs are made of the corpus."""
+        return PairsConfig(
+            corpus=self.corpus,
+            text_column=self.text_column,
+            id_column=self.id_column,
+            label_column=self.label_column,
+            crop_words=self.crop_words,
+            seed=self.seed,
+        )
+
+    @property
+    def trainer(self) -> TrainerSettings:
+        """What decides the adapter on given pairs."""
+        names = set(TrainerSettings.__dataclass_fields__) - {"loss"}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        loss = {name: getattr(self, name) for name in LossSettings.__dataclass_fields__}
+        return TrainerSettings(loss=LossSettings(**loss), **settings)
+
+    def _check_sources(self) -> None:
+        if self.pairs and self.corpus:
+            raise InputError("both --pairs and --corpus are given: pairs come from one of them")
+        if not self.pairs:
+            return
+        defaults = FinetuneConfig.__dataclass_fields__
+        for name in ("text_column", "id_column", "crop_words"):
+            if getattr(self, name) != defaults[name].default:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} has no effect with --pairs: drop it")

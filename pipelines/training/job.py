@@ -1,0 +1,191 @@
+"""Pairs to a LoRA adapter that makes a decoder-only LLM a better encoder of such texts.
+
+In: pairs, or a corpus to crop them from. Out: a PEFT adapter with ``encoder.json``,
+``history.parquet``, ``history.svg``, a model card and ``run.json``. The steps:
+
+batches  which pairs are trained on in which step, and which are held out, settled in files
+train    workers of Ray Train, one checkpoint a measure; the best adapter by a held-out measure
+result   the best adapter with all that says how it was made
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.encoder.description import (
+    EncoderDescription,
+    describe_encoder,
+    require_as_trained,
+    resolve_device,
+)
+from pipelines.encoder.sources import fetch_adapter
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    exists,
+    join,
+    make_folder,
+    read_bytes,
+    remove_folder,
+    write_bytes,
+)
+from pipelines.runtime.run_record import RunRecord, require_complete
+from pipelines.training.adapter import SETTINGS, require_quantization
+from pipelines.training.batches import (
+    MOST_HELDOUT,
+    BatchPlan,
+    choose_heldout,
+    write_batches,
+)
+from pipelines.training.config import FinetuneConfig
+from pipelines.training.loop import LoopSettings, TrainingState, read_state
+from pipelines.training.on_ray import (
+    TrainingTask,
+    WorkerPlan,
+    plan_workers,
+    train_in_process,
+    train_on_workers,
+)
+from pipelines.training.pair_files import read_pairs
+from pipelines.training.pairs import find_corpus, make_pairs
+from pipelines.training.result import measure_run, summarize, write_result
+
+log = logging.getLogger(__name__)
+
+
+WORK_FOLDER = "_work"
+_COUNTS = "counts.json"
+
+
+def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
+    """Tune an adapter into ``config.output``, going on with what an earlier run has left there.
+
+    Raises :class:`InputError` for pairs, an encoder or a Ray cluster that does not do, for an
+    adapter to go on from that is of another base model or prompt, and for a loss that diverges.
+    """
+    if record.previous is not None and record.previous.get("status") == "complete":
+        counts, metrics = record.previous["counts"], record.previous["metrics"]
+        return JobResult(counts, metrics, summarize(config, counts, metrics))
+    started = time.monotonic()
+    work = join(config.output, WORK_FOLDER)
+    plan = None
+    if config.workers != (0, 0):
+        plan = plan_workers(
+            config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures
+        )
+    device = "auto" if plan is None else "cuda" if plan.gpus else "cpu"
+    require_quantization(config.quantize, resolve_device(device).type)
+    description = describe_base(config, device=device)
+    check_settings(config, description)
+    counts = prepare_batches(config, work)
+    state = train_adapter(config, description, plan, work)
+    metrics = measure_run(state, time.monotonic() - started)
+    write_result(config, description, state, counts, metrics)
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(work)
+    return JobResult(counts, metrics, summarize(config, counts, metrics))
+
+
+def describe_base(config: FinetuneConfig, *, device: str) -> EncoderDescription:
+    """The encoder to tune, without an adapter; what is left open is as in the one gone on from."""
+    described = describe_encoder(replace(config.encoder, adapter=config.adapter), device=device)
+    return replace(described, adapter=None, adapter_revision=None)
+
+
+def train_adapter(
+    config: FinetuneConfig, description: EncoderDescription, plan: WorkerPlan | None, work: str
+) -> TrainingState:
+    """Train on the batches in ``work``, in this process where there is no plan of workers."""
+    task = TrainingTask(
+        config.trainer,
+        LoopSettings(
+            work, config.max_steps, config.batch_pairs, config.measure_every, config.patience
+        ),
+        description.to_json(),
+        config.adapter,
+        work,
+    )
+    if plan is None:
+        state_folder = Path(work).expanduser().absolute() / "state"
+        train_in_process(task, state_folder)
+        return read_state(state_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        train_on_workers(task, plan, Path(folder))
+        return read_state(Path(folder))
+
+
+def check_settings(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse settings that do not go together with the encoder, and an adapter of another one."""
+    too_long = [d for d in config.dimensions if d >= description.dimension]
+    if too_long:
+        raise InputError(
+            f"dimensions has {too_long[0]}, but vectors have {description.dimension}: give "
+            "shorter lengths only; the full one is always trained"
+        )
+    if config.sentence_transformers:
+        check_export(config, description)
+    if config.workers == (0, 0) and "://" in config.output:
+        raise InputError("--num-workers 0 trains in this process and writes to local folders only")
+    if config.adapter is not None:
+        check_start_adapter(config, description)
+
+
+def check_export(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse now, not after hours of training, an encoder that cannot be exported."""
+    if "://" in config.output:
+        raise InputError("--sentence-transformers writes to local folders only; leave it out here")
+    if description.pooling == "body-mean" or len(description.layers) > 1:
+        raise InputError(
+            f"pooling {description.pooling} of layers {list(description.layers)} has no equal in "
+            "sentence-transformers: leave --sentence-transformers out, or name another"
+        )
+
+
+def check_start_adapter(config: FinetuneConfig, description: EncoderDescription) -> None:
+    """Refuse to go on from an adapter of another base model, prompt, pooling, layer or shape."""
+    assert config.adapter is not None
+    folder = str(fetch_adapter(config.adapter).folder)
+    lora = json.loads(read_bytes(join(folder, SETTINGS)))
+    for option, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
+        if lora.get(key) != getattr(config, option):
+            raise InputError(
+                f"adapter {config.adapter} has {key} {lora.get(key)}, {option} is "
+                f"{getattr(config, option)}: pass --{option.replace('_', '-')} {lora.get(key)}"
+            )
+    require_as_trained(description, config.adapter)
+
+
+def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
+    """Settle all batches in files below ``work``, unless an earlier try has; the counts."""
+    settled = join(work, _COUNTS)
+    if exists(settled):
+        return json.loads(read_bytes(settled))
+    make_folder(work)
+    most = config.max_steps * config.batch_pairs + (config.heldout_pairs or MOST_HELDOUT)
+    if config.pairs:
+        if exists(join(config.pairs, "run.json")):
+            require_complete(config.pairs)
+        pairs = read_pairs(config.pairs, most, config.seed, config.label_column)
+    else:
+        crops = config.crops
+        corpus, _ = make_pairs(crops, find_corpus(crops), work, join(work, "crops"))
+        log.info("%d pairs cropped from %d documents", corpus["pairs"], corpus["documents"])
+        label = "label" if config.label_column else None
+        pairs = read_pairs(work, most, config.seed, label)
+    if config.lora_dropout == 0 and pairs["anchor"].equals(pairs["positive"]):
+        raise InputError(
+            "every pair is a text and itself, which only dropout can tell apart: pass "
+            "--lora-dropout 0.1, or make pairs by another method"
+        )
+    heldout = config.heldout_pairs or choose_heldout(len(pairs), most)
+    plan = BatchPlan(config.max_steps, config.batch_pairs, heldout, config.seed)
+    counts = write_batches(pairs, plan, work)
+    write_bytes(settled, json.dumps(counts).encode())
+    return counts

@@ -1,0 +1,252 @@
+"""The contrastive loss over all ranks, and its gradient with few texts in memory at a time.
+
+Shapes: n pairs on this rank, N pairs on all ranks together, M hard negatives on all ranks, d the
+length of a vector. Vectors need not be normalised; similarity is the cosine.
+
+The loss is InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with in-batch negatives. Each
+rank takes its own rows against the columns of all ranks, gathered with gradient, and divides by
+N: summed over ranks, losses and gradients are exactly those of one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipelines.runtime.errors import InputError
+
+_LOWEST_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What decides the loss."""
+
+    temperature: float = 0.05
+    """Cosines are divided by it; lower looks harder at the nearest negatives."""
+    learn_temperature: bool = False
+    """Train the temperature too, from the given one on."""
+    both_directions: bool = True
+    """Also look for each positive's anchor among all anchors, and average the two."""
+    margin: float = 0.0
+    """Taken off a pair's own cosine, so that it must win by as much."""
+    dimensions: tuple[int, ...] = ()
+    """Lengths to which vectors are also cut in training (Matryoshka), so that they can be later;
+    Kusupati et al. 2022, arXiv:2205.13147."""
+
+    def __post_init__(self) -> None:
+        if not _LOWEST_TEMPERATURE <= self.temperature <= 10:
+            raise InputError(
+                f"temperature is {self.temperature}; it must be {_LOWEST_TEMPERATURE} to 10"
+            )
+        if not 0 <= self.margin < 1:
+            raise InputError(f"margin is {self.margin}; it must be at least 0 and below 1")
+        if any(length < 1 for length in self.dimensions):
+            raise InputError(f"dimensions are {self.dimensions}; each must be at least 1")
+
+
+@dataclass(frozen=True)
+class PairKeys:
+    """Which texts of a batch are the same, so that none is pushed away from itself.
+
+    Two pairs that share any of their keys are no negatives of each other.
+    """
+
+    pairs: Tensor
+    """int64 (n, k): hashes of each pair's texts, and of its document."""
+    negatives: Tensor | None = None
+    """int64 (m,): hashes of the hard negatives' texts."""
+
+
+class ContrastiveLoss(nn.Module):
+    """InfoNCE over the pairs of all ranks, with its temperature."""
+
+    def __init__(self, settings: LossSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.log_temperature = nn.Parameter(
+            torch.tensor(settings.temperature).log(), requires_grad=settings.learn_temperature
+        )
+
+    @property
+    def temperature(self) -> Tensor:
+        """What cosines are divided by, a scalar."""
+        return self.log_temperature.exp().clamp(min=_LOWEST_TEMPERATURE)
+
+    def forward(
+        self,
+        anchors: Tensor,
+        positives: Tensor,
+        keys: PairKeys,
+        negatives: Tensor | None = None,
+    ) -> Tensor:
+        """This rank's share of the mean loss over all pairs, a scalar.
+
+        Args:
+            anchors: float (n, d), this rank's.
+            positives: float (n, d), in the same order.
+            keys: what marks equal texts.
+            negatives: float (m, d), this rank's hard negatives; on all ranks or on none.
+        """
+        counts = row_counts(len(anchors), anchors.device)
+        all_anchors, all_positives = gather_rows(anchors), gather_rows(positives)
+        offset = sum(counts[: _rank()])
+        own = torch.arange(offset, offset + len(anchors), device=anchors.device)
+        forbidden = shared_keys(keys.pairs, gather_rows(keys.pairs))
+        forbidden[torch.arange(len(own), device=own.device), own] = False
+        columns, forbidden_columns = all_positives, forbidden
+        if negatives is not None:
+            assert keys.negatives is not None
+            columns = torch.cat([all_positives, gather_rows(negatives)])
+            same = shared_keys(keys.pairs, gather_rows(keys.negatives)[:, None])
+            forbidden_columns = torch.cat([forbidden, same], dim=1)
+        losses = []
+        for length in sorted({*self.settings.dimensions, anchors.shape[1]}):
+            loss = self._direction(anchors, columns, own, forbidden_columns, length)
+            if self.settings.both_directions:
+                back = self._direction(positives, all_anchors, own, forbidden, length)
+                loss = (loss + back) / 2
+            losses.append(loss)
+        return torch.stack(losses).mean() / sum(counts)
+
+    def _direction(
+        self, rows: Tensor, columns: Tensor, own: Tensor, forbidden: Tensor, length: int
+    ) -> Tensor:
+        """Summed cross-entropy of rows (n, d) against columns (c, d); ``own`` int64 (n,)."""
+        rows = nn.functional.normalize(rows[:, :length].float(), dim=-1)
+        columns = nn.functional.normalize(columns[:, :length].float(), dim=-1)
+        cosines = rows @ columns.T
+        if self.settings.margin:
+            cosines = cosines - self.settings.margin * nn.functional.one_hot(own, len(columns))
+        logits = (cosines / self.temperature).masked_fill(forbidden, -torch.inf)
+        return nn.functional.cross_entropy(logits, own, reduction="sum")
+
+
+def shared_keys(rows: Tensor, columns: Tensor) -> Tensor:
+    """Bool (n, c): whether row i and column j have any key in common.
+
+    Args:
+        rows: int64 (n, k).
+        columns: int64 (c, l).
+    """
+    shared = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=rows.device)
+    for row_key in rows.T:
+        for column_key in columns.T:
+            shared |= row_key[:, None] == column_key[None, :]
+    return shared
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """The rows of all ranks, in the order of ranks, with gradient to the rank they came from.
+
+    Ranks may hold different numbers of rows. In one process this is ``local`` itself.
+    """
+    if _world_size() == 1:
+        return local
+    counts = row_counts(len(local), local.device)
+    return _GatherRows.apply(local, counts)
+
+
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """How many rows each rank holds."""
+    if _world_size() == 1:
+        return [rows]
+    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(_world_size())]
+    dist.all_gather(counts, torch.tensor([rows], device=device))
+    return [int(count) for count in counts]
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather whose backward sums the gradients that all ranks have for a rank's rows."""
+
+    @staticmethod
+    def forward(context: Any, local: Tensor, counts: list[int]) -> Tensor:
+        context.counts = counts
+        padded = local.new_zeros(max(counts), *local.shape[1:])
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        start = sum(context.counts[: _rank()])
+        return total[start : start + context.counts[_rank()]], None
+
+
+def backward_in_parts(
+    embed: Callable[[list[int]], Tensor],
+    batches: Sequence[list[int]],
+    objective: Callable[[Tensor], Tensor],
+    *,
+    held: int,
+) -> Tensor:
+    """Gradients of ``objective(embed(all texts))`` with only some texts' activations in memory.
+
+    Gradient caching (Gao et al. 2021, arXiv:2101.06983): embed everything without activations,
+    take the objective's gradient for the vectors alone, then embed again part by part and send
+    each part's gradient down. The last ``held`` parts keep their activations from the start and
+    are embedded only once. ``embed`` must give the same vectors both times.
+
+    Args:
+        embed: vectors (len(indices), d) of the texts of these indices.
+        batches: indices of the texts, each of 0, 1, … in exactly one batch.
+        objective: a scalar of all vectors in the order of their indices.
+        held: how many of the last batches are in memory at once; 0 holds one at a time.
+
+    Returns:
+        The objective, detached. Gradients are added to the parameters' ``grad``.
+    """
+    first = len(batches) - held
+    with torch.no_grad():
+        parts = [embed(batch) for batch in batches[:first]]
+    kept = [embed(batch) for batch in batches[first:]]
+    order = torch.tensor([index for batch in batches for index in batch])
+    vectors = torch.cat([*parts, *(part.detach() for part in kept)])[order.argsort()]
+    vectors.requires_grad_()
+    value = objective(vectors)
+    value.backward()
+    assert vectors.grad is not None
+    for batch in reversed(batches[first:]):
+        kept.pop().backward(vectors.grad[batch])
+    for batch in batches[:first]:
+        embed(batch).backward(vectors.grad[batch])
+    return value.detach()
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add up gradients over ranks, as one flat tensor; parameters without one count as zero.
+
+    Each rank's loss is already its share of the mean, so the sum is the whole batch's gradient.
+    """
+    if _world_size() == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def sum_over_ranks(value: Tensor) -> float:
+    """A scalar added up over ranks."""
+    total = value.detach().clone()
+    if _world_size() > 1:
+        dist.all_reduce(total)
+    return float(total)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world_size() > 1 else 0

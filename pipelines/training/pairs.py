@@ -1,0 +1,368 @@
+"""A corpus to pairs of texts that mean the same, for contrastive training without labels.
+
+In: files of documents. Out: ``pairs/*.parquet`` with ``anchor``, ``positive``, ``id``, ``method``
+and, where asked for, ``label``. One unit of work a shard of the corpus, one file a unit; what is
+done is not done again when a run is repeated after a kill.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.corpus.documents import check_id, check_text
+from pipelines.corpus.files import Columns, CorpusFile, Shard, find_files, inspect_files
+from pipelines.corpus.readers import read_shard
+from pipelines.embedding.job import configure_ray_data
+from pipelines.embedding.plan import listing_digest, listing_of
+from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    atomic_output,
+    default_output,
+    join,
+    make_folder,
+    remove_folder,
+    shoal_home,
+)
+from pipelines.runtime.packaged import build_once, load_labelled_corpus
+from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.units import Receipt, run_actor_stage, run_stage
+from pipelines.training.rewriting import Rewriter, RewriterSettings, clean_answer, fault_of
+
+Method = Literal["crop", "noise", "dropout", "paraphrase", "backtranslate"]
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Make training pairs from a corpus."""
+
+    corpus: str = ""
+    """File, folder or glob of documents, local or remote; empty is a packaged corpus."""
+    output: str = field(default_factory=lambda: default_output("generate_pairs"))
+    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
+    text_column: str = "text"
+    """Column of the text."""
+    id_column: str | None = None
+    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    label_column: str | None = None
+    """Column to carry along as `label`, for measuring only."""
+    method: Method = "crop"
+    """How the two sides of a pair are made."""
+    crop_words: tuple[int, int] = (16, 32)
+    """Fewest and most words of a crop."""
+    noise_rate: float = 0.1
+    """Share of words that are deleted, of those swapped, and of those mistyped."""
+    pairs_per_document: int = 1
+    """Pairs made of each document, each with new random numbers."""
+    model: str = PACKAGED_MODEL
+    """Instruct LLM for paraphrase; seq2seq model for backtranslate, into the other language."""
+    back_model: str | None = None
+    """Seq2seq model for backtranslate, back into the corpus's language."""
+    most_tokens: int = 96
+    """Tokens of a text that a model reads, and that it writes at most."""
+    batch_texts: int = 16
+    """Texts that a model rewrites together."""
+    num_actors: int = 1
+    """Actors that each load the models of paraphrase or backtranslate."""
+    seed: int = 0
+    """Decides everything random."""
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise InputError(f"unknown method {self.method!r}; known are {get_args(Method)}")
+        fewest, most = self.crop_words
+        if not 1 <= fewest <= most:
+            raise InputError(f"crop_words is {self.crop_words}; 1 <= fewest <= most is required")
+        if not 0 < self.noise_rate <= 0.3:
+            raise InputError(f"noise_rate is {self.noise_rate}; above 0 and at most 0.3 required")
+        for name in ("pairs_per_document", "most_tokens", "batch_texts", "num_actors"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if (self.method == "backtranslate") != (self.back_model is not None):
+            raise InputError(
+                "method backtranslate needs --model and --back-model, two translation models; no "
+                f"other method takes --back-model (found method {self.method})"
+            )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns to read."""
+        return Columns(
+            self.text_column, self.id_column, (self.label_column,) if self.label_column else ()
+        )
+
+    @property
+    def rewriter(self) -> RewriterSettings:
+        """What the models are told."""
+        return RewriterSettings(
+            self.method, self.model, self.back_model, self.most_tokens, self.batch_texts, self.seed
+        )
+
+
+PlainMethod = Literal["crop", "noise", "dropout"]
+"""``crop``: two random pieces of the text (contrastive cropping, Meng et al. 2021,
+arXiv:2102.08473). ``noise``: the text, and the text with words deleted and swapped and characters
+mistyped. ``dropout``: the text twice, told apart by the model's dropout alone (SimCSE, Gao et al.
+2021, arXiv:2104.08821)."""
+
+PLAIN_METHODS: tuple[str, ...] = get_args(PlainMethod)
+
+# Scripts that put no spaces between words: one character counts as a word there.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def document_generator(seed: int, document: str, number: int = 0) -> np.random.Generator:
+    """The random numbers of a document's pair of this number."""
+    digest = hashlib.sha256(f"{seed} {number} {document}".encode("utf-8", "replace")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def crop_pair(
+    text: str, generator: np.random.Generator, words: tuple[int, int]
+) -> tuple[str, str] | None:
+    """Two different random pieces of ``text``, or None where it is too short.
+
+    Args:
+        text: at least one word longer than the shortest crop.
+        generator: decides lengths and places.
+        words: fewest and most words of a piece.
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    fewest, most = words[0], min(words[1], len(spans) - 1)
+    if most < fewest:
+        return None
+    pieces: list[tuple[int, int]] = []
+    while len(pieces) < 2:
+        length = int(generator.integers(fewest, most + 1))
+        first = int(generator.integers(0, len(spans) - length + 1))
+        piece = (spans[first][0], spans[first + length - 1][1])
+        if piece not in pieces:
+            pieces.append(piece)
+    anchor, positive = (text[start:stop] for start, stop in pieces)
+    return None if anchor == positive else (anchor, positive)
+
+
+def noise_pair(text: str, generator: np.random.Generator, rate: float) -> tuple[str, str] | None:
+    """``text`` and a damaged copy, or None where nothing could be damaged.
+
+    Of its words a share of ``rate`` each is deleted, swapped with the next, or mistyped in one
+    character. At least one word is left.
+    """
+    words = text.split()
+    action = generator.random(len(words))
+    damaged: list[str] = []
+    swap_next = False
+    for word, chance in zip(words, action, strict=True):
+        if chance < rate and len(words) > 1:
+            continue
+        damaged.append(mistype(word, generator) if chance >= 1 - rate else word)
+        if swap_next and len(damaged) > 1:
+            damaged[-2:] = damaged[:-3:-1]
+        swap_next = rate <= chance < 2 * rate
+    result = " ".join(damaged)
+    return None if not result or result == " ".join(words) else (text, result)
+
+
+def mistype(word: str, generator: np.random.Generator) -> str:
+    """``word`` with one character deleted, doubled or replaced by a letter."""
+    place = int(generator.integers(len(word)))
+    replacement = ["", word[place] * 2, _LETTERS[int(generator.integers(26))]]
+    return word[:place] + replacement[int(generator.integers(3))] + word[place + 1 :]
+
+
+PAIRS_FOLDER = "pairs"
+WORK_FOLDER = "_work"
+_SHARD_BYTES = {"paraphrase": 1 << 17, "backtranslate": 1 << 17}
+_PLAIN_SHARD_BYTES = 16 << 20
+
+
+def generate_pairs(config: PairsConfig, record: RunRecord) -> JobResult:
+    """Make pairs of a corpus in ``config.output``, going on with what is there.
+
+    Raises :class:`InputError` for a corpus that cannot be read and for one that gives no pair.
+    """
+    files = find_corpus(config)
+    digest = listing_digest(listing_of(files))
+    previous = record.previous or {}
+    if previous.get("status") == "complete":
+        if previous["metrics"].get("corpus_digest") != digest:
+            raise InputError(
+                f"{config.output} holds the pairs of this corpus as it was at "
+                f"{previous['started_at']}; it has changed since: choose another --output"
+            )
+        return _result(config, previous["counts"], previous["metrics"])
+    work = join(config.output, WORK_FOLDER)
+    counts, left_out = make_pairs(config, files, config.output, work)
+    metrics = {"corpus_digest": digest, "left_out": dict(left_out.most_common())}
+    record.counts.update(counts)
+    record.metrics.update(metrics)
+    record.complete()
+    remove_folder(work)
+    return _result(config, counts, metrics)
+
+
+def find_corpus(config: PairsConfig) -> Sequence[CorpusFile]:
+    """The corpus's files, looked into, in shards of work; :class:`InputError` for unreadable."""
+    corpus = config.corpus or str(training_corpus())
+    shard_bytes = _SHARD_BYTES.get(config.method, _PLAIN_SHARD_BYTES)
+    files = inspect_files(find_files(corpus), config.columns, shard_bytes=shard_bytes)
+    for file in files:
+        if file.problem:
+            raise InputError(f"{file.path}: {file.problem}; mend or remove the file")
+    return files
+
+
+def make_pairs(
+    config: PairsConfig, files: Sequence[CorpusFile], output: str, work: str
+) -> tuple[dict[str, int], Counter[str]]:
+    """Write ``pairs/`` below ``output``; the counts, and why documents gave no pair.
+
+    Raises :class:`InputError` where there is no pair at all.
+    """
+    configure_ray_data()
+    make_folder(join(output, PAIRS_FOLDER))
+    shards = {shard.name: shard for file in files for shard in file.shards()}
+    units = {name: asdict(shard) for name, shard in shards.items()}
+    function = functools.partial(make_shard_pairs, config, join(output, PAIRS_FOLDER))
+    if config.method in PLAIN_METHODS:
+        receipts = run_stage(work, "make", units, function)
+    else:
+        receipts = run_actor_stage(
+            work, "make", units, function, functools.partial(Rewriter, config.rewriter),
+            num_actors=config.num_actors,
+        )  # fmt: skip
+    left_out: Counter[str] = Counter()
+    for receipt in receipts.values():
+        left_out.update(receipt["left_out"])
+    counts = {k: sum(r[k] for r in receipts.values()) for k in ("documents", "pairs")}
+    if not counts["pairs"]:
+        top = ", ".join(f"{why} ({count:,})" for why, count in left_out.most_common(3))
+        raise InputError(
+            f"{counts['documents']:,} documents gave no pair: {top or 'the corpus is empty'}"
+        )
+    return counts, left_out
+
+
+def make_shard_pairs(
+    config: PairsConfig, folder: str, name: str, unit: dict[str, Any], rewriter: Any = None
+) -> Receipt:
+    """Make the pairs of one shard and write them as one file; what was made and what was not."""
+    shard = Shard(CorpusFile(**unit["file"]), unit["start"], unit["stop"])
+    left_out: Counter[str] = Counter()
+    documents = list(read_documents(shard, config.columns, left_out))
+    if rewriter is None:
+        rows = list(plain_pairs(config, documents, left_out))
+    else:
+        rows = list(rewritten_pairs(config, documents, left_out, rewriter, name))
+    names = ["anchor", "positive", "id", *(["label"] if config.label_column else [])]
+    table = pa.table(
+        [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        if rows
+        else [pa.array([], pa.string()) for _ in names],
+        names=names,
+    )
+    table = table.append_column("method", pa.array([config.method] * len(table), pa.string()))
+    with atomic_output(join(folder, f"{name}.parquet")) as sink:
+        pq.write_table(table, sink)
+    read = len(documents) + sum(v for k, v in left_out.items() if k.startswith(("text ", "id ")))
+    return {"documents": read, "pairs": len(table), "left_out": dict(left_out)}
+
+
+def read_documents(
+    shard: Shard, columns: Columns, left_out: Counter[str]
+) -> Iterator[tuple[str, ...]]:
+    """(id, text) or (id, text, label) of each document of a shard; the others are counted."""
+    for batch in read_shard(shard, columns):
+        kept = batch.kept.to_pydict() if isinstance(batch.kept, pa.Table) else None
+        labels = list(kept.values()) if kept is not None else batch.kept
+        for place, found in enumerate(batch.texts):
+            text, raw, reason = check_text(found)
+            row_id: str | None = None
+            if batch.ids is not None and not reason:
+                row_id, reason = check_id(batch.ids[place])
+            reason = batch.problems[place] or reason
+            if reason:
+                left_out[reason] += 1
+                continue
+            document = row_id or content_id(raw)
+            yield (document, text, *(str(column[place]) for column in labels))
+
+
+def plain_pairs(
+    config: PairsConfig, documents: Sequence[tuple[str, ...]], left_out: Counter[str]
+) -> Iterator[tuple[str, ...]]:
+    """(anchor, positive, id[, label]) of documents, by a method that needs no model."""
+    for document, text, *label in documents:
+        for number in range(config.pairs_per_document):
+            generator = document_generator(config.seed, document, number)
+            match config.method:
+                case "crop":
+                    pair = crop_pair(text, generator, config.crop_words)
+                case "noise":
+                    pair = noise_pair(text, generator, config.noise_rate)
+                case _:
+                    pair = (text, text)
+            if pair is None:
+                left_out["too short"] += 1
+                break
+            yield (*pair, document, *label)
+
+
+def rewritten_pairs(
+    config: PairsConfig,
+    documents: Sequence[tuple[str, ...]],
+    left_out: Counter[str],
+    rewriter: Any,
+    salt: str,
+) -> Iterator[tuple[str, ...]]:
+    """(anchor, positive, id[, label]) of documents, the positive written by a model."""
+    by_length = sorted(documents, key=lambda row: (len(row[1]), row[0]))
+    for number in range(config.pairs_per_document):
+        answers = rewriter.rewrite([text for _, text, *_ in by_length], f"{salt} {number}")
+        for (document, text, *label), raw in zip(by_length, answers, strict=True):
+            answer = clean_answer(raw)
+            fault = fault_of(text, answer)
+            if fault:
+                left_out[fault] += 1
+            else:
+                yield (text, answer, document, *label)
+
+
+def content_id(raw: bytes) -> str:
+    """The id of a document that has none: the SHA-256 of its text."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def training_corpus() -> Path:
+    """A Parquet file of the training documents of 20 Newsgroups: ``id``, ``text``, ``label``.
+
+    The demo corpus is drawn from its test documents, so the two share none.
+    """
+    path = shoal_home() / "corpora" / "20newsgroups-train.parquet"
+    if not path.exists():
+        with build_once(path) as target:
+            if target is not None:
+                pq.write_table(load_labelled_corpus("20newsgroups", "train"), target)
+    return path
+
+
+def _result(
+    config: PairsConfig, counts: Mapping[str, int], metrics: Mapping[str, Any]
+) -> JobResult:
+    shown = {name: f"{value:,}" for name, value in counts.items()}
+    shown |= {f"left out: {why}": f"{n:,}" for why, n in metrics["left_out"].items()}
+    return JobResult(dict(counts), dict(metrics), {**shown, "output": config.output})

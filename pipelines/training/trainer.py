@@ -1,0 +1,344 @@
+"""One rank's part of contrastive LoRA training: the model, one step, measures, the state.
+
+No Ray here. Everything random is a function of seed and step: LoRA's start, the batches, and the
+dropout of every text. A state is therefore the step, the weights and the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import sklearn.cluster
+import sklearn.metrics
+import torch
+from torch import Tensor, nn
+
+from pipelines.encoder.base_model import load_base_model
+from pipelines.encoder.description import EncoderDescription
+from pipelines.encoder.encoder import token_budget_batches
+from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
+from pipelines.encoder.pooling import normalize, pool
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.training.adapter import (
+    LoraSettings,
+    Quantize,
+    add_adapter,
+    enable_checkpointing,
+    load_quantized_base,
+    require_quantization,
+)
+from pipelines.training.batches import rank_slice, text_keys
+from pipelines.training.lean import install_row_dropout, lighten
+from pipelines.training.loss import (
+    ContrastiveLoss,
+    LossSettings,
+    PairKeys,
+    backward_in_parts,
+    gather_rows,
+    sum_gradients,
+    sum_over_ranks,
+)
+
+MEASURES = ("heldout_loss", "recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
+"""What a history may say of held-out pairs."""
+
+
+def partner_measures(anchors: Tensor, positives: Tensor) -> dict[str, float]:
+    """Measures of n held-out pairs, averaged over both directions.
+
+    Args:
+        anchors: float (n, d), not necessarily normalised.
+        positives: float (n, d), in the same order.
+
+    Returns:
+        ``recall_at_1``: share of texts whose nearest partner is their own, 0 to 1, higher better.
+        ``mrr``: mean of 1 / the own partner's rank, 0 to 1, higher better. ``alignment``: mean
+        squared distance of partners, 0 to 4, lower better. ``uniformity``: log of the mean of
+        exp(-2 squared distance) over different texts, at most 0, lower better; 0 for one pair.
+    """
+    anchors, positives = normalize(anchors), normalize(positives)
+    cosines = anchors @ positives.T
+    own = cosines.diagonal()
+    ranks = torch.cat(
+        [1 + (cosines > own[:, None]).sum(dim=1), 1 + (cosines > own[None, :]).sum(dim=0)]
+    ).float()
+    return {
+        "recall_at_1": float((ranks == 1).float().mean()),
+        "mrr": float((1 / ranks).mean()),
+        "alignment": float((2 - 2 * own).mean()),
+        "uniformity": (uniformity(anchors) + uniformity(positives)) / 2,
+    }
+
+
+def uniformity(vectors: Tensor) -> float:
+    """log mean exp(-2 ‖x - y‖²) over different rows of unit length, float (n, d)."""
+    if len(vectors) < 2:
+        return 0.0
+    return float(torch.pdist(vectors).square().mul(-2).exp().mean().log())
+
+
+def label_measure(vectors: Tensor, labels: Sequence[str], seed: int = 0) -> float:
+    """V-measure of k-means with as many clusters as labels, 0 to 1, higher better.
+
+    Args:
+        vectors: float (n, d).
+        labels: n labels.
+        seed: of k-means.
+    """
+    count = len(set(labels))
+    means = sklearn.cluster.KMeans(count, n_init=5, random_state=seed)
+    found = means.fit_predict(np.ascontiguousarray(normalize(vectors).cpu().numpy()))
+    return float(sklearn.metrics.v_measure_score(labels, found))
+
+
+_MEASURE_TOKENS = 2048
+_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+_HELD_BYTES = {"cpu": 3 << 30, "cuda": 16 << 30}
+_SHARE_OF_MEMORY = 0.25
+_FEWEST_HELD_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class TrainerSettings(LoraSettings):
+    """What decides a trained adapter, the pairs and the encoder apart."""
+
+    loss: LossSettings
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    max_gradient_norm: float
+    gradient_checkpointing: bool
+    activation_tokens: int
+    quantize: Quantize
+
+
+class AdapterTrainer:
+    """A base model with a LoRA adapter in training, the same on every rank."""
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        description: EncoderDescription,
+        device: torch.device,
+        start: Path | None = None,
+    ) -> None:
+        """Load the base model of ``description`` and give it a new adapter, or that in ``start``.
+
+        Raises :class:`InputError` for targets that the model does not have, for an adapter of
+        another base model, and for a quantized base where the hardware does not allow one.
+        """
+        self.settings = settings
+        self.description = description
+        self.device = device
+        self.tokenizer = PromptedTokenizer.load(description)
+        base = load_trainable_base(description, device, settings.quantize)
+        self._count = len(find_layers(base))
+        self._stack = cut_layers(base, description.layers)
+        self.model = add_adapter(base, settings, start)
+        self._held_tokens = default_held_tokens(base.config.get_text_config(), description, device)
+        self._rows = install_row_dropout(self.model)
+        lighten(self.model)
+        if settings.gradient_checkpointing:
+            enable_checkpointing(self.model, self._stack)
+        self.loss = ContrastiveLoss(settings.loss).to(device)
+        self.parameters = {
+            name: parameter
+            for module in (self.model, self.loss)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+
+    def step(self, step: int, pairs: pa.Table, offset: int) -> dict[str, float]:
+        """Train on one batch; what is to be said about it.
+
+        Args:
+            step: counted from 1.
+            pairs: this rank's pairs of the batch.
+            offset: how many pairs of the batch come before this rank's.
+
+        Returns:
+            ``loss`` over the whole batch, ``gradient_norm`` before clipping, ``learning_rate``,
+            ``temperature``, and ``tokens`` of this rank. Nothing is changed where the loss or
+            the gradient is not finite.
+        """
+        columns = [
+            "anchor",
+            "positive",
+            *(["negative"] if "negative" in pairs.column_names else []),
+        ]
+        texts = [text for name in columns for text in pairs[name].to_pylist()]
+        token_ids = self.tokenizer.tokenize(texts)
+        seeds = dropout_seeds(self.settings.seed, step, offset, len(pairs), len(columns))
+        keys = pair_keys(pairs, self.device)
+
+        def objective(vectors: Tensor) -> Tensor:
+            parts = vectors.split(len(pairs))
+            return self.loss(parts[0], parts[1], keys, parts[2] if len(parts) > 2 else None)
+
+        self.optimizer.zero_grad()
+        loss = self._backward(token_ids, seeds, objective)
+        parameters = list(self.parameters.values())
+        sum_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_gradient_norm)
+        measures = {
+            "loss": sum_over_ranks(loss),
+            "gradient_norm": float(norm),
+            "learning_rate": self.learning_rate(step),
+            "temperature": float(self.loss.temperature.detach()),
+            "tokens": float(sum(map(len, token_ids))),
+        }
+        if np.isfinite([measures["loss"], measures["gradient_norm"]]).all():
+            self.optimizer.param_groups[0]["lr"] = measures["learning_rate"]
+            self.optimizer.step()
+        return measures
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then linear decay to a twentieth at the last step."""
+        settings = self.settings
+        warm = min(1.0, step / max(1, settings.warmup_steps))
+        rest = max(1, settings.max_steps - settings.warmup_steps)
+        done = max(0, step - settings.warmup_steps) / rest
+        return settings.learning_rate * min(warm, 1 - 0.95 * done)
+
+    @torch.no_grad()
+    def measure(self, heldout: pa.Table, rank: int, world_size: int) -> dict[str, float]:
+        """Held-out measures, the same on every rank; each embeds its share of the pairs.
+
+        ``heldout_loss`` is the objective of training with all other pairs as negatives, without
+        hard ones; the others are those of :mod:`pipelines.training.trainer`.
+        """
+        own = rank_slice(heldout, rank, world_size)
+        sides = [self.embed(own[name].to_pylist()) for name in ("anchor", "positive")]
+        loss = self.loss(*sides, pair_keys(own, self.device))
+        anchors, positives = (gather_rows(side) for side in sides)
+        measures = {"heldout_loss": sum_over_ranks(loss), **partner_measures(anchors, positives)}
+        if "label" in heldout.column_names:
+            measures["v_measure"] = label_measure(anchors, heldout["label"].to_pylist())
+        return measures
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Vectors float32 (n, d) of texts with the adapter as it is, without dropout."""
+        self._rows.set(None)
+        token_ids = self.tokenizer.tokenize(texts)
+        vectors = torch.zeros(len(texts), self.description.dimension, device=self.device)
+        for batch in token_budget_batches([len(ids) for ids in token_ids], _MEASURE_TOKENS):
+            vectors[batch] = self._vectors([token_ids[index] for index in batch])
+        return vectors
+
+    def _backward(
+        self, token_ids: list[list[int]], seeds: list[int], objective: Callable
+    ) -> Tensor:
+        """Add the objective's gradients, a few texts' activations in memory at a time."""
+        lengths = [len(ids) for ids in token_ids]
+        held_tokens = self.settings.activation_tokens or self._held_tokens
+        micro_tokens = min(held_tokens, _MICRO_BATCH_TOKENS[self.device.type])
+        batches = list(token_budget_batches(lengths, micro_tokens))
+
+        def embed(indices: list[int]) -> Tensor:
+            self._rows.set([seeds[index] for index in indices])
+            return self._vectors([token_ids[index] for index in indices])
+
+        held = count_held(batches, lengths, held_tokens)
+        if self.settings.gradient_checkpointing:
+            held = 0  # a repeated forward pass must follow its own batch's seeds
+        return backward_in_parts(embed, batches, objective, held=held)
+
+    def _vectors(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Vectors float32 (n, d) as the encoder makes them, not normalised, with gradients."""
+        input_ids, mask = pad_right(token_ids, self.device)
+        dtype = getattr(torch, self.description.dtype)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            states = read_states(
+                self.model, self._stack, self.description.layers, self._count, input_ids, mask
+            )
+        return pool(
+            states,
+            mask,
+            self.description.pooling,
+            prefix_tokens=self.tokenizer.prefix_tokens,
+            suffix_tokens=self.tokenizer.suffix_tokens,
+        )
+
+
+def load_trainable_base(
+    description: EncoderDescription, device: torch.device, quantize: Quantize = "none"
+) -> Any:
+    """The base model of a description, frozen, with attention that trains well on ``device``."""
+    require_quantization(quantize, device.type)
+    folder, dtype = description.fetch()[0].folder, getattr(torch, description.dtype)
+    trust = description.trust_remote_code
+    if quantize != "none":
+        return load_quantized_base(
+            folder, quantize, dtype=dtype, device=device, trust_remote_code=trust
+        )
+    base: Any = load_base_model(folder, dtype=dtype, device=device, trust_remote_code=trust)
+    if device.type == "cpu":
+        # Backward through torch's fused CPU attention took 54 ms a layer for 20 texts of 45
+        # tokens, a quarter of a step; written out as products it takes a tenth of that.
+        base.set_attn_implementation("eager")
+    return base
+
+
+def default_held_tokens(
+    settings: Any, description: EncoderDescription, device: torch.device
+) -> int:
+    """Tokens whose activations fit into a set part of memory, which this machine's load is not in.
+
+    Counts what a layer keeps of a token for its backward pass: seven vectors of the model's width,
+    four of the gated product's, keys and values, as measured within a fifth for Llama-like models.
+    """
+    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
+    floats = (8 * settings.hidden_size + 4 * inner) * max(1, *description.layers)
+    each = floats * getattr(torch, description.dtype).itemsize
+    most = _HELD_BYTES[device.type]
+    if device.type == "cuda":
+        most = min(
+            most, int(_SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory)
+        )
+    return max(_FEWEST_HELD_TOKENS, most // each)
+
+
+def count_held(batches: Sequence[list[int]], lengths: Sequence[int], held_tokens: int) -> int:
+    """How many of the last batches fit into memory together, padding counted."""
+    total, held = 0, 0
+    for batch in reversed(batches):
+        total += len(batch) * max(lengths[index] for index in batch)
+        if total > held_tokens:
+            break
+        held += 1
+    return held
+
+
+def dropout_seeds(seed: int, step: int, offset: int, pairs: int, columns: int) -> list[int]:
+    """A seed for every text of a rank's pairs: all anchors, all positives, all negatives.
+
+    The same text has another seed in every step, and as an anchor another than as a positive,
+    which is what makes a text and itself a pair to learn from.
+    """
+    generator = np.random.default_rng([seed, 2, step])
+    base = int(generator.integers(1 << 62))
+    places = np.arange(offset, offset + pairs)
+    return [int(base ^ (place * columns + column)) for column in range(columns) for place in places]
+
+
+def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
+    """What marks the equal texts, and the pairs of one document, in a batch."""
+    columns = [pairs[name].to_pylist() for name in ("anchor", "positive")]
+    ids = [f"id {value}" for value in pairs["id"].to_pylist()]
+    keys = torch.from_numpy(text_keys(*columns, ids).copy()).to(device)
+    if "negative" not in pairs.column_names:
+        return PairKeys(keys)
+    negatives = torch.from_numpy(text_keys(pairs["negative"].to_pylist())[:, 0].copy())
+    return PairKeys(keys, negatives.to(device))

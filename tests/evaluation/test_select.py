@@ -1,0 +1,322 @@
+"""Choosing an encoder: the pass that gives all candidates, their scores, and the job."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import v_measure_score
+from tiny_models import SENTENCES, tiny_adapter, tiny_model
+
+from pipelines.corpus.sample import sample_corpus
+from pipelines.encoder.base_model import load_base_model
+from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.pooling import POOLINGS
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation import select as selection
+from pipelines.evaluation.ranking import rank_candidates
+from pipelines.evaluation.select import MAY_CHANGE, SelectConfig, select_encoder
+from pipelines.evaluation.trial import (
+    AllLayersPooler,
+    Trial,
+    agreement,
+    cluster_vectors,
+    cut_in_half,
+    partner_log_ranks,
+    plan_runs,
+)
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import RunRecord, read_run
+
+TOPICS = {
+    "sea": ["boat", "wave", "sail", "shore"],
+    "law": ["court", "judge", "trial", "contract"],
+    "food": ["flour", "eggs", "dough", "milk"],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    labels = [list(TOPICS)[n % 3] for n in range(60)]
+    texts = [" ".join(generator.choice(TOPICS[label], 12)) for label in labels]
+    path = tmp_path_factory.mktemp("corpus") / "topics.parquet"
+    rows = {"text": [*texts, "tiny", texts[0], None], "topic": [*labels, "sea", labels[0], "law"]}
+    pq.write_table(pa.table(rows), path)
+    return str(path)
+
+
+@pytest.fixture
+def config(corpus, tiny_model_folder, tmp_path):
+    return SelectConfig(
+        corpus=corpus,
+        output=str(tmp_path / "out"),
+        model=str(tiny_model_folder),
+        prompts=("none", "Topic of {text}:"),
+        poolings=("last", "mean", "last+mean"),
+        dtype="float32",
+    )
+
+
+def run(config):
+    with RunRecord(
+        config.output, "select_encoder", asdict(config), may_change=MAY_CHANGE
+    ) as record:
+        select_encoder(config, record)
+    return pq.read_table(Path(config.output) / "candidates.parquet").to_pandas()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt"])
+def test_one_pass_gives_what_each_candidates_own_encoder_gives(tmp_path, family):
+    folder = tiny_model(tmp_path / family, family)
+    adapter = tiny_adapter(tmp_path / "adapter", folder) if family == "llama" else None
+    config = EncoderConfig(
+        model=str(folder), adapter=adapter and str(adapter), prompt="cluster", dtype="float32"
+    )
+    tokenizer = PromptedTokenizer.load(config)
+    model = load_base_model(
+        folder, dtype=torch.float32, device=torch.device("cpu"), adapter=adapter
+    )
+    texts = [*SENTENCES[:4], "", "Rain."]
+    pooler = AllLayersPooler(model, range(5), POOLINGS, budget_tokens=80)
+    states = pooler.pool(tokenizer.tokenize(texts), tokenizer)
+    for layer in range(5):
+        for pooling in POOLINGS:
+            expected = Encoder.load(replace(config, layer=layer, pooling=pooling)).encode(texts)
+            np.testing.assert_allclose(states.vectors(layer, pooling), expected, atol=2e-5)
+
+
+def test_a_lack_of_memory_halves_the_batch(tiny_model_folder, monkeypatch):
+    config = EncoderConfig(model=str(tiny_model_folder), dtype="float32")
+    tokenizer = PromptedTokenizer.load(config)
+    model = load_base_model(tiny_model_folder, dtype=torch.float32, device=torch.device("cpu"))
+    pooler = AllLayersPooler(model, [1, 2], ("mean",), budget_tokens=4096)
+    token_ids = tokenizer.tokenize(SENTENCES)
+    expected = pooler.pool(token_ids, tokenizer)
+    whole = pooler._pool_batch
+
+    def small_batches_only(batch, tokenizer):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return whole(batch, tokenizer)
+
+    monkeypatch.setattr(pooler, "_pool_batch", small_batches_only)
+    found = pooler.pool(token_ids, tokenizer)
+    np.testing.assert_allclose(found.vectors(2, "mean"), expected.vectors(2, "mean"), atol=1e-5)
+
+
+@given(st.integers(0, 1000), st.integers(2, 5), st.integers(2, 5))
+def test_agreement_with_labels_is_the_v_measure(seed, labels, clusters):
+    generator = np.random.default_rng(seed)
+    first = generator.integers(labels, size=(3, 30))
+    second = generator.integers(clusters, size=(3, 30))
+    weights = generator.integers(0, 3, 30)
+    weights[:5] = 1
+    found = agreement(first, second, weights)
+    for row in range(3):
+        one, other = (np.repeat(values[row], weights) for values in (first, second))
+        collapsed = len(set(one)) == 1 or len(set(other)) == 1
+        expected = 0.0 if collapsed else v_measure_score(one, other)
+        assert found[row] == pytest.approx(expected, abs=1e-9)
+
+
+def test_partners_that_are_nearest_have_rank_one_and_equals_stand_in_the_middle():
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(40, 8)).astype(np.float32)
+    np.testing.assert_allclose(partner_log_ranks(vectors, vectors + 1e-3), 0.0, atol=1e-6)
+    same = np.ones((40, 8), np.float32)
+    np.testing.assert_allclose(np.exp(partner_log_ranks(same, same)), 20.5, rtol=1e-5)
+
+
+def test_vectors_that_are_all_equal_cluster_without_a_word():
+    assert set(cluster_vectors(np.ones((30, 4), np.float32), 3, 0)) == {0}
+
+
+def test_halves_keep_the_prompt_whole(tiny_model_folder):
+    config = EncoderConfig(model=str(tiny_model_folder), prompt="one-word", max_tokens=9)
+    tokenizer = PromptedTokenizer.load(config)
+    (ids,) = tokenizer.tokenize([SENTENCES[0]])
+    head, tail = list(tokenizer.head), list(tokenizer.tail)
+    first, second = cut_in_half(tokenizer, ids)
+    middle = [half[len(head) : len(half) - len(tail)] for half in (first, second)]
+    assert all(half[: len(head)] == head and half[-len(tail) :] == tail for half in (first, second))
+    assert head + middle[0] + middle[1] + tail == ids
+    assert [len(half) for half in middle] == [4, 5]
+
+
+def trial_of(quality, documents=80, runs=2, seed=0):
+    """Candidates whose halves agree with the document's topic as often as ``quality`` says."""
+    generator = np.random.default_rng(seed)
+    topic = np.tile(np.arange(4), documents // 4)
+    clusterings, ranks = [], []
+    for share in quality:
+        halves = np.tile(topic, (runs, 2))
+        wrong = generator.random(halves.shape) > share
+        halves = np.where(wrong, generator.integers(4, size=halves.shape), halves)
+        clusterings.append(halves)
+        ranks.append(generator.exponential(2 - share, documents))
+    labels = [str(t) for t in topic]
+    return Trial(np.array(clusterings, np.int16), np.array(ranks, np.float32)), labels
+
+
+def test_without_labels_the_better_candidate_wins_and_says_how_surely():
+    trial, _ = trial_of([0.3, 0.9, 0.6])
+    ranking = rank_candidates([trial, trial_of([0.2, 0.5], seed=1)[0]], None)
+    assert ranking.winner == 1
+    assert ranking.probability_best[1] > 0.9
+    assert ranking.probability_best.sum() == pytest.approx(1.0)
+    assert ranking.as_good == 1
+    assert ranking.half_agreement.argmax() == 1
+    twins = rank_candidates([trial_of([0.7, 0.7], seed=2)[0]], None)
+    assert twins.as_good == 2
+    assert twins.probability_best.max() < 0.99
+
+
+def test_with_labels_the_score_is_the_v_measure():
+    trial, labels = trial_of([0.3, 0.9])
+    whole = Trial(trial.clusterings[..., :80], None)
+    ranking = rank_candidates([whole], labels)
+    expected = np.mean([v_measure_score(labels, run) for run in whole.clusterings[1]])
+    assert ranking.v_measure[1] == pytest.approx(expected)
+    assert ranking.winner == 1
+    assert ranking.standard_error[1] > 0
+
+
+def test_a_trial_survives_its_file():
+    trial, _ = trial_of([0.5])
+    for kept in (trial, Trial(trial.clusterings, None)):
+        read = Trial.from_bytes(kept.to_bytes())
+        np.testing.assert_array_equal(read.clusterings, kept.clusterings)
+        assert (read.log_ranks is None) == (kept.log_ranks is None)
+
+
+def test_runs_never_have_more_clusters_than_the_documents_bear():
+    assert {k for k, _ in plan_runs(1000, num_clusters=0, labels=None, seed=3)} == {8, 16, 32}
+    assert {k for k, _ in plan_runs(40, num_clusters=0, labels=None, seed=0)} == {8, 10}
+    assert plan_runs(500, num_clusters=0, labels=7, seed=0) == ((7, 0), (7, 1), (7, 2))
+    assert plan_runs(500, num_clusters=5, labels=None, seed=0) == ((5, 0), (5, 1))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_without_labels_every_candidate_is_scored_and_the_winner_written(config):
+    table = run(config)
+    assert len(table) == 2 * 3 * 3
+    assert set(table["prompt"]) == {"none", "Topic of {text}:"}
+    assert set(table["layer"]) == {0, 1, 2}
+    assert table["rank"].tolist() == list(range(1, 19))
+    assert table["score"].is_monotonic_decreasing
+    assert table["v_measure"].isna().all()
+    assert table["half_agreement"].between(0, 1).all()
+    best = table.iloc[0]
+    encoder = Encoder.from_folder(config.output)
+    assert encoder.description == describe_encoder(
+        config.candidate(best["prompt"], best["pooling"], int(best["layer"]))
+    )
+    assert encoder.dimension == best["dimension"]
+    record = read_run(config.output)
+    assert record["counts"] == {"documents": 60, "candidates": 18}
+    assert record["metrics"]["as_good"] >= 1
+    assert not (Path(config.output) / "_work").exists()
+    again = run(replace(config, output=f"{config.output}-again", num_actors=1))
+    assert again["score"].tolist() == pytest.approx(table["score"].tolist(), abs=1e-6)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_int8_candidates_are_scored_as_int8(config):
+    table = run(replace(config, dtype="int8", prompts=("none",), poolings=("mean",), layers=(2,)))
+    assert len(table) == 1
+    assert Encoder.from_folder(config.output).description.dtype == "int8"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_with_labels_candidates_are_scored_by_v_measure(config):
+    config = replace(config, label_column="topic", layers=(-1, 1), poolings=("mean",))
+    table = run(config)
+    assert len(table) == 4
+    assert table["score"].tolist() == table["v_measure"].tolist()
+    assert table["half_agreement"].isna().all()
+    assert read_run(config.output)["counts"]["documents"] == 61
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_run_goes_on(config, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "write_outcome", stop)
+        with pytest.raises(RuntimeError):
+            run(config)
+    trials = sorted((Path(config.output) / "_work" / "trials").iterdir())
+    before = [path.stat().st_mtime_ns for path in trials]
+
+    def look(*arguments):
+        assert [path.stat().st_mtime_ns for path in trials] == before
+        return write(*arguments)
+
+    write = selection.write_outcome
+    monkeypatch.setattr(selection, "write_outcome", look)
+    assert len(run(config)) == 18
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": (5,)}, "layer 5 does not exist"),
+        ({"label_column": "text"}, "more documents than labels"),
+        ({"label_column": "nothing"}, "no kept column 'nothing'"),
+        ({"corpus": "/nowhere"}, "no such corpus"),
+    ],
+)
+def test_what_cannot_be_chosen_from_is_refused(config, settings, message):
+    with pytest.raises(InputError, match=message):
+        run(replace(config, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": ()}, "one each at least"),
+        ({"prompts": ("none", "{text}")}, "one prompt twice"),
+        ({"documents": 5}, "at least 20"),
+        ({"num_clusters": 1}, "2 and more"),
+        ({"poolings": ("middle",)}, "unknown pooling"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        SelectConfig(**settings)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_sample_is_the_same_for_any_order_of_files_and_rows(tmp_path):
+    texts = [f"text {n}" for n in range(200)] + ["text 7"]
+    labels = [str(n % 3) for n in range(200)] + [None]
+    for folder, order in (("a", range(201)), ("b", reversed(range(201)))):
+        (tmp_path / folder).mkdir()
+        order = list(order)
+        for number, rows in enumerate((order[:50], order[50:])):
+            lines = [json.dumps({"text": texts[i], "label": labels[i]}) for i in rows]
+            (tmp_path / folder / f"{number}.jsonl").write_text("\n".join(lines))
+    first, second = (
+        sample_corpus(
+            str(tmp_path / f), str(tmp_path / f"work-{f}"), label_column="label", documents=20
+        )
+        for f in "ab"
+    )
+    assert first.texts == second.texts
+    assert first.labels == second.labels == [str(int(t.split()[1]) % 3) for t in first.texts]
+    assert first.read == 201
+    assert first.left_out == {"label is missing": 1}
+    other = sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-c"), documents=20, seed=1)
+    assert set(other.texts) != set(first.texts)
+    assert len(sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-d")).texts) == 200
+    every = sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-e"), distinct=False)
+    assert len(every.texts) == 201

@@ -1,0 +1,155 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny_stores import (
+    DIMENSION,
+    SCHEMA,
+    change,
+    publish_first,
+    publish_night,
+    table_of,
+    vector_of,
+    when,
+)
+
+from pipelines.store import index as vector_index
+from pipelines.store.documents import Documents
+from pipelines.store.index import unit
+from pipelines.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with an index, and no more documents than that takes."""
+    folder = tmp_path_factory.mktemp("indexed")
+    store = Store.open_or_create(str(folder / "store"))
+    publish_first(store, folder, {f"d{i}": f"text {i}" for i in range(vector_index.EXACT_BELOW)})
+    return store
+
+
+def test_few_vectors_are_compared_one_by_one(tmp_path):
+    small = Store.open_or_create(str(tmp_path / "store"))
+    version = publish_first(small, tmp_path, {f"d{i}": f"text {i}" for i in range(20)})
+    assert version.record.index["kind"] == "exact"
+    assert version.record.index["recall_at_10"] == 1.0
+
+
+def test_an_index_finds_nearly_what_exact_search_finds(store):
+    version = store.version(1)
+    report = version.record.index
+    assert report["kind"] == "IVF_SQ"
+    assert report["trained"]
+    assert report["recall_at_10"] >= 0.95
+    queries = [vector_of(f"query {number}") for number in range(40)]
+    found = [set(version.search(q, 10)["id"].to_pylist()) for q in queries]
+    exact = [set(version.search(q, 10, exact=True)["id"].to_pylist()) for q in queries]
+    assert np.mean([len(a & b) / 10 for a, b in zip(found, exact, strict=True)]) >= 0.95
+
+
+def test_the_measured_recall_is_that_of_the_probes(store):
+    documents = store.version(1).documents
+    sample = vector_index._draw(documents, 30, np.random.default_rng(0))
+    for own, vector, least in zip(sample.ids, sample.vectors, sample.least, strict=True):
+        exact = documents.nearest(vector, 11, ["id"])
+        cosines = [1 - d for i, d in zip(*exact.to_pydict().values(), strict=True) if i != own]
+        assert cosines[9] == pytest.approx(least, abs=1e-5)
+    assert vector_index._recall(documents, sample, 10**6, 4) >= 0.97
+
+
+def test_a_night_extends_the_index_and_finds_what_is_new(store):
+    version = publish_night(store, {"new": "a new text", "d5": "a changed text"}, ["d6"])
+    report = version.record.index
+    assert not report["trained"]
+    assert report["trained_rows"] == vector_index.EXACT_BELOW
+    assert version.documents.index_rows() == (report["rows"], 0)
+    assert version.search(vector_of("a new text"), 1)["id"].to_pylist() == ["new"]
+    assert version.search(vector_of("a changed text"), 1)["id"].to_pylist() == ["d5"]
+    assert "d6" not in version.search(vector_of("text 6"), 5)["id"].to_pylist()
+    old = store.version(1).search(vector_of("text 6"), 1)
+    assert old["id"].to_pylist() == ["d6"]
+
+
+def test_parts_of_an_index_are_joined_before_they_are_many(store):
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        documents = candidate._written()
+        for night in range(10):
+            rows = {f"n{night}": f"night {night}"}
+            change(candidate, rows, night=night)
+            documents.extend_index()
+            parts = documents._dataset.stats.index_stats("vectors")["num_indices"]
+            assert parts <= 9
+            assert documents.index_rows()[1] == 0
+        candidate.abandon()
+
+
+def test_an_index_that_has_become_bad_is_trained_anew(store, monkeypatch):
+    trainings = []
+    recall, train = vector_index._recall, Documents.train_index
+
+    def training(documents):
+        trainings.append(1)
+        return train(documents)
+
+    monkeypatch.setattr(vector_index, "_recall", lambda *a: recall(*a) if trainings else 0.5)
+    monkeypatch.setattr(Documents, "train_index", training)
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        report = candidate.update_index()
+        candidate.abandon()
+    assert trainings == [1]
+    assert report.trained
+    assert report.recall_at_10 >= 0.95
+
+
+def test_an_index_is_trained_anew_when_documents_have_doubled(store, monkeypatch):
+    monkeypatch.setattr(vector_index, "_GROWTH", 0.5)
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        report = candidate.update_index()
+        candidate.abandon()
+    assert report.trained
+
+
+def test_where_more_partitions_do_not_help_more_hits_are_compared(store, monkeypatch):
+    tried = []
+
+    def recall(_documents, _sample, probes, refine):
+        tried.append((probes, refine))
+        return 0.9 if refine < 16 else 0.97
+
+    monkeypatch.setattr(vector_index, "_recall", recall)
+    monkeypatch.setattr(vector_index, "FIRST_PROBES", 1)
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        report = candidate.update_index()
+        candidate.abandon()
+    assert tried == [(1, 4), (2, 4), (2, 16)]
+    assert (report.probes, report.refine, report.recall_at_10) == (2, 16, 0.97)
+
+
+def test_vectors_of_zeros_have_no_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_index, "EXACT_BELOW", 512)
+    table = table_of({f"d{i}": f"text {i}" for i in range(600)}).drop_columns("embedding")
+    zeros = pa.array(np.zeros(600 * DIMENSION, np.float32))
+    vectors = pa.FixedSizeListArray.from_arrays(zeros, DIMENSION)
+    store = Store.open_or_create(str(tmp_path / "store"))
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        batches = table.append_column("embedding", vectors).to_batches()
+        candidate.upsert(batches, schema=SCHEMA, when=when(0))
+        assert candidate.update_index().kind == "exact"
+
+
+def test_equal_vectors_do_not_lower_the_recall(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_index, "EXACT_BELOW", 512)
+    store = Store.open_or_create(str(tmp_path / "store"))
+    texts = {f"d{i}": f"text {i % 20}" for i in range(600)}
+    assert publish_first(store, tmp_path, texts).record.index["recall_at_10"] >= 0.95
+
+
+def test_unit_scales_rows_and_leaves_zeros():
+    found = unit(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    assert pa.types.is_fixed_size_list(SCHEMA.field("embedding").type)
+    assert SCHEMA.field("embedding").type.list_size == DIMENSION

@@ -1,0 +1,148 @@
+"""Questions to a store, with a real (tiny) encoder."""
+
+import hashlib
+import json
+import sys
+
+import pyarrow as pa
+import pytest
+from tiny_models import SENTENCES
+from tiny_stores import table_of, when
+
+from pipelines.encoder.encoder import Encoder, EncoderConfig
+from pipelines.runtime.command import run_query
+from pipelines.store.columns import document_schema
+from pipelines.store.search import SEARCH
+from pipelines.store.store import Store
+
+LABELS = ["animal", "method", "science", "sport", "money", "kitchen", "law", "music"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model_folder):
+    return Encoder.load(EncoderConfig(model=str(tiny_model_folder), dtype="float32"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def store(encoder, tmp_path_factory):
+    """Eight sentences with the vectors of a tiny model."""
+    store = Store.open_or_create(str(tmp_path_factory.mktemp("search") / "store"))
+    vectors = encoder.encode(SENTENCES)
+    schema = document_schema(
+        pa.int64(), {"label": pa.string()}, encoder.dimension, pa.float32(), encoder.fingerprint
+    )
+    table = pa.table(
+        {
+            "id": range(8),
+            "text": SENTENCES,
+            "label": LABELS,
+            "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in SENTENCES],
+            "embedding": pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.ravel()), encoder.dimension
+            ),
+        }
+    )
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        candidate.upsert(table.to_batches(), schema=schema, when=when(0))
+        candidate.put("encoder.json", json.dumps(encoder.description.to_json()).encode())
+        store.publish(candidate.seal(counts={}, scores={}).number, lease)
+    return store
+
+
+@pytest.fixture
+def search(store, monkeypatch, capsys):
+    """Asks; (exit code, stdout, stderr)."""
+
+    def run(*flags, uri=store.uri):
+        arguments = ["search_store.py", "--store", uri, *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stop:
+            run_query("search_store", SEARCH)
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_a_text_finds_the_document_of_that_text_first(search):
+    code, out, err = search("--query", SENTENCES[3], "--limit", 3, "--json")
+    assert code == 0
+    assert "version 1, 3 hits" in err
+    hits = json.loads(out)
+    assert len(hits) == 3
+    assert hits[0]["id"] == 3
+    assert hits[0]["text"] == SENTENCES[3]
+    assert hits[0]["label"] == "sport"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)
+    assert "embedding" not in hits[0]
+
+
+def test_people_see_a_table_of_scores_and_texts(search):
+    code, out, _ = search("--query", SENTENCES[3], "--limit", 2)
+    assert code == 0
+    assert "1.0000" in out
+    assert "The goalkeeper saved two penalties" in out
+
+
+def test_a_filter_leaves_only_what_satisfies_it(search):
+    hits = json.loads(
+        search("--query", SENTENCES[3], "--filter", "label IN ('law', 'music')", "--json")[1]
+    )
+    assert sorted(hit["label"] for hit in hits) == ["law", "music"]
+
+
+def test_similar_to_a_document_does_not_find_the_document(search):
+    hits = json.loads(search("--similar-to", 3, "--limit", 20, "--json")[1])
+    assert sorted(hit["id"] for hit in hits) == [0, 1, 2, 4, 5, 6, 7]
+
+
+def test_exact_search_answers_alike(search):
+    first = json.loads(search("--query", "two eggs", "--json")[1])
+    second = json.loads(search("--query", "two eggs", "--exact", "--json")[1])
+    assert [h["id"] for h in first] == [h["id"] for h in second]
+
+
+def test_a_prompt_for_questions_changes_the_querys_vector(search):
+    plain = json.loads(search("--query", "two eggs", "--json")[1])
+    asked = json.loads(
+        search("--query", "two eggs", "--query-prompt", "Which recipe has {text}?", "--json")[1]
+    )
+    assert [h["score"] for h in plain] != [h["score"] for h in asked]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "search takes --query TEXT or --similar-to ID"),
+        (("--query", "  "), "search takes --query TEXT or --similar-to ID"),
+        (("--query", "a", "--similar-to", "3"), "one of them"),
+        (("--similar-to", "99"), "has no document with id '99'"),
+        (("--similar-to", "x"), "the store's ids are integers"),
+        (("--query", "a", "--limit", "0"), "--limit is 0"),
+        (("--query", "a", "--filter", "colour = 'red'"), "No field named colour"),
+        (("--query", "a", "--version", "7"), "has no version 7"),
+        (("--similar-to", "3", "--query-prompt", "{text}"), "has no effect without --query"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(search, flags, told):
+    code, _, err = search(*flags)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert told in lines[0]
+
+
+def test_vectors_made_elsewhere_are_searched_by_document_only(search, tmp_path):
+    other = Store.open_or_create(str(tmp_path / "store"))
+    with other.take_lease("test") as lease:
+        candidate = other.begin(lease)
+        schema = document_schema(pa.string(), {}, 16, pa.float32(), "")
+        candidate.upsert(table_of({"a": "b", "c": "d"}).to_batches(), schema=schema, when=when(0))
+        other.publish(candidate.seal(counts={}, scores={}).number, lease)
+    assert search("--similar-to", "a", uri=other.uri)[0] == 0
+    code, _, err = search("--query", "b", uri=other.uri)
+    assert code == 2
+    assert "has no encoder.json" in err

@@ -1,0 +1,384 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import peft
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from tiny_models import SENTENCES, tiny_model
+
+from pipelines.encoder.description import EncoderDescription, describe_encoder
+from pipelines.encoder.encoder import Encoder
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.training.adapter import adapter_weights
+from pipelines.training.batches import BatchPlan, split_heldout
+from pipelines.training.config import FinetuneConfig
+from pipelines.training.job import finetune_adapter
+from pipelines.training.trainer import AdapterTrainer
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(tiny_model(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs of the halves of sentences, each of another document."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES if first != second]
+    halves = [(t[: len(t) // 2], t[len(t) // 2 :]) for t in texts]
+    anchors, positives = zip(*halves, strict=True)
+    pq.write_table(
+        pa.table({"anchor": anchors, "positive": positives, "id": range(len(texts)),
+                  "topic": [t[0] for t in texts]}),
+        path,
+    )  # fmt: skip
+    return str(path)
+
+
+@pytest.fixture
+def config(base, pairs, tmp_path):
+    def make(output="out", **settings):
+        return FinetuneConfig(
+            **{
+                "model": base, "pairs": pairs, "output": str(tmp_path / output), "max_steps": 6,
+                "batch_pairs": 8, "heldout_pairs": 10, "measure_every": 2, "warmup_steps": 2,
+                "learning_rate": 3e-3, "lora_rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.1,
+                "num_workers": "0", "dtype": "float32", **settings,
+            }
+        )  # fmt: skip
+
+    return make
+
+
+def run(config):
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    with RunRecord(config.output, "finetune_adapter", settings, keep_complete=True) as record:
+        return finetune_adapter(config, record)
+
+
+def weights(folder):
+    return safetensors.torch.load_file(Path(folder) / "adapter_model.safetensors")
+
+
+def history(folder):
+    return pq.read_table(Path(folder) / "history.parquet").to_pylist()
+
+
+def test_result_holds_all_that_is_promised_and_nothing_else(config):
+    made = config(label_column="topic")
+    result = run(made)
+    assert sorted(path.name for path in Path(made.output).iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "encoder.json",
+        "history.parquet", "history.svg", "run.json",
+    ]  # fmt: skip
+    assert read_run(made.output)["status"] == "complete"
+    rows = history(made.output)
+    assert [row["step"] for row in rows] == list(range(7))
+    assert rows[6]["loss"] < rows[1]["loss"]
+    assert [row["step"] for row in rows if row["mrr"] is not None] == [0, 2, 4, 6]
+    measured = [row["heldout_loss"] for row in rows if row["heldout_loss"] is not None]
+    assert result.metrics["best"]["heldout_loss"] == round(min(measured), 4)
+    assert 0 <= result.metrics["best"]["v_measure"] <= 1
+    card = (Path(made.output) / "README.md").read_text()
+    assert "temperature 0.05" in card and "means in one word" in card
+
+
+def test_encoder_and_plain_peft_give_the_vectors_of_training(config, base):
+    made = config()
+    run(made)
+    encoder = Encoder.from_folder(made.output)
+    assert encoder.description.adapter == made.output
+    found = encoder.encode(SENTENCES)
+    description = describe_encoder(made.encoder)
+    trainer = AdapterTrainer(made.trainer, description, torch.device("cpu"), Path(made.output))
+    trained = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
+    assert torch.allclose(torch.from_numpy(found), trained, atol=1e-4)
+    plain = peft.PeftModel.from_pretrained(
+        transformers.AutoModel.from_pretrained(base), made.output
+    ).eval()
+    ids = torch.tensor([encoder.tokenizer.tokenize(SENTENCES[:1])[0]])
+    state = plain(ids).last_hidden_state[0, -1]
+    assert torch.allclose(torch.nn.functional.normalize(state, dim=-1), trained[0], atol=1e-4)
+
+
+def test_a_moved_adapter_is_still_an_encoder(config, tmp_path):
+    made = config(max_steps=1)
+    run(made)
+    before = Encoder.from_folder(made.output)
+    moved = Path(shutil.move(made.output, tmp_path / "moved"))
+    after = Encoder.from_folder(str(moved))
+    assert after.fingerprint == before.fingerprint
+    assert after.description.adapter == str(moved)
+    assert (after.encode(SENTENCES) == before.encode(SENTENCES)).all()
+
+
+def test_only_the_adapter_changes(config, base):
+    trainer = AdapterTrainer(
+        config().trainer, describe_encoder(config().encoder), torch.device("cpu")
+    )
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "lora_" not in k}
+    table = pa.table({"anchor": SENTENCES[:4], "positive": SENTENCES[4:], "id": list("abcd")})
+    trainer.step(1, table, 0)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert any("lora_B" in name and after[name].any() for name in after)
+
+
+def test_same_seed_same_adapter_another_seed_another(config):
+    for output, seed in (("one", 1), ("two", 1), ("three", 2)):
+        run(config(output, seed=seed))
+    one, two, three = (weights(config(name).output) for name in ("one", "two", "three"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], three[name]) for name in one)
+
+
+@pytest.mark.parametrize("option", [{"activation_tokens": 64}, {"gradient_checkpointing": True}])
+def test_saving_memory_changes_no_loss(config, option):
+    run(config("plain"))
+    run(config("saving", **option))
+    plain, saving = (history(config(name).output) for name in ("plain", "saving"))
+    for mine, theirs in zip(plain[1:], saving[1:], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+class Killed(BaseException):
+    """Stands for a kill in the middle of a run."""
+
+
+def test_resumed_run_reaches_the_losses_of_an_unbroken_one(config, monkeypatch):
+    run(config("unbroken"))
+    step = AdapterTrainer.step
+
+    def fail_at_five(self, number, *arguments):
+        if number == 5:
+            raise Killed
+        return step(self, number, *arguments)
+
+    monkeypatch.setattr(AdapterTrainer, "step", fail_at_five)
+    with pytest.raises(Killed):
+        run(config("broken"))
+    steps = []
+    monkeypatch.setattr(
+        AdapterTrainer, "step", lambda self, n, *a: (steps.append(n), step(self, n, *a))[1]
+    )
+    run(config("broken"))
+    assert steps == [5, 6]
+    unbroken, broken = (history(config(name).output) for name in ("unbroken", "broken"))
+    for mine, theirs in zip(unbroken[1:], broken[1:], strict=True):
+        assert mine["loss"] == theirs["loss"]
+    one, two = (weights(config(name).output) for name in ("unbroken", "broken"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_complete_run_is_only_confirmed(config):
+    made = config()
+    run(made)
+    before = (Path(made.output) / "adapter_model.safetensors").stat().st_mtime_ns
+    assert run(made).metrics["steps"] == 6
+    assert (Path(made.output) / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_patience_ends_a_run_that_does_not_get_better(config):
+    made = config(learning_rate=1e-9, patience=1, max_steps=40)
+    assert run(made).metrics["steps"] < 40
+
+
+def test_best_adapter_is_kept_not_the_last(config, monkeypatch):
+    losses = [3.0, 1.5, 1.7, 1.6]
+    seen = []
+
+    def measure(trainer, *_):
+        seen.append(adapter_weights(trainer.model))
+        return {"heldout_loss": losses[len(seen) - 1]}
+
+    monkeypatch.setattr(AdapterTrainer, "measure", measure)
+    made = config()
+    assert run(made).metrics["best_step"] == 2
+    kept = weights(made.output)
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert any(not torch.equal(kept[name], seen[3][name]) for name in kept)
+
+
+def test_heldout_loss_is_the_objective_without_dropout(config):
+    made = config(temperature=0.1)
+    trainer = AdapterTrainer(made.trainer, describe_encoder(made.encoder), torch.device("cpu"))
+    anchors, positives = SENTENCES[:4], SENTENCES[4:]
+    table = pa.table({"anchor": anchors, "positive": positives, "id": list("abcd")})
+    cosines = torch.nn.functional.cosine_similarity(
+        trainer.embed(anchors)[:, None], trainer.embed(positives)[None], dim=-1
+    )
+    own = torch.arange(4)
+    both = [torch.nn.functional.cross_entropy(c / 0.1, own) for c in (cosines, cosines.T)]
+    found = trainer.measure(table, 0, 1)["heldout_loss"]
+    assert found == pytest.approx(float(sum(both) / 2), rel=1e-4)
+
+
+def test_heldout_loss_that_is_not_finite_ends_the_run(config, monkeypatch):
+    monkeypatch.setattr(AdapterTrainer, "measure", lambda *_: {"heldout_loss": float("nan")})
+    with pytest.raises(InputError, match="step 0: the loss of the held-out pairs is nan"):
+        run(config())
+
+
+def test_layer_matryoshka_and_learned_temperature_train_and_load(config):
+    made = config(layer=2, pooling="mean", dimensions=(16, 32), learn_temperature=True)
+    run(made)
+    rows = history(made.output)
+    assert rows[6]["temperature"] != pytest.approx(0.05, rel=1e-6)
+    lora = json.loads((Path(made.output) / "adapter_config.json").read_text())
+    assert {name.split(".")[1] for name in lora["target_modules"]} == {"0", "1"}
+    assert Encoder.from_folder(made.output).encode(["a text"]).shape == (1, 64)
+
+
+def test_training_goes_on_from_an_adapter(config):
+    first = config("first")
+    run(first)
+    second = config("second", adapter=first.output)
+    run(second)
+    before = history(second.output)[0]
+    best = read_run(first.output)["metrics"]["best"]
+    assert before["mrr"] == pytest.approx(best["mrr"], abs=1e-3)
+    assert EncoderDescription.load(second.output).adapter == second.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt": "summary"}, "trained with another prompt"),
+        ({"pooling": "mean"}, "trained with another pooling"),
+        ({"lora_rank": 8}, "pass --lora-rank 4"),
+    ],
+)
+def test_adapter_trained_otherwise_is_refused(config, settings, message):
+    first = config("first", max_steps=1)
+    run(first)
+    with pytest.raises(InputError, match=message):
+        run(config("second", adapter=first.output, **settings))
+
+
+def test_adapter_of_another_base_is_refused(config, tmp_path):
+    first = config("first", max_steps=1)
+    run(first)
+    other = str(tiny_model(tmp_path / "other", seed=5))
+    with pytest.raises(InputError, match="trained with another base model"):
+        run(config("second", adapter=first.output, model=other))
+    (Path(first.output) / "encoder.json").unlink()
+    wider = str(tiny_model(tmp_path / "wider", hidden_size=96))
+    with pytest.raises(InputError, match="another base model or rank"):
+        run(config("third", adapter=first.output, model=wider))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no pair"),
+        ([("a b", "c d")], "1 pairs found; at least 2"),
+        ([("same", "same")] * 40, "all 40 pairs are equal"),
+        ([(f"a {i}", f"b {i}") for i in range(12)], "batch_pairs is 8, but only 2 of 12"),
+        ([(None, "x"), ("", "y"), ("  ", "z")], "holds no pair"),
+    ],
+)
+def test_pairs_that_teach_nothing_are_refused(config, tmp_path, rows, message):
+    path = tmp_path / "few.parquet"
+    anchors, positives = zip(*rows, strict=True) if rows else ((), ())
+    table = {"anchor": pa.array(anchors, pa.string()), "positive": pa.array(positives, pa.string())}
+    pq.write_table(pa.table(table), path)
+    with pytest.raises(InputError, match=message):
+        run(config(pairs=str(path)))
+
+
+@pytest.mark.parametrize(("count", "heldout"), [(20, 2), (50, 5), (300, 128)])
+def test_few_pairs_are_enough_for_a_small_batch(config, tmp_path, count, heldout):
+    path = tmp_path / "few.parquet"
+    texts = [f"{SENTENCES[i % 8]} {i}" for i in range(count)]
+    pq.write_table(pa.table({"anchor": texts, "positive": [t[::-1] for t in texts]}), path)
+    made = config(pairs=str(path), heldout_pairs=None, max_steps=1)
+    assert run(made).counts["heldout_pairs"] == heldout
+
+
+def test_pairs_of_two_documents_are_held_out(config, pairs, tmp_path):
+    path = tmp_path / "few-documents.parquet"
+    table = pq.read_table(pairs)
+    ids = [str(row // 14) for row in range(len(table))]  # 56 pairs of four documents
+    pq.write_table(table.set_column(2, "id", pa.array(ids)), path)
+    heldout, training = split_heldout(pq.read_table(path), BatchPlan(6, 8, 2, seed=0))
+    documents = [set(part["id"].to_pylist()) for part in (heldout, training)]
+    assert [len(part) for part in documents] == [2, 2] and not documents[0] & documents[1]
+    assert len(heldout) == len(training) == 28
+    metrics = run(config(pairs=str(path), heldout_pairs=2)).metrics
+    assert metrics["before"]["heldout_loss"] > metrics["best"]["heldout_loss"] > 0
+    pq.write_table(table.set_column(2, "id", pa.array(["one"] * len(table))), path)
+    with pytest.raises(InputError, match="too few documents: 1 found"):
+        run(config("single", pairs=str(path), heldout_pairs=2))
+
+
+def test_texts_paired_with_themselves_need_dropout(config, tmp_path):
+    path = tmp_path / "same.parquet"
+    texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
+    pq.write_table(pa.table({"anchor": texts, "positive": texts}), path)
+    tuned = run(config("with", pairs=str(path))).metrics
+    assert tuned["best_step"] > 0
+    assert tuned["before"]["mrr"] == tuned["best"]["mrr"] == 1.0  # says nothing of such pairs
+    with pytest.raises(InputError, match="pass --lora-dropout"):
+        run(config("without", pairs=str(path), lora_dropout=0.0))
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
+    def spoilt(_, anchors, *rest):
+        return anchors.sum() * (float("nan") if torch.is_grad_enabled() else 0.0)
+
+    monkeypatch.setattr("pipelines.training.loss.ContrastiveLoss.forward", spoilt)
+    with pytest.raises(InputError, match=r"step 1: loss nan .* document ids are \d+, "):
+        run(config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_pairs": 1}, "batch_pairs is 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"num_workers": "2:1"}, "num_workers is '2:1'"),
+        ({"num_workers": "many"}, "num_workers is 'many'"),
+        ({"num_workers": "9"}, "more than the 8 pairs"),
+        ({"corpus": "docs.parquet"}, "both --pairs and --corpus"),
+        ({"crop_words": (3, 4)}, "--crop-words has no effect"),
+        ({"dtype": "float16"}, "float16"),
+        ({"dtype": "int8"}, "int8"),
+    ],
+)
+def test_impossible_options_are_refused(config, settings, message):
+    with pytest.raises(InputError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_targets": ("nowhere",)}, "its are .*q_proj"),
+        ({"dimensions": (64,)}, "dimensions has 64"),
+        ({"label_column": "missing"}, "no column 'missing'"),
+    ],
+)
+def test_options_that_do_not_suit_model_or_pairs_are_refused(config, settings, message):
+    with pytest.raises(InputError, match=message):
+        run(config(**settings))
+
+
+@pytest.mark.parametrize("pooling", ["last", "last+mean"])
+def test_sentence_transformers_gives_the_same_cosines(config, pooling):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    made = config(max_steps=2, pooling=pooling, max_tokens=12, sentence_transformers=True)
+    run(made)
+    theirs = sentence_transformers.SentenceTransformer(
+        str(Path(made.output) / "sentence_transformers"), device="cpu"
+    ).encode(SENTENCES)
+    ours = Encoder.from_folder(made.output).encode(SENTENCES)
+    assert np.allclose(theirs @ theirs.T, ours @ ours.T, atol=1e-4)

@@ -1,0 +1,274 @@
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.training.batches import BatchPlan, read_batch, read_heldout, write_batches
+from pipelines.training.pair_files import read_pairs
+from pipelines.training.pairs import (
+    PairsConfig,
+    crop_pair,
+    document_generator,
+    generate_pairs,
+    make_shard_pairs,
+    noise_pair,
+)
+from pipelines.training.rewriting import clean_answer, fault_of
+
+TEXT = "one two three four five six seven eight nine ten eleven twelve"
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    if not ray.is_initialized():
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "docs.parquet"
+    texts = [f"{TEXT} {number}" for number in range(30)] + ["short", "", None]
+    table = {"id": range(33), "text": pa.array(texts), "topic": ["a", "b", "c"] * 11}
+    pq.write_table(pa.table(table), path)
+    return str(path)
+
+
+def run(config):
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    with RunRecord(config.output, "generate_pairs", settings, keep_complete=True) as record:
+        return generate_pairs(config, record)
+
+
+def read_made(folder):
+    return pq.read_table(Path(folder) / "pairs").sort_by("id").to_pylist()
+
+
+@given(st.text(max_size=200), st.integers(0, 5), st.integers(1, 5), st.integers(0, 5))
+def test_crops_are_two_different_pieces_of_the_text(text, seed, fewest, more):
+    found = crop_pair(text, document_generator(seed, text), (fewest, fewest + more))
+    if found is None:
+        return
+    assert found[0] != found[1]
+    for piece in found:
+        assert piece in text
+        assert piece.strip() == piece != ""
+
+
+def test_crops_have_the_asked_number_of_words():
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        for piece in crop_pair(TEXT, generator, (3, 5)):
+            assert 3 <= len(piece.split()) <= 5
+
+
+def test_crops_of_text_without_spaces_are_cut_between_characters():
+    found = crop_pair("今日は天気がいいから散歩しよう", np.random.default_rng(1), (4, 6))
+    assert all(4 <= len(piece) <= 6 for piece in found)
+
+
+def test_text_with_too_few_words_gives_no_crops():
+    assert crop_pair("only three words", np.random.default_rng(0), (3, 5)) is None
+
+
+@given(st.text(min_size=1, max_size=100), st.floats(0.01, 0.3))
+def test_noise_changes_the_text_and_leaves_some(text, rate):
+    found = noise_pair(text, np.random.default_rng(0), rate)
+    assert found is None or (found[0] == text and found[1] and found[1].split() != text.split())
+
+
+def test_noise_of_a_rate_touches_about_that_share_of_words():
+    text = " ".join(f"word{number}" for number in range(3000))
+    kept = noise_pair(text, np.random.default_rng(0), 0.1)[1].split()
+    assert abs(1 - len(kept) / 3000 - 0.1) < 0.02
+    assert 0.15 < 1 - len(set(kept) & set(text.split())) / 3000 < 0.25
+
+
+def test_a_documents_pair_depends_on_seed_and_document_alone():
+    first, same, other = (
+        crop_pair(TEXT, document_generator(seed, "id"), (3, 5)) for seed in (1, 1, 2)
+    )
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ("A dozen numbers, counted up from one.", None),
+        ("", "empty answer"),
+        ('" "', "empty answer"),
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        ("As an AI language model, I have no opinion.", "refusal"),
+        (TEXT, "copy"),
+        (TEXT.title() + ".", "copy"),
+        ("один два три четыре", "another script"),
+        ("x", "too short"),
+    ],
+)
+def test_bad_answers_are_told_by_their_fault(answer, fault):
+    assert fault_of(TEXT, answer) == fault
+
+
+def test_an_answer_in_another_language_is_told_apart():
+    text = "The keeper saved two penalties and the home side won the league on Friday."
+    answer = "El portero paró dos penaltis y el equipo local ganó la liga con todo el estadio."
+    assert fault_of(text, answer) == "another language"
+
+
+@pytest.mark.parametrize(
+    ("answer", "clean"),
+    [
+        ('Here is the rewritten text: "All is well."', "All is well."),
+        ("Sure! Here's a version:\nAll is well.", "All is well."),
+        ("All is well: nothing happened.", "All is well: nothing happened."),
+    ],
+)
+def test_announcements_and_quotes_are_taken_off_answers(answer, clean):
+    assert clean_answer(answer) == clean
+
+
+class Echo:
+    """Rewrites by turning the words around; refuses the first text."""
+
+    def rewrite(self, texts, salt):
+        answers = [" ".join(reversed(text.split())) for text in texts]
+        return ["I cannot do that.", *answers[1:]]
+
+
+def test_rewritten_pairs_are_checked_and_counted(corpus, tmp_path):
+    from dataclasses import asdict
+
+    from pipelines.training.pairs import find_corpus
+
+    config = PairsConfig(corpus=corpus, method="paraphrase", label_column="topic")
+    (shard,) = find_corpus(config)[0].shards()
+    receipt = make_shard_pairs(config, str(tmp_path), "part", asdict(shard), Echo())
+    assert receipt["left_out"]["refusal"] == 1
+    rows = pq.read_table(tmp_path / "part.parquet").to_pylist()
+    assert len(rows) == receipt["pairs"]
+    assert rows[0].keys() == {"anchor", "positive", "id", "label", "method"}
+
+
+def test_job_writes_pairs_with_their_documents_and_counts_the_rest(corpus, tmp_path, local_ray):
+    config = PairsConfig(
+        corpus=corpus, output=str(tmp_path / "out"), crop_words=(3, 5), label_column="topic"
+    )
+    result = run(config)
+    assert result.counts == {"documents": 33, "pairs": 30}
+    assert read_run(config.output)["metrics"]["left_out"] == {
+        "too short": 1, "text is empty": 1, "text is null": 1,
+    }  # fmt: skip
+    rows = read_made(config.output)
+    assert all(row["anchor"] in f"{TEXT} {row['id']}" for row in rows)
+    assert {row["method"] for row in rows} == {"crop"}
+    assert not (tmp_path / "out" / "_work").exists()
+
+
+@pytest.mark.parametrize("method", ["noise", "dropout"])
+def test_other_plain_methods_start_from_the_text(corpus, tmp_path, local_ray, method):
+    config = PairsConfig(corpus=corpus, output=str(tmp_path / "out"), method=method)
+    run(config)
+    for row in read_made(config.output):
+        assert row["anchor"].startswith(("one two", "short"))
+        assert (row["anchor"] == row["positive"]) == (method == "dropout")
+
+
+def test_killed_job_goes_on_and_gives_the_same_pairs(corpus, tmp_path, local_ray):
+    config = PairsConfig(corpus=corpus, output=str(tmp_path / "out"), crop_words=(3, 5))
+    run(config)
+    before = read_made(config.output)
+    shutil.rmtree(tmp_path / "out" / "pairs")
+    record = tmp_path / "out" / "run.json"
+    record.write_text(record.read_text().replace('"complete"', '"running"'))
+    run(config)
+    assert read_made(config.output) == before
+
+
+def test_corpus_that_gives_no_pair_is_refused_with_the_reasons(tmp_path, local_ray):
+    path = tmp_path / "few.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], ["too"], ["short"]])
+    config = PairsConfig(corpus=str(path), output=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"2 documents gave no pair: too short \(2\)"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_words": (5, 3)}, "crop_words"),
+        ({"noise_rate": 0.5}, "noise_rate is 0.5"),
+        ({"method": "backtranslate"}, "needs --model and --back-model"),
+        ({"method": "crop", "back_model": "x"}, "no other method takes --back-model"),
+        ({"pairs_per_document": 0}, "pairs_per_document is 0"),
+    ],
+)
+def test_impossible_options_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        PairsConfig(**settings)
+
+
+def test_own_pairs_are_read_from_csv_with_hard_negatives(tmp_path):
+    path = tmp_path / "own.csv"
+    with path.open("w", newline="") as file:
+        rows = [["anchor", "positive", "negative"], ["1", "one", "two"], ["a", "b", "c"]]
+        csv.writer(file).writerows([*rows, ["x", "", "y"], ["x", "y", ""]])
+    found = read_pairs(str(path), most=10, seed=0).to_pylist()
+    assert sorted(row["anchor"] for row in found) == ["1", "a"]
+    assert {row["negative"] for row in found} == {"two", "c"}
+    assert all(row["id"] == row["anchor"] for row in found)
+
+
+def test_chosen_pairs_do_not_depend_on_their_order(tmp_path):
+    rows = pa.table({"anchor": [f"a{i}" for i in range(100)], "positive": ["p"] * 100})
+    for name, order in (("one", range(100)), ("two", range(99, -1, -1))):
+        pq.write_table(rows.take(list(order)), tmp_path / f"{name}.parquet", row_group_size=7)
+    one, two = (read_pairs(str(tmp_path / f"{n}.parquet"), 10, seed=3) for n in ("one", "two"))
+    assert one.equals(two)
+    assert len(one) == 10
+    assert not one.equals(read_pairs(str(tmp_path / "one.parquet"), 10, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"anchor": ["a"], "other": ["b"]}, "no column 'positive'"), (None, "no pairs at")],
+)
+def test_files_that_hold_no_pairs_are_refused(tmp_path, content, message):
+    path = tmp_path / "pairs.parquet"
+    if content:
+        pq.write_table(pa.table(content), path)
+    with pytest.raises(InputError, match=message):
+        read_pairs(str(path), 10, 0)
+
+
+def test_batches_cover_all_pairs_once_an_epoch_and_never_the_heldout(tmp_path):
+    pairs = pa.table({name: [f"{name}{i}" for i in range(23)] for name in ("anchor", "positive")})
+    pairs = pairs.append_column("id", pa.array([str(i // 2) for i in range(23)]))
+    counts = write_batches(pairs, BatchPlan(4, 8, 6, seed=1), str(tmp_path))
+    heldout = read_heldout(str(tmp_path), 0, 1)
+    batches = [read_batch(str(tmp_path), step, 0, 1)["anchor"].to_pylist() for step in range(1, 5)]
+    training = counts["training_pairs"]
+    seen = [anchor for batch in batches for anchor in batch]
+    assert [len(batch) for batch in batches] == [8] * 4
+    assert len(set(seen[:training])) == training
+    held_documents = set(heldout["id"].to_pylist())
+    used = pairs.filter(pa.compute.is_in(pairs["anchor"], pa.array(seen)))["id"].to_pylist()
+    assert not held_documents & set(used)
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_ranks_share_a_batch_evenly_and_completely(rows, world_size):
+    from pipelines.training.batches import rank_slice
+
+    table = pa.table({"row": range(rows)})
+    parts = [rank_slice(table, rank, world_size)["row"].to_pylist() for rank in range(world_size)]
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,0 +1,58 @@
+import pytest
+import torch
+import transformers
+from tiny_models import SENTENCES, tiny_model, tiny_tokenizer
+
+from pipelines.runtime.errors import InputError
+from pipelines.training.rewriting import Rewriter, RewriterSettings
+
+CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def settings(model, back_model=None, method="paraphrase", batch_texts=2, seed=0):
+    return RewriterSettings(method, str(model), back_model, 8, batch_texts, seed)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    folder = tiny_model(tmp_path_factory.mktemp("chat"), num_hidden_layers=2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("translator")
+    config = transformers.T5Config(
+        vocab_size=512, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    tiny_tokenizer(opens=False).save_pretrained(folder)
+    return folder
+
+
+def test_paraphrases_are_as_many_as_texts_and_repeatable(chat_model):
+    rewriter = Rewriter(settings(chat_model))
+    first = rewriter.rewrite(SENTENCES[:5], "shard")
+    assert len(first) == 5
+    assert first == rewriter.rewrite(SENTENCES[:5], "shard")
+    assert first != rewriter.rewrite(SENTENCES[:5], "another shard")
+
+
+def test_translations_go_through_both_models(translator):
+    rewriter = Rewriter(settings(translator, str(translator), "backtranslate"))
+    assert len(rewriter.rewrite(SENTENCES[:3], "shard")) == 3
+
+
+def test_model_without_chat_template_cannot_paraphrase(tmp_path):
+    with pytest.raises(InputError, match="no chat template"):
+        Rewriter(settings(tiny_model(tmp_path, num_hidden_layers=1)))
+
+
+def test_decoder_only_model_cannot_translate(chat_model):
+    with pytest.raises(InputError, match="is not a seq2seq translation model"):
+        Rewriter(settings(chat_model, str(chat_model), "backtranslate"))

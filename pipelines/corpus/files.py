@@ -23,7 +23,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import in_threads, open_filesystem, with_inner_path, with_retries
+from pipelines.runtime.files import (
+    in_threads,
+    open_filesystem,
+    with_inner_path,
+    with_retries,
+)
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
 
@@ -280,3 +285,13 @@ def _hidden(relative: str) -> bool:
 def _formats_known() -> str:
     packed = ", ".join(COMPRESSIONS)
     return f"Known are {', '.join(FORMATS)}; all but Parquet also with {packed}"
+
+
+def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
+    """Path, size and time of change of every file: the state of a corpus."""
+    return [[file.path, file.size_bytes, file.modified_ns] for file in files]
+
+
+def listing_digest(listing: Sequence[Sequence[Any]]) -> str:
+    """SHA-256 of a listing."""
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

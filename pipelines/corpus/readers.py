@@ -1,8 +1,8 @@
 """Rows of one shard, in bounded batches, one problem a row.
 
 In: a :class:`~pipelines.corpus.files.Shard`. Out: :class:`RowBatch` after :class:`RowBatch`,
-with what was found where a text and an id were expected. A row that cannot be parsed keeps its place, with
-a problem; only a file that cannot be read any further raises.
+with what stood where a text and an id were expected. A row that cannot be parsed keeps its place,
+with a problem; only a file that cannot be read any further raises.
 """
 
 from __future__ import annotations

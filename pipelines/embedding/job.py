@@ -23,7 +23,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.corpus.files import Columns, CorpusFile, find_files, inspect_files
+from pipelines.corpus.files import (
+    Columns,
+    CorpusFile,
+    find_files,
+    inspect_files,
+    listing_digest,
+    listing_of,
+)
 from pipelines.corpus.kept_columns import parquet_schema
 from pipelines.embedding.encode import (
     ChunkEncoder,
@@ -41,14 +48,7 @@ from pipelines.embedding.keys import (
     assemble_corpus,
     scan_corpus,
 )
-from pipelines.embedding.plan import (
-    WORK_FOLDER,
-    ScanResult,
-    WorkPlan,
-    count_partitions,
-    listing_digest,
-    listing_of,
-)
+from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.description import (
     EncoderConfig,

@@ -20,15 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.documents import EXCERPT_CHARACTERS, Checker, rejected_table
-from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem
+from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem, listing_of
 from pipelines.corpus.kept_columns import json_to_values
 from pipelines.corpus.readers import RowBatch, read_shard
-from pipelines.embedding.plan import (
-    ScanResult,
-    check_same_corpus,
-    combine_receipts,
-    listing_of,
-)
+from pipelines.embedding.plan import ScanResult, check_same_corpus, combine_receipts
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, is_transient, join, make_folder, write_bytes
 from pipelines.runtime.segments import read_segment, table_to_bytes, write_segments

@@ -7,7 +7,6 @@ that the corpus is settled, and another one is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.corpus.files import CorpusFile, Shard
+from pipelines.corpus.files import CorpusFile, Shard, listing_of
 from pipelines.corpus.kept_columns import resolve_type
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, read_bytes, write_bytes
@@ -126,16 +125,6 @@ def combine_receipts(
         id_kinds=sorted(id_kinds),
         kept_kinds={name: sorted(kinds) for name, kinds in kept_kinds.items()},
     )
-
-
-def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
-    """Path, size and time of change of every file: the state of a corpus."""
-    return [[file.path, file.size_bytes, file.modified_ns] for file in files]
-
-
-def listing_digest(listing: Sequence[Sequence[Any]]) -> str:
-    """SHA-256 of a listing."""
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def check_same_corpus(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> None:

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 
 import ray
 import torch
+import transformers
 
-from pipelines.training.rewriting import REFUSAL, clean_answer, load_model
+from pipelines.encoder.description import resolve_device, resolve_dtype
+from pipelines.encoder.sources import fetch_model
+from pipelines.runtime.errors import InputError
 
 _INSTRUCTION = (
     "Below are keywords and excerpts of documents that belong to one group. Write a title of two "
@@ -100,3 +103,57 @@ def title_of(answer: str) -> str | None:
     if len(title) <= _LONGEST_NAME:
         return title
     return title[:_LONGEST_NAME].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
+
+
+REFUSAL = re.compile(
+    r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
+    r"|unfortunately,? i|it is not (possible|appropriate))",
+    re.IGNORECASE,
+)
+
+
+_PREAMBLE = re.compile(
+    r"^\s*(sure|certainly|of course|here('s| is)|the rewritten text|rewritten( text)?)"
+    r"[^:\n]{0,80}:\s*",
+    re.IGNORECASE,
+)
+
+
+def load_model(name: str, method: str) -> tuple[Any, Any]:
+    """A model in evaluation mode and its tokenizer: an instruct LLM, or for backtranslate seq2seq.
+
+    Raises :class:`InputError` for a model of another kind.
+    """
+    folder = fetch_model(name).folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, padding_side="left", trust_remote_code=False
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    device = resolve_device("auto")
+    chat = method == "paraphrase"
+    if chat and not tokenizer.chat_template:
+        raise InputError(
+            f"{name} has no chat template: needed is a model that follows instructions, such as "
+            "one whose name ends in -Instruct"
+        )
+    kind = transformers.AutoModelForCausalLM if chat else transformers.AutoModelForSeq2SeqLM
+    try:
+        model = kind.from_pretrained(
+            folder,
+            dtype=getattr(torch, resolve_dtype("auto", str(device))),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except ValueError as error:
+        wanted = "a decoder-only LLM" if chat else "a seq2seq translation model"
+        raise InputError(f"{name} is not {wanted}, which is needed here") from error
+    return model.eval().to(device), tokenizer
+
+
+def clean_answer(answer: str) -> str:
+    """An answer without the sentence that announces it and without quotes around it."""
+    text = _PREAMBLE.sub("", answer).strip()
+    if len(text) > 1 and text[0] in "\"'“«" and text[-1] in "\"'”»":
+        text = text[1:-1].strip()
+    return text

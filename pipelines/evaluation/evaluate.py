@@ -21,9 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.corpus.files import find_files
+from pipelines.corpus.files import find_files, listing_digest, listing_of
 from pipelines.corpus.sample import sample_corpus
-from pipelines.embedding.plan import listing_digest, listing_of
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import describe_encoder
 from pipelines.encoder.prompts import PromptTemplate

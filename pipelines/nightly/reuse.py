@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus.files import CorpusFile
+from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.encode import find_done_chunks, read_vectors, write_vectors
 from pipelines.embedding.job import MAY_CHANGE, EmbedConfig
 from pipelines.embedding.keys import Chunk
-from pipelines.embedding.plan import WORK_FOLDER, WorkPlan, listing_of
+from pipelines.embedding.plan import WORK_FOLDER, WorkPlan
 from pipelines.runtime.files import join, list_files, make_folder, remove_folder
 from pipelines.runtime.segments import read_segment
 from pipelines.runtime.units import Receipt, run_stage

@@ -21,11 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.documents import check_id, check_text
-from pipelines.corpus.files import Columns, CorpusFile, Shard, find_files, inspect_files
+from pipelines.corpus.files import (
+    Columns,
+    CorpusFile,
+    Shard,
+    find_files,
+    inspect_files,
+    listing_digest,
+    listing_of,
+)
 from pipelines.corpus.readers import read_shard
-from pipelines.embedding.job import configure_ray_data
-from pipelines.embedding.plan import listing_digest, listing_of
 from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.encoder.titles import clean_answer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -38,8 +45,8 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.packaged import build_once, load_labelled_corpus
 from pipelines.runtime.run_record import RunRecord
-from pipelines.runtime.units import Receipt, run_actor_stage, run_stage
-from pipelines.training.rewriting import Rewriter, RewriterSettings, clean_answer, fault_of
+from pipelines.runtime.units import Receipt, configure_ray_data, run_actor_stage, run_stage
+from pipelines.training.rewriting import Rewriter, RewriterSettings, fault_of
 
 Method = Literal["crop", "noise", "dropout", "paraphrase", "backtranslate"]
 

@@ -10,6 +10,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.encoder.titles import clean_answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 from pipelines.training.batches import BatchPlan, read_batch, read_heldout, write_batches
@@ -22,7 +23,7 @@ from pipelines.training.pairs import (
     make_shard_pairs,
     noise_pair,
 )
-from pipelines.training.rewriting import clean_answer, fault_of
+from pipelines.training.rewriting import fault_of
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve"
 

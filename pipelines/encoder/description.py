@@ -12,15 +12,35 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-import transformers
-
 from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
-from pipelines.encoder.pooling import POOLINGS, Pooling, pooled_dimension
 from pipelines.encoder.prompts import PromptTemplate
-from pipelines.encoder.sources import PACKAGED_MODEL, ModelFiles, fetch_adapter, fetch_model
+from pipelines.encoder.sources import (
+    PACKAGED_MODEL,
+    ModelFiles,
+    fetch_adapter,
+    fetch_model,
+    load_model_settings,
+)
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join, read_bytes, write_bytes
+
+Pooling = Literal["last", "mean", "body-mean", "weighted-mean", "max", "first", "last+mean"]
+"""How token states become a vector.
+
+``last``: the last token's state, which has seen prompt and text. ``mean``: over all tokens.
+``body-mean``: over the text's own tokens, prompt excluded. ``weighted-mean``: token i of n weighs
+i, as later tokens have seen more (Muennighoff 2022, arXiv:2202.08904). ``max``: the largest value
+of each dimension. ``first``: the first token's, for models with a class token. ``last+mean``: both,
+one after the other, twice as wide.
+"""
+
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+def pooled_dimension(pooling: Pooling, dimension: int) -> int:
+    """Length of a pooled vector of states that are ``dimension`` wide."""
+    return dimension * len(pooling.split("+"))
+
 
 FILE_NAME = "encoder.json"
 FORMAT = 1
@@ -189,6 +209,8 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
         InputError: unknown model or adapter, a layer the model does not have, a text limit beyond
             the model's positions, or a model that is no single stack of layers.
     """
+    from pipelines.encoder.precision import resolve_dtype  # slow: it loads torch
+
     model = fetch_model(config.model, config.revision)
     adapter = None if config.adapter is None else fetch_adapter(config.adapter)
     trained = None if adapter is None else trained_encoder(adapter.folder)
@@ -241,71 +263,6 @@ def trained_encoder(adapter: Path) -> EncoderDescription | None:
     if not (adapter / FILE_NAME).is_file():
         return None
     return EncoderDescription.load(str(adapter))
-
-
-def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model's text decoder, from its folder."""
-    try:
-        settings = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
-    except (ValueError, OSError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"the model in {folder} needs Python code of its own, which is not run: use "
-                "another, or pass --trust-remote-code if you trust whoever wrote it"
-            ) from error
-        raise InputError(
-            f"the configuration in {folder} describes no model that transformers knows: "
-            f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
-        ) from error
-    if settings.is_encoder_decoder:
-        raise InputError(
-            f"{settings.model_type} models have an encoder and a decoder: use a decoder-only model"
-        )
-    return settings.get_text_config()
-
-
-def resolve_device(device: str) -> torch.device:
-    """``auto`` is the GPU where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-def resolve_dtype(dtype: DType, device: str) -> str:
-    """``auto`` is bfloat16 where matrix products in it are faster: any GPU, some CPUs.
-
-    Raises :class:`InputError` for int8 on a GPU.
-    """
-    on_cuda = resolve_device(device).type == "cuda"
-    if dtype == "int8" and on_cuda:
-        raise InputError("dtype int8 runs on CPUs only; on a GPU use bfloat16")
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if on_cuda or cpu_prefers_bfloat16() else "float32"
-
-
-def cpu_prefers_bfloat16() -> bool:
-    """Whether this CPU multiplies faster in bfloat16 than in float32.
-
-    With AMX it does, and on AMD's Zen 4 and later (1.9 times). Intel's AVX-512 bfloat16 without
-    AMX, as in virtual machines that hide it, takes nearly twice as long as float32.
-    """
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_bf16") or capabilities.get("bf16"):
-        return True
-    return bool(capabilities.get("avx512_bf16")) and cpu_vendor() == "AuthenticAMD"
-
-
-def cpu_vendor() -> str | None:
-    """The vendor that an x86 processor under Linux names, else None."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
-    return names[0] if names else None
 
 
 def _check_revision(kind: str, name: str, found: str, described: str | None) -> None:

@@ -21,13 +21,13 @@ from pipelines.encoder.description import (
     EncoderDescription,
     describe_encoder,
     difference,
-    resolve_device,
 )
 from pipelines.encoder.elementwise import PLAIN, Elementwise
 from pipelines.encoder.int8 import quantize_linears
 from pipelines.encoder.packed import PackedDecoder, can_pack
 from pipelines.encoder.padded import PaddedDecoder, find_layers
 from pipelines.encoder.pooling import normalize, pool
+from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
 

@@ -6,27 +6,10 @@ it is computed in float32, for either padding side, and with gradients where the
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-Pooling = Literal["last", "mean", "body-mean", "weighted-mean", "max", "first", "last+mean"]
-"""How token states become a vector.
-
-``last``: the last token's state, which has seen prompt and text. ``mean``: over all tokens.
-``body-mean``: over the text's own tokens, prompt excluded. ``weighted-mean``: token i of n weighs
-i, as later tokens have seen more (Muennighoff 2022, arXiv:2202.08904). ``max``: the largest value
-of each dimension. ``first``: the first token's, for models with a class token. ``last+mean``: both,
-one after the other, twice as wide.
-"""
-
-POOLINGS: tuple[str, ...] = get_args(Pooling)
-
-
-def pooled_dimension(pooling: Pooling, dimension: int) -> int:
-    """Length of a pooled vector of states that are ``dimension`` wide."""
-    return dimension * len(pooling.split("+"))
+from pipelines.encoder.description import POOLINGS, Pooling
 
 
 def pool(

@@ -19,10 +19,9 @@ from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.description import (
     EncoderConfig,
     EncoderDescription,
-    load_model_settings,
+    Pooling,
 )
-from pipelines.encoder.pooling import Pooling
-from pipelines.encoder.sources import fetch_model
+from pipelines.encoder.sources import fetch_model, load_model_settings
 from pipelines.encoder.tokenization import PromptedTokenizer, special_tokens_around
 from pipelines.runtime.errors import InputError
 

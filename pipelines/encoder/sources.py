@@ -166,6 +166,31 @@ def fetch_adapter(name: str, revision: str | None = None) -> ModelFiles:
     return files
 
 
+def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model's text decoder, from its folder."""
+    import transformers
+
+    try:
+        settings = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, OSError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"the model in {folder} needs Python code of its own, which is not run: use "
+                "another, or pass --trust-remote-code if you trust whoever wrote it"
+            ) from error
+        raise InputError(
+            f"the configuration in {folder} describes no model that transformers knows: "
+            f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        ) from error
+    if settings.is_encoder_decoder:
+        raise InputError(
+            f"{settings.model_type} models have an encoder and a decoder: use a decoder-only model"
+        )
+    return settings.get_text_config()
+
+
 def digest_folder(folder: Path) -> str:
     """SHA-256 over what decides a model's output: weights, tokenizer and configuration files.
 

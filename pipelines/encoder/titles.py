@@ -13,7 +13,7 @@ import ray
 import torch
 import transformers
 
-from pipelines.encoder.description import resolve_device, resolve_dtype
+from pipelines.encoder.precision import resolve_device, resolve_dtype
 from pipelines.encoder.sources import fetch_model
 from pipelines.runtime.errors import InputError
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from pipelines.encoder.description import (
     DEFAULT_PROMPT,
     EncoderConfig,
@@ -61,6 +59,8 @@ class PromptedTokenizer:
 
         Raises :class:`InputError` where the tokenizer has no end-of-sequence token to append.
         """
+        import transformers  # slow, and a job's --help does not need it
+
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic
 
-from pipelines.encoder.encoder import EncoderConfig, EncoderDescription, describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription, describe_encoder
 from pipelines.encoder.sources import digest_folder, fetch_model
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join

@@ -23,8 +23,7 @@ from typing import Any
 
 from pipelines.corpus.files import find_files, listing_digest, listing_of
 from pipelines.corpus.sample import sample_corpus
-from pipelines.encoder.description import EncoderConfig
-from pipelines.encoder.encoder import describe_encoder
+from pipelines.encoder.description import EncoderConfig, describe_encoder
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.evaluation.contestants import (
     Contestant,

@@ -19,7 +19,8 @@ import numpy as np
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
-from pipelines.encoder.encoder import Encoder, EncoderConfig, EncoderDescription, describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription, describe_encoder
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.prompts import PROMPTS, PromptTemplate
 from pipelines.encoder.sources import digest_folder
 

@@ -21,11 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.sample import Sample, sample_corpus
-from pipelines.encoder.description import DType, EncoderConfig, load_model_settings
-from pipelines.encoder.encoder import EncoderDescription, describe_encoder
-from pipelines.encoder.pooling import POOLINGS, Pooling, pooled_dimension
+from pipelines.encoder.description import (
+    POOLINGS,
+    DType,
+    EncoderConfig,
+    EncoderDescription,
+    Pooling,
+    describe_encoder,
+    pooled_dimension,
+)
 from pipelines.encoder.prompts import PromptTemplate
-from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.encoder.sources import PACKAGED_MODEL, load_model_settings
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.ranking import Ranking, rank_candidates
 from pipelines.evaluation.trial import (

@@ -21,14 +21,14 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from pipelines.encoder.base_model import load_described_model
+from pipelines.encoder.description import EncoderDescription, Pooling
 from pipelines.encoder.encoder import (
-    EncoderDescription,
     default_budget_tokens,
     is_out_of_memory,
     token_budget_batches,
 )
 from pipelines.encoder.padded import find_layers, pad_right, record_outputs
-from pipelines.encoder.pooling import Pooling, pool, token_weights
+from pipelines.encoder.pooling import pool, token_weights
 from pipelines.encoder.tokenization import PromptedTokenizer
 
 log = logging.getLogger(__name__)

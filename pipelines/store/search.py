@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.encoder.encoder import Encoder, EncoderDescription
+from pipelines.encoder.description import EncoderDescription
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.runtime.command import Answer, Verb
 from pipelines.runtime.errors import InputError

@@ -21,8 +21,8 @@ from pipelines.encoder.description import (
     EncoderDescription,
     describe_encoder,
     require_as_trained,
-    resolve_device,
 )
+from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.sources import fetch_adapter
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError

@@ -14,13 +14,9 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.encoder.description import (
-    EncoderDescription,
-    describe_encoder,
-    load_model_settings,
-)
+from pipelines.encoder.description import EncoderDescription, describe_encoder
 from pipelines.encoder.sentence_transformers import export_sentence_transformer
-from pipelines.encoder.sources import fetch_model
+from pipelines.encoder.sources import fetch_model, load_model_settings
 from pipelines.runtime.files import atomic_output, join, write_bytes
 from pipelines.runtime.run_record import package_versions
 from pipelines.training.adapter import adapter_files

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pipelines.encoder.description import resolve_device
+from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.titles import REFUSAL, load_model
 
 # ruff: noqa: RUF001

@@ -1,11 +1,13 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny_models import tiny_adapter, tiny_model
 
-from pipelines.encoder import description as encoder_description
+from pipelines.encoder import precision
 from pipelines.encoder.description import (
     EncoderConfig,
     EncoderDescription,
@@ -129,8 +131,8 @@ def test_auto_is_bfloat16_on_cpus_where_that_is_faster(
     monkeypatch, capabilities, vendor, preferred
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    monkeypatch.setattr(encoder_description, "cpu_vendor", lambda: vendor)
-    assert encoder_description.cpu_prefers_bfloat16() is preferred
+    monkeypatch.setattr(precision, "cpu_vendor", lambda: vendor)
+    assert precision.cpu_prefers_bfloat16() is preferred
 
 
 def test_int8_is_refused_on_a_gpu(folder):
@@ -145,3 +147,11 @@ def test_an_encoder_decoder_model_is_refused(tmp_path):
     transformers.T5Config().save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="decoder-only"):
         describe(tmp_path / "model")
+
+
+def test_a_job_that_only_parses_its_flags_does_not_wait_for_torch():
+    code = (
+        "import sys, pipelines.encoder.description, pipelines.encoder.tokenization;"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,9 +4,9 @@ import torch
 import transformers
 from tiny_models import FAMILIES, SENTENCES, tiny_adapter, tiny_model
 
+from pipelines.encoder.description import POOLINGS
 from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
 from pipelines.encoder.padded import find_layers, read_states
-from pipelines.encoder.pooling import POOLINGS
 from pipelines.runtime.errors import InputError
 
 TEXTS = [*SENTENCES, "", " \n\t ", "a", " ".join(SENTENCES) * 4, "naïve 日本語 😀 שלום"]

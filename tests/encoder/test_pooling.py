@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipelines.encoder.pooling import POOLINGS, normalize, pool, pooled_dimension
+from pipelines.encoder.description import POOLINGS, pooled_dimension
+from pipelines.encoder.pooling import normalize, pool
 
 # Two texts of 4 and 2 tokens; states a person can add up.
 STATES = torch.tensor(

@@ -18,7 +18,7 @@ from nights import (
 )
 
 from pipelines.embedding import job as embed
-from pipelines.encoder import description as encoder_description
+from pipelines.encoder import precision
 from pipelines.nightly import changes
 from pipelines.nightly.job import NightConfig, reindex
 from pipelines.runtime.errors import InputError
@@ -190,7 +190,7 @@ def test_another_encoder_embeds_everything_anew_and_waits_for_a_person(tonight, 
 
 
 def test_auto_is_the_stores_precision_on_whatever_machine(tonight, store, monkeypatch):
-    monkeypatch.setattr(encoder_description, "cpu_prefers_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_prefers_bfloat16", lambda: True)
     texts = {n: text_of(n) for n in range(DOCUMENTS + 1)}
     assert not tonight(texts, dtype="auto").refusals
     assert counts_of(store)["embedded"] == 1

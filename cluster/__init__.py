@@ -1,1 +1,23 @@
-"""Vectors to groups: k-means, scores, keywords and a report a person can read."""
+"""Vectors to groups: k-means, scores, keywords and a report that a person can read.
+
+``clustering``    options and the whole run
+``vectors``       vectors on disk as blocks of checked arrays
+``vector_files``  files of vectors, format by format
+``sample``        one pass that checks, counts and draws a sample
+``distances``     lengths and differences in float64
+``kmeans``        centroids of vectors in memory
+``lloyd``         centroids of vectors on disk, by many workers
+``on_ray``        those workers
+``assign``        the nearest centroid, exactly
+``census``        a shard assigned to a file, and what scores need added up
+``num_clusters``  choosing k
+``metrics``       scores with labels and without
+``identity``      which new cluster is which old one
+``drift``         how far a clustering has moved
+``describe``      keywords and documents that stand for a cluster
+``duplicates``    near-duplicates
+``outcome``       everything that a clustering says of its levels, as tables
+``report``        one HTML page
+``report_data``   what the page shows, as JSON of bounded size
+``storage``       paths and whole files
+"""

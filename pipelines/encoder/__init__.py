@@ -1,8 +1,20 @@
 """Documents to vectors in one process: a model, its prompt, its pooling. No Ray here.
 
-``encoder`` runs what ``description`` says; ``sources`` finds a model's files and ``base_model``
-loads them with an adapter; ``prompts`` and ``tokenization`` make token ids, ``padded`` or
-``packed`` their states, ``pooling`` the vectors.
+``encoder``                texts to float32 (n, d): batches of like length, padded or packed
+``description``            what decides a vector, and its fingerprint
+``sources``                a model's name to a local folder of checked files
+``adapters``               what an adapter's own settings may ask for
+``base_model``             weights, with an adapter merged
+``prompts``                the words around a text
+``tokenization``           a text to token ids; none can lose its prompt's suffix
+``padded``                 the forward pass of any model
+``packed``                 a faster one for Llama-like models, without padding
+``packed_attention``       its attention
+``elementwise``            the work between its products, plain or fused
+``int8``                   linear layers in eight bits, rounded row by row
+``pooling``                token states to one vector
+``sentence_transformers``  folders of that library, in and out
+``titles``                 names for groups of documents, by an instruct LLM
 """
 
 from __future__ import annotations

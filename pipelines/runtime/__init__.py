@@ -1,1 +1,12 @@
-"""What every job stands on: files, commands, records, machines, units of work. No stage here."""
+"""What every job stands on. No numerics and no stage here; both packages import it.
+
+``errors``      what a user is told in one line, with its exit code
+``files``       paths, local or remote; one glob; files that appear whole or not at all
+``run_record``  ``run.json``: how a folder was made, and whether it is whole
+``command``     a command line to one call of a job: parse, Ray, record, answer, exit code
+``machines``    what the Ray cluster has and can add; where work may run; how many actors
+``units``       units of work on Ray, each done once and remembered by a receipt
+``segments``    Arrow files that are read a segment at a time
+``logs``        log lines, as text or JSON
+``packaged``    a real model and real corpora that come as Python packages
+"""

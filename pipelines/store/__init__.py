@@ -1,1 +1,14 @@
-"""Versions of embedded and clustered documents: publish, roll back, verify, search."""
+"""Versions of embedded and clustered documents: publish, roll back, verify, search.
+
+``store``      the versions, the published one, what to keep and remove
+``version``    a sealed version, for readers, and its search
+``candidate``  a version in the making
+``documents``  how Lance keeps the rows of all versions; nothing above it knows
+``columns``    columns of a document, and rows made of what comes
+``records``    ``version.json`` and publications: what belongs to what, and when
+``index``      the vector index, and its measured recall
+``lease``      one writer at a time
+``verify``     every invariant of a store
+``manage``     the verbs of ``manage_store.py``, export among them
+``search``     a text or a document to the nearest documents
+"""

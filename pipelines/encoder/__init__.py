@@ -5,6 +5,7 @@
 ``sources``                a model's name to a local folder of checked files
 ``adapters``               what an adapter's own settings may ask for
 ``base_model``             weights, with an adapter merged
+``precision``              device and precision where the hardware decides them
 ``prompts``                the words around a text
 ``tokenization``           a text to token ids; none can lose its prompt's suffix
 ``padded``                 the forward pass of any model

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import peft
 import safetensors
 import torch
 import transformers
@@ -81,6 +80,8 @@ def adapter_keys(adapter: Path) -> set[str]:
 
 def merge_adapter(model: nn.Module, adapter: Path) -> Any:
     """``model`` with a PEFT adapter's change added to its weights."""
+    import peft  # slow, and without an adapter not needed
+
     try:
         tuned = peft.PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:

@@ -9,6 +9,7 @@ from pipelines.embedding.job import EmbedConfig
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
+from pipelines.store.columns import require_column_names
 
 CheckName = Literal["deleted", "rejected", "score", "drift", "imbalance", "encoder"]
 
@@ -16,19 +17,13 @@ TEXT = "text"
 STORE_COLUMNS = ("id", "text_sha256", "embedding", "cluster_id", "distance")
 STORE_TIMES = ("first_seen", "last_changed")
 DEMO_LABEL = "label"
-CLUSTERING = (
-    "num_clusters",
-    "metric",
-    "fit",
-    "max_iterations",
-    "warm",
-    "warm_iterations",
-    "label_column",
-    "sample_documents",
-    "seed",
-)
-"""Settings that decide the clusters of given vectors."""
+_CLUSTERS = {"decides": "clusters"}
 _FRACTIONS = ("max_deleted", "max_rejected_fraction", "max_drift", "max_imbalance")
+
+
+def decides_clusters() -> set[str]:
+    """Names of the settings that decide the clusters of given vectors."""
+    return {f.name for f in fields(NightConfig) if f.metadata.get("decides") == "clusters"}
 
 
 @dataclass(frozen=True)
@@ -57,22 +52,22 @@ class NightConfig(EncoderConfig):
     """Store vectors in half precision; decided by a store's first night."""
     chunk_tokens: int = 0
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
-    num_clusters: str = "auto"
+    num_clusters: str = field(default="auto", metadata=_CLUSTERS)
     """How many clusters: a number, or 'auto': chosen on the first night, then kept."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    metric: Literal["euclidean", "cosine"] = field(default="euclidean", metadata=_CLUSTERS)
     """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
-    fit: str = "sample:200000"
+    fit: str = field(default="sample:200000", metadata=_CLUSTERS)
     """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
-    warm: bool = True
+    warm: bool = field(default=True, metadata=_CLUSTERS)
     """Go on from the centroids of the version before; without, cluster from scratch."""
-    max_iterations: int = 100
+    max_iterations: int = field(default=100, metadata=_CLUSTERS)
     """Iterations of k-means at most, where it starts from scratch or with more clusters."""
-    warm_iterations: int = 0
+    warm_iterations: int = field(default=0, metadata=_CLUSTERS)
     """Iterations that go on from the version before, where few keep ids stable; 0: one for each
     percent of the documents that changed, 1 to 25."""
-    label_column: str | None = None
+    label_column: str | None = field(default=None, metadata=_CLUSTERS)
     """Column of known labels to score against; carried along."""
-    sample_documents: int = 20_000
+    sample_documents: int = field(default=20_000, metadata=_CLUSTERS)
     """Documents drawn for keywords, examples and scores without labels."""
     map_documents: int = 3_000
     """Documents drawn for the report's map."""
@@ -91,7 +86,7 @@ class NightConfig(EncoderConfig):
     """Check `imbalance`: 0 where clusters are equal, 1 where one holds everything."""
     accept: tuple[CheckName, ...] = ()
     """Checks that may fail this time; `encoder` publishes the vectors of another encoder."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=_CLUSTERS)
     """Decides every draw; the same seed gives the same bits."""
 
     def __post_init__(self) -> None:
@@ -118,6 +113,7 @@ class NightConfig(EncoderConfig):
         self._check_columns()
 
     def _check_columns(self) -> None:
+        require_column_names((*self.keep_columns, self.label_column or ""))
         taken = {*STORE_COLUMNS, *STORE_TIMES} & {*self.keep_columns}
         if taken:
             raise InputError(

@@ -38,7 +38,7 @@ from pipelines.nightly.clusters import (
     vanished_texts,
     write_assignments,
 )
-from pipelines.nightly.config import CLUSTERING, NightConfig
+from pipelines.nightly.config import NightConfig, decides_clusters
 from pipelines.nightly.reuse import (
     find_leftovers,
     night_folder,
@@ -258,7 +258,7 @@ def check_apart(config: NightConfig, store: Store) -> None:
 def same_clustering(config: NightConfig, base: Version) -> bool:
     """Whether a version was clustered as this night would."""
     earlier = json.loads(base.read("run.json"))["config"]
-    return not set(changed_fields(earlier, asdict(config))) & set(CLUSTERING)
+    return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
 
 
 def leave(night: Night, base: Version) -> JobResult:

@@ -103,8 +103,8 @@ class Candidate:
         inserted = updated = 0
         for portion in in_portions(rows, _PORTION_BYTES):
             self._lease.check()
-            found = documents.merge(portion)
-            inserted, updated = inserted + found[0], updated + found[1]
+            new, known = documents.merge(portion)
+            inserted, updated = inserted + new, updated + known
         return {"inserted": inserted, "updated": updated}
 
     def replace(
@@ -129,7 +129,7 @@ class Candidate:
         written = list(run(write, list(paths)))
         self._lease.check()
         self._documents = Documents.create(documents_address(self._store), schema, written)
-        return sum(found.rows for found in written)
+        return sum(file.rows for file in written)
 
     def update_columns(self, table: pa.Table) -> int:
         """Change columns of existing documents: ``id`` and the columns; no vector is written."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +23,10 @@ OWN_COLUMNS = ("cluster_id", "distance", "first_seen", "last_changed")
 CARRIED = ("id", "text_sha256", *OWN_COLUMNS)
 """What is looked up of a document that the store has already."""
 READ_ROWS = 8192
+_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+_SQL_TOKENS = re.compile(
+    r"""'(?:[^']|'')*' | `[^`]*` | "(?:[^"]|"")*" | --[^\n]* | .""", re.VERBOSE | re.DOTALL
+)
 
 
 def document_schema(
@@ -34,11 +39,12 @@ def document_schema(
     """The schema of the store's documents; ``fingerprint`` of the encoder goes to its metadata.
 
     ``kept`` are the kept columns and their types; ``text`` is always there. Raises
-    :class:`InputError` for a kept column with a name that the store itself uses, and for ids that
-    are neither strings nor integers.
+    :class:`InputError` for a kept column with a name that the store itself uses or cannot have, and
+    for ids that are neither strings nor integers.
     """
     if not (pa.types.is_integer(id_type) or id_type in (pa.string(), pa.large_string())):
         raise InputError(f"ids are {id_type}; required are strings or integers")
+    require_column_names(kept)
     taken = sorted({"id", "text_sha256", EMBEDDING, *OWN_COLUMNS} & set(kept))
     if taken:
         raise InputError(
@@ -58,6 +64,43 @@ def document_schema(
     return pa.schema(fields, metadata={FINGERPRINT_KEY: fingerprint.encode()})
 
 
+def require_column_names(names: Iterable[str]) -> None:
+    """Raise :class:`InputError` for a column's name that the store cannot have."""
+    for name in names:
+        if "." in name or "`" in name:
+            raise InputError(
+                f"kept column {name!r}: in the store a column's name has no dot, which means a "
+                "field of a column there, and no back-tick; rename it in the corpus"
+            )
+
+
+def spell_condition(condition: str, names: Sequence[str]) -> str:
+    """A condition in SQL with columns in double quotes put into back-ticks, as Lance has them.
+
+    In Lance ``"Label" = 'a'`` compares two strings. Raises :class:`ValueError` for a name in
+    double quotes that is no column's.
+    """
+    parts: list[str] = []
+    for token in _SQL_TOKENS.findall(condition):
+        if len(token) > 1 and token[0] == '"':
+            name = token[1:-1].replace('""', '"')
+            is_field = "".join(parts).endswith(".")
+            if name not in names and not is_field:
+                raise ValueError(
+                    f"{token} is no column, and text stands in single quotes, as in '{name}'."
+                )
+            token = f"`{name}`"
+        parts.append(token)
+    return "".join(parts)
+
+
+def spelled_columns(names: Sequence[str]) -> list[str]:
+    """Columns' names as a condition takes them."""
+    return [
+        name if _PLAIN_NAME.fullmatch(name) else f"`{name}`" for name in names if name != EMBEDDING
+    ]
+
+
 def fingerprint_of(schema: pa.Schema) -> str:
     """The encoder's fingerprint that a schema names; empty where it names none."""
     return (schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
@@ -72,10 +115,10 @@ def require_same(old: pa.Schema, new: pa.Schema) -> None:
         )
     for field in new:
         position = old.get_field_index(field.name)
-        found = None if position < 0 else old.field(position).type
-        if found is None or not found.equals(field.type):
+        stored = None if position < 0 else old.field(position).type
+        if stored is None or not stored.equals(field.type):
             raise InputError(
-                f"column {field.name!r} is {found or 'missing'} in the store and {field.type} in "
+                f"column {field.name!r} is {stored or 'missing'} in the store and {field.type} in "
                 "these documents: write all documents anew, or bring the column to the store's type"
             )
 
@@ -125,14 +168,14 @@ class RowMaker:
         hashes = batch.column("text_sha256").cast(pa.string())
         same = pc.fill_null(pc.equal(own["text_sha256"], hashes), False)
         changed = pc.if_else(same, own["last_changed"], now) if self.keep_unchanged else now
-        found = {
+        added = {
             "cluster_id": own["cluster_id"],
             "distance": own["distance"],
             "first_seen": pc.coalesce(own["first_seen"], now),
             "last_changed": changed,
         }
         columns = [
-            found[field.name] if field.name in found else self._column(batch, field)
+            added[field.name] if field.name in added else self._column(batch, field)
             for field in self.schema
         ]
         return pa.Table.from_arrays(columns, schema=self.schema)

@@ -32,6 +32,8 @@ from pipelines.store.columns import (
     RowMaker,
     matrix,
     read_sources,
+    spell_condition,
+    spelled_columns,
 )
 from pipelines.store.records import VERSION_TAG, StaleWriterError
 
@@ -44,7 +46,6 @@ _VECTOR_INDEX = "vectors"
 _LOOKUP_IDS = 4096
 _ROWS_A_FILE = 1 << 20
 """One fragment a file: more would only cost requests."""
-_LOST_RACE = ("concurrent", "conflict", "preempted")
 _MOST_INDEX_PARTS = 8
 _PARTITION_ROWS = 2048
 """Lance joins partitions that are much smaller than what it was told when it joins index parts."""
@@ -166,8 +167,8 @@ def write_documents(
         nonlocal rows
         for batch in read_sources([path]):
             rows += batch.num_rows
-            found = _no_rows(maker.schema) if known is None else known.lookup(batch.column("id"))
-            yield from maker.rows(batch, found).to_batches()
+            stored = _no_rows(maker.schema) if known is None else known.lookup(batch.column("id"))
+            yield from maker.rows(batch, stored).to_batches()
 
     fragments = lance.fragment.write_fragments(
         pa.RecordBatchReader.from_batches(maker.schema, batches()),
@@ -205,7 +206,7 @@ class Documents:
         cls, address: str, schema: pa.Schema, written: Iterable[WrittenFile] = ()
     ) -> Documents:
         """A version of what :func:`write_documents` wrote, or an empty one, and no more."""
-        parts = [part for found in written for part in found.fragments]
+        parts = [part for file in written for part in file.fragments]
         fragments = [lance.FragmentMetadata.from_json(part) for part in parts]
         operation = lance.LanceOperation.Overwrite(schema, fragments)
         try:
@@ -224,8 +225,8 @@ class Documents:
     @property
     def number(self) -> int | None:
         """The version's number; None before it is sealed."""
-        found = self._dataset.metadata.get(_NUMBER_KEY)
-        return None if found is None else int(found)
+        number = self._dataset.metadata.get(_NUMBER_KEY)
+        return None if number is None else int(number)
 
     @property
     def schema(self) -> pa.Schema:
@@ -234,8 +235,7 @@ class Documents:
 
     def count(self, filter: str | None = None) -> int:
         """Number of documents, or of those that satisfy ``filter``."""
-        with _told_filter(filter):
-            return int(self._dataset.count_rows(filter=filter))
+        return int(self._dataset.count_rows(filter=self._condition(filter)))
 
     def fragments(self) -> list[FragmentRef]:
         """The parts, for workers."""
@@ -249,8 +249,8 @@ class Documents:
     ) -> Iterator[pa.RecordBatch]:
         """All documents, or those that satisfy ``filter``, as a stream."""
         names = None if columns is None else list(columns)
-        with _told_filter(filter):
-            yield from self._dataset.to_batches(columns=names, filter=filter, batch_size=8192)
+        condition = self._condition(filter)
+        yield from self._dataset.to_batches(columns=names, filter=condition, batch_size=8192)
 
     def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """The documents of these ids that are there."""
@@ -291,10 +291,31 @@ class Documents:
         }
         if probes is not None:
             query |= {"minimum_nprobes": probes, "refine_factor": refine}
-        with _told_filter(filter):
-            return self._dataset.to_table(
-                columns=[*columns, "_distance"], nearest=query, filter=filter, prefilter=True
-            )
+        return self._dataset.to_table(
+            columns=[*columns, "_distance"],
+            nearest=query,
+            filter=self._condition(filter),
+            prefilter=True,
+        )
+
+    def _condition(self, filter: str | None) -> str | None:
+        """A condition as Lance reads it; :class:`InputError` for one that it does not understand.
+
+        It is planned first: what fails later is not the filter's fault.
+        """
+        if filter is None:
+            return None
+        try:
+            condition = spell_condition(filter, self.schema.names)
+            self._dataset.scanner(columns=["id"], filter=condition).explain_plan()
+        except ValueError as error:
+            reason = _first_line(error).removeprefix("Invalid user input: ").partition(", /home")[0]
+            raise InputError(
+                f"filter {filter!r}: {reason.partition(' Valid fields are')[0]} A filter is a "
+                "condition in SQL, such as \"cluster_id = 3 AND label = 'sport'\"; columns are "
+                f"spelled {', '.join(spelled_columns(self.schema.names))}"
+            ) from error
+        return condition
 
     def prewarm(self) -> None:
         """Load the vector index into memory."""
@@ -305,8 +326,8 @@ class Documents:
         """Rows that the vector index holds and lacks; None without an index."""
         if not self._has_index(_VECTOR_INDEX):
             return None
-        found = self._dataset.stats.index_stats(_VECTOR_INDEX)
-        return int(found["num_indexed_rows"]), int(found["num_unindexed_rows"])
+        stats = self._dataset.stats.index_stats(_VECTOR_INDEX)
+        return int(stats["num_indexed_rows"]), int(stats["num_unindexed_rows"])
 
     def check(self) -> None:
         """Raise ``ValueError`` or ``OSError`` where Lance finds its own files unsound."""
@@ -315,14 +336,14 @@ class Documents:
     def restore(self) -> None:
         """Make this version's content the newest, to be changed from here."""
         if self._dataset.version != self._dataset.latest_version:
-            with _told_race(self.address):
+            with _told_race(self.address, self._dataset.latest_version):
                 self._dataset.restore()
 
     def merge(self, rows: pa.Table) -> tuple[int, int]:
         """Insert new ids and replace known ones; (inserted, replaced)."""
         builder = self._dataset.merge_insert("id").when_matched_update_all()
-        found = self._run(builder.when_not_matched_insert_all(), rows)
-        return found["num_inserted_rows"], found["num_updated_rows"]
+        counts = self._run(builder.when_not_matched_insert_all(), rows)
+        return counts["num_inserted_rows"], counts["num_updated_rows"]
 
     def update(self, rows: pa.Table) -> int:
         """Replace the given columns of known ids; how many there were."""
@@ -336,10 +357,10 @@ class Documents:
 
     def _run(self, builder: Any, rows: pa.Table) -> dict[str, int]:
         before = self.lance_version
-        with _told_race(self.address):
-            found = builder.conflict_retries(0).execute(rows)
+        with _told_race(self.address, before):
+            counts = builder.conflict_retries(0).execute(rows)
         self._require_next(before)
-        return found
+        return counts
 
     def set_assignments(self, assigned: Sequence[AssignedFragment]) -> None:
         """Commit the columns that :func:`assign_fragment` wrote."""
@@ -420,7 +441,7 @@ class Documents:
     def stamp(self, number: int) -> None:
         """Write the version's number into it: the last change of a candidate."""
         before = self.lance_version
-        with _told_race(self.address):
+        with _told_race(self.address, before):
             self._dataset.update_metadata({_NUMBER_KEY: str(number)})
         self._require_next(before)
         self.tag(f"{VERSION_TAG}{number}", self.lance_version)
@@ -443,16 +464,16 @@ class Documents:
 
     def clean(self) -> int:
         """Remove every version but this and the tagged, and files of no version; bytes freed."""
-        found = self._dataset.cleanup_old_versions(
+        removed = self._dataset.cleanup_old_versions(
             older_than=timedelta(microseconds=1),
             delete_unverified=True,  # the lease says that nobody else is writing
             error_if_tagged_old_versions=False,
         )
-        return int(found.bytes_removed)
+        return int(removed.bytes_removed)
 
 
 def _commit(address: str, operation: Any, read_version: int | None) -> Any:
-    with _told_race(address):
+    with _told_race(address, read_version):
         return lance.LanceDataset.commit(
             _lance_uri(address),
             operation,
@@ -463,33 +484,28 @@ def _commit(address: str, operation: Any, read_version: int | None) -> Any:
 
 
 @contextlib.contextmanager
-def _told_race(address: str) -> Iterator[None]:
-    """A lost race as :class:`StaleWriterError`, a store that does not answer as StorageError."""
+def _told_race(address: str, before: int | None) -> Iterator[None]:
+    """A change that fails as another was quicker, as :class:`StaleWriterError`.
+
+    Lance raises a plain ``OSError`` for every failure of a commit, so what is asked is the store:
+    a race was lost where its newest version is no longer ``before``, the one that was read.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        message = str(error).lower()
-        if any(word in message for word in _LOST_RACE):
-            raise StaleWriterError(
-                f"{address}: another writer has changed it meanwhile ({_first_line(error)}); "
-                "nothing of this run is published. Run the same command again"
-            ) from error
-        raise
-
-
-@contextlib.contextmanager
-def _told_filter(filter: str | None) -> Iterator[None]:
-    """A filter that Lance does not understand as :class:`InputError`."""
-    try:
-        yield
-    except ValueError as error:
-        if filter is None:
+        if _newest(address) == before:
             raise
-        reason = _first_line(error).removeprefix("Invalid user input: ").partition(", /home")[0]
-        raise InputError(
-            f"filter {filter!r}: {reason}. A filter is a condition in SQL, such as "
-            "\"cluster_id = 3 AND label = 'sport'\""
+        raise StaleWriterError(
+            f"{address}: another writer has changed it meanwhile ({_first_line(error)}); "
+            "nothing of this run is published. Run the same command again"
         ) from error
+
+
+def _newest(address: str) -> int | None:
+    try:
+        return int(_open(address, None).version)
+    except FileNotFoundError:
+        return None
 
 
 def _literal(value: Any) -> str:

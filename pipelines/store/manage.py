@@ -11,11 +11,20 @@ from typing import Any, Literal
 
 import faiss
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.runtime.command import Answer, Verb
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import atomic_output, join, list_files, make_folder, write_bytes
+from pipelines.runtime.files import (
+    atomic_output,
+    join,
+    list_files,
+    make_folder,
+    open_filesystem,
+    with_retries,
+    write_bytes,
+)
 from pipelines.store.columns import EMBEDDING, matrix
 from pipelines.store.index import unit
 from pipelines.store.records import PUBLISHED, read_record, sealed_numbers
@@ -42,10 +51,10 @@ def export(version: Version, output: str, kind: Format) -> Exported:
     Every artifact of the version goes along, and ``export.json`` comes last: it says what of which
     store this is, and that it is whole.
     """
-    found = list_files(output)
-    if found:
+    files = list_files(output)
+    if files:
         raise InputError(
-            f"--output {output} is not empty (it holds {found[0]!r}): name a new folder"
+            f"--output {output} is not empty (it holds {files[0]!r}): name a new folder"
         )
     exported = (
         _export_parquet(version, output) if kind == "parquet" else _export_faiss(version, output)
@@ -94,20 +103,38 @@ def _export_faiss(version: Version, output: str) -> Exported:
     Row n of ``ids.parquet`` (columns ``position``, ``id``) is vector n of the index.
     """
     make_folder(output)
-    index = faiss.IndexFlatIP(version.schema.field(EMBEDDING).type.list_size)
-    ids = []
+    kind = version.schema.field("id").type
+    rows, dimension = version.count(), version.schema.field(EMBEDDING).type.list_size
+    index = faiss.IndexFlatIP(dimension)
+    index.codes.resize(rows * index.code_size)  # `add` would grow it by copying
+    index.ntotal = rows
+    vectors = faiss.rev_swig_ptr(index.get_xb(), rows * dimension).reshape(rows, dimension)
+    ids, start = [], 0
     for batch in version.batches(["id", EMBEDDING]):
-        index.add(unit(matrix(batch.column(EMBEDDING))))
+        vectors[start : start + batch.num_rows] = unit(matrix(batch.column(EMBEDDING)))
         ids.append(batch.column("id"))
-    column = pa.chunked_array(ids, version.schema.field("id").type)
-    positions = pa.array(range(len(column)), pa.int64())
+        start += batch.num_rows
+    positions = pa.array(range(rows), pa.int64())
+    table = pa.table({"position": positions, "id": pa.chunked_array(ids, kind)})
     with atomic_output(join(output, "ids.parquet")) as sink:
-        pq.write_table(pa.table({"position": positions, "id": column}), sink)
+        pq.write_table(table, sink)
+    _write_index(index, join(output, "index.faiss"))
+    return Exported(rows, ("index.faiss", "ids.parquet"))
+
+
+def _write_index(index: faiss.Index, address: str) -> None:
+    """Write an index without a second copy of it in memory."""
+    filesystem, inner = open_filesystem(address)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        part = Path(inner).with_name(".index.faiss")
+        faiss.write_index(index, str(part))
+        part.replace(inner)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "index.faiss")
-        faiss.write_index(index, str(path))
-        write_bytes(join(output, "index.faiss"), path.read_bytes())
-    return Exported(len(column), ("index.faiss", "ids.parquet"))
+        path = str(Path(folder, "index.faiss"))
+        faiss.write_index(index, path)
+        local = pafs.LocalFileSystem()
+        with_retries(lambda: pafs.copy_files(path, inner, local, filesystem), address)
 
 
 _JOB = "manage_store"
@@ -329,14 +356,14 @@ def verify_versions(config: VerifyConfig) -> Answer:
 def export_version(config: ExportConfig) -> Answer:
     """Write a version elsewhere."""
     version = Store.open(config.store).version(config.version)
-    found = export(version, config.output, config.format)
+    exported = export(version, config.output, config.format)
     rows = [
         ["version", str(version.number)],
-        ["documents", f"{found.rows:,}"],
-        ["files", str(len(found.files))],
+        ["documents", f"{exported.rows:,}"],
+        ["files", str(len(exported.files))],
         ["output", config.output],
     ]
-    return Answer({"version": version.number, **asdict(found)}, config.store, rows=rows)
+    return Answer({"version": version.number, **asdict(exported)}, config.store, rows=rows)
 
 
 def tag_version(config: TagConfig) -> Answer:
@@ -362,13 +389,13 @@ def _tags(store: Store) -> Answer:
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested figures as ``outer.inner``; what is None is left out."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         elif value is not None:
-            found[f"{prefix}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _figure(value: Any) -> str:

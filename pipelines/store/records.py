@@ -85,7 +85,7 @@ class VersionRecord:
                 f"{path} has format {content.get('format')!r}; this release reads {FORMAT}"
             )
         values = {k: v for k, v in content.items() if k != "format"}
-        artifacts = {name: Artifact(**found) for name, found in values["artifacts"].items()}
+        artifacts = {name: Artifact(**entry) for name, entry in values["artifacts"].items()}
         return cls(**{**values, "reasons": tuple(values["reasons"]), "artifacts": artifacts})
 
 
@@ -120,12 +120,12 @@ def put_artifact(store: str, number: int, name: str, data: bytes) -> Artifact:
 
 def list_version_files(store: str) -> dict[int, list[str]]:
     """Per number with a folder under ``versions/``, its files as paths relative to the store."""
-    found: dict[int, list[str]] = {}
+    files: dict[int, list[str]] = {}
     for name in list_files(join(store, VERSIONS_FOLDER)):
         number, _, rest = name.partition("/")
         if number.isdigit() and rest:
-            found.setdefault(int(number), []).append(f"{VERSIONS_FOLDER}/{name}")
-    return found
+            files.setdefault(int(number), []).append(f"{VERSIONS_FOLDER}/{name}")
+    return files
 
 
 def sealed_numbers(store: str) -> list[int]:

@@ -38,6 +38,7 @@ from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     create_exclusively,
     exists,
+    in_threads,
     join,
     list_files,
     read_bytes,
@@ -129,10 +130,10 @@ class Store:
     def version(self, number: int | None = None) -> Version:
         """A sealed version, by default the published; :class:`InputError` where there is none."""
         if number is None:
-            found = self.published()
-            if found is None:
+            published = self.published()
+            if published is None:
                 raise InputError(f"{self.uri} has no published version yet")
-            return found
+            return published
         try:
             record = read_record(self.uri, number)
         except FileNotFoundError as error:
@@ -151,8 +152,9 @@ class Store:
         return Version(self.uri, read_record(self.uri, documents.number), documents)
 
     def versions(self) -> list[Version]:
-        """All sealed versions, published or not, by number."""
-        return [self.version(number) for number in sealed_numbers(self.uri)]
+        """All sealed versions, published or not, by number; only their records are read."""
+        records = in_threads(lambda n: read_record(self.uri, n), sealed_numbers(self.uri))
+        return [Version(self.uri, record) for record in records]
 
     def begin(self, lease: Lease, *, base: int | None = None) -> Candidate:
         """A candidate with the documents of version ``base``, by default the published (or none).
@@ -209,15 +211,15 @@ class Store:
 
     def tags(self) -> dict[str, int]:
         """Names that people gave to versions; prune leaves these versions."""
-        found = self.lance_tags()
+        tags = self.lance_tags()
         numbers = {
             lance_version: int(name.removeprefix(VERSION_TAG))
-            for name, lance_version in found.items()
+            for name, lance_version in tags.items()
             if name.startswith(VERSION_TAG)
         }
         return {
             name: numbers[lance_version]
-            for name, lance_version in sorted(found.items())
+            for name, lance_version in sorted(tags.items())
             if lance_version in numbers and not name.startswith(VERSION_TAG)
         }
 
@@ -244,7 +246,7 @@ class Store:
 
     def untag(self, name: str, lease: Lease) -> None:
         """Take a name away; :class:`InputError` where no version has it."""
-        names = [found for found in self.tags() if found != PUBLISHED]
+        names = [tag for tag in self.tags() if tag != PUBLISHED]
         if name not in names:
             raise InputError(
                 f"no version is named {name!r}; names are {', '.join(names) or 'none'}"

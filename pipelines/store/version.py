@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,16 +13,24 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, read_bytes
 from pipelines.store.columns import EMBEDDING
 from pipelines.store.documents import Documents, FragmentRef
-from pipelines.store.records import VersionRecord
+from pipelines.store.records import VersionRecord, documents_address
 
 
 class Version:
     """A sealed version. Readers need no lease; it stays as it is until it is pruned."""
 
-    def __init__(self, store: str, record: VersionRecord, documents: Documents) -> None:
+    def __init__(
+        self, store: str, record: VersionRecord, documents: Documents | None = None
+    ) -> None:
         self.store = store
         self.record = record
-        self.documents = documents
+        if documents is not None:
+            self.documents = documents
+
+    @functools.cached_property
+    def documents(self) -> Documents:
+        """Its documents, opened when first asked for: a record alone says much."""
+        return Documents.open(documents_address(self.store), self.record.lance_version)
 
     @property
     def number(self) -> int:
@@ -101,6 +110,6 @@ class Version:
         effort = {}
         if index is not None and index["kind"] != "exact" and not exact:
             effort = {"probes": int(index["probes"]), "refine": int(index["refine"])}
-        found = self.documents.nearest(vector, limit, names, filter=filter, **effort)
-        scores = pa.array(1 - found["_distance"].to_numpy(), pa.float32())
-        return found.drop_columns("_distance").add_column(0, "score", scores)
+        hits = self.documents.nearest(vector, limit, names, filter=filter, **effort)
+        scores = pa.array(1 - hits["_distance"].to_numpy(), pa.float32())
+        return hits.drop_columns("_distance").add_column(0, "score", scores)

@@ -325,3 +325,8 @@ def test_ids_of_untouched_documents_stay_when_one_percent_changes(tmp_path, tiny
     rows = check_rows(tmp_path / "store", texts)
     same = [rows[n]["cluster_id"] == before[n]["cluster_id"] for n in texts if n not in touched]
     assert np.mean(same) >= 0.99
+
+
+def test_a_kept_column_with_a_dot_is_refused_before_anything_is_read():
+    with pytest.raises(InputError, match=r"'meta\.lang'"):
+        NightConfig(keep_columns=("meta.lang",))

@@ -217,3 +217,34 @@ def test_the_job_runs_without_ray_or_torch():
     assert done.returncode == 0, done.stderr
     assert "--keep INT" in done.stdout
     assert np.all([f"manage_store.py {verb}" in done.stdout for verb in VERBS])
+
+
+def test_export_to_faiss_holds_the_index_once(store, tmp_path):
+    """What a process needs beyond the vectors stays far below a second copy of them."""
+    script = f"""
+import resource, numpy as np, pyarrow as pa
+from pipelines.store.manage import export
+rows, width = 40_000, 768
+class Record:
+    created_at, fingerprint = "", ""
+class Large:
+    number, store, record = 1, "", Record
+    schema = pa.schema([("id", pa.int64()), ("embedding", pa.list_(pa.float32(), width))])
+    def count(self): return rows
+    def artifacts(self): return []
+    def batches(self, columns):
+        flat = pa.array(np.ones(1000 * width, np.float32))
+        vectors = pa.FixedSizeListArray.from_arrays(flat, width)
+        for start in range(0, rows, 1000):
+            ids = pa.array(range(start, start + 1000))
+            yield pa.record_batch([ids, vectors], schema=self.schema)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+before = peak()
+export(Large(), {str(tmp_path / "large")!r}, "faiss")
+print((peak() - before) / (4 * rows * width))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) < 1.5
+    assert faiss.read_index(str(tmp_path / "large" / "index.faiss")).ntotal == 40_000

@@ -661,3 +661,55 @@ def test_a_crash_on_s3_is_cleaned_up(bucket, tmp_path):
         store.clean(lease)
     assert {n for n in list_files(store.uri) if not volatile(n)} == before
     assert texts_of(store.version()) == TEXTS
+
+
+@pytest.fixture
+def with_capitals(store):
+    """A store with kept columns that have capitals and a blank."""
+    kept = {name: pa.string() for name in ("Label", "label", "Topic Name")}
+    schema = document_schema(pa.string(), kept, DIMENSION, pa.float32(), ENCODER.fingerprint)
+    table = table_of(numbered(range(6)))
+    for name in ("Label", "Topic Name"):
+        values = pa.array(["Label" if n == 5 else "ab"[n % 2] for n in range(6)])
+        table = table.append_column(name, values)
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        candidate.upsert(table.to_batches(), schema=schema, when=when(0))
+        store.publish(candidate.seal(counts={}, scores={}).number, lease)
+    return store.version()
+
+
+@pytest.mark.parametrize(
+    ("filter", "count"),
+    [
+        ("\"Label\" = 'a'", 3),
+        ("Label = 'a'", 3),
+        ("`Topic Name` = 'b'", 2),
+        ("\"Topic Name\" = 'b' AND label = 'first'", 2),
+        ("\"Label\" = 'Label'", 1),
+        ("label = 'say \"Label\"' OR Label = 'it''s'", 0),
+    ],
+)
+def test_a_filter_names_columns_with_capitals_and_blanks(with_capitals, filter, count):
+    assert with_capitals.count(filter) == count
+    assert len(with_capitals.search(vector_of("x"), 9, filter=filter)) == count
+
+
+def test_a_name_that_is_no_column_is_told_with_the_spelling_of_all(with_capitals):
+    with pytest.raises(InputError, match='"Topic" is no column, and text stands in single') as told:
+        with_capitals.count("\"Topic\" = 'b'")
+    assert "id, text, `Label`, label, `Topic Name`" in str(told.value)
+    for read in (with_capitals.count, lambda filter: list(with_capitals.batches(filter=filter))):
+        with pytest.raises(InputError, match="No field named color"):
+            read("color = 'red'")
+
+
+def test_a_name_with_a_dot_cannot_be_kept():
+    with pytest.raises(InputError, match=r"'meta\.lang'.*rename it in the corpus"):
+        document_schema(pa.string(), {"meta.lang": pa.string()}, 4, pa.float32(), "f")
+
+
+def test_all_versions_are_listed_from_their_records_alone(published, monkeypatch):
+    publish_night(published, {"d1": "text of another night"})
+    monkeypatch.setattr(store_module, "_open", None)
+    assert [v.record.counts["documents"] for v in published.versions()] == [40, 40]

@@ -19,5 +19,4 @@
 ``outcome``       everything that a clustering says of its levels, as tables
 ``report``        one HTML page
 ``report_data``   what the page shows, as JSON of bounded size
-``storage``       paths and whole files
 """

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from cluster.assign import Assignment, NearestCentroids
 from cluster.distances import fixed_point_bits
-from cluster.storage import written_whole
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, read_blocks, shorten_texts
+from pipelines.runtime.files import atomic_output
 
 TEXT_CHARACTERS = 600
 
@@ -266,7 +266,7 @@ def assign_shard(
     indexes = {k: NearestCentroids(centroids) for k, centroids in levels.items()}
     censuses = [empty_census(plan)]
     writer = None
-    with written_whole(path) as stream:
+    with atomic_output(path) as stream:
         for block in read_blocks(source, shard):
             assignments = {k: index.assign(block.vectors) for k, index in indexes.items()}
             table = _to_table(block, assignments, plan.k)

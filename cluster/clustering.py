@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,19 +16,20 @@ from cluster.census import Census, CensusPlan, assign_shard, census_from_tables,
 from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
 from cluster.num_clusters import Choice, choose_num_clusters
 from cluster.on_ray import RayVectors, count_cpus, run_on_shards
-from cluster.outcome import Namer, describe_outcome, name_clusters, write_tables
+from cluster.outcome import (
+    Namer,
+    delete_others,
+    describe_outcome,
+    name_clusters,
+    write_tables,
+)
 from cluster.report import build_report, render_report
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
-from cluster.storage import delete_others, join, write_text
 from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_centroids
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import default_output, join, make_folder, write_bytes
 
 log = logging.getLogger(__name__)
-
-
-def _default_folder(job: str) -> str:
-    home = Path(os.environ.get("SHOAL_HOME") or "~/.cache/shoal").expanduser().absolute()
-    return str(home / "outputs" / job)
 
 
 def _as_words(value: Any) -> Any:
@@ -46,9 +45,9 @@ def _as_words(value: Any) -> Any:
 class ClusterConfig:
     """Settings of one clustering run."""
 
-    embeddings: str = field(default_factory=lambda: _default_folder("embed_corpus"))
+    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
     """Vectors: output of embed_corpus, or any Parquet, .npy or Lance; file, folder or glob."""
-    output: str = field(default_factory=lambda: _default_folder("cluster_corpus"))
+    output: str = field(default_factory=lambda: default_output("cluster_corpus"))
     """Folder to write to."""
     num_clusters: Annotated[str, BeforeValidator(_as_words)] = "auto"
     """How many clusters: a number, 'auto', or several ('10,20,50') for one level each."""
@@ -231,7 +230,7 @@ def cluster_corpus(
     report = build_report(
         outcome, asdict(config), map_documents=config.map_documents, seed=config.seed
     )
-    write_text(join(config.output, "report.html"), render_report(report))
+    write_bytes(join(config.output, "report.html"), render_report(report).encode())
     summary = {**outcome.summary(), "report": join(config.output, "report.html")}
     return ClusterResult(outcome.counts(), {"scores": outcome.scores}, summary)
 
@@ -351,6 +350,7 @@ def assign_corpus(
     largest = max(scan.largest, max(float(np.abs(c).max()) for c in levels.values()))
     longest = 2 * largest * float(np.sqrt(source.dimension))
     plan = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
+    make_folder(folder)
     assign = partial(_assign_to_file, source, levels, plan, folder, config.seed)
     tables = run_on_shards(assign, source.shards, stage="assign", **pool_of(config))
     census = merge_censuses([census_from_tables(table, plan) for table in tables])

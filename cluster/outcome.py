@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from cluster.assign import NearestCentroids
 from cluster.census import Census
@@ -19,7 +20,7 @@ from cluster.kmeans import Fit
 from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
 from cluster.num_clusters import Choice
 from cluster.sample import Sample, Scan
-from cluster.storage import delete_others, join, write_table, write_text
+from pipelines.runtime.files import join, make_folder, open_filesystem, write_bytes, write_table
 
 OUTLIER_DEVIATIONS = 3.0
 
@@ -382,11 +383,22 @@ def write_tables(outcome: Outcome, folder: str) -> None:
         found["k_curve"] = curve_table(outcome.choice)
     if len(outcome.scan.rejected):
         found["rejected"] = outcome.scan.rejected
+    make_folder(folder)
     for name, table in found.items():
         write_table(join(folder, f"{name}.parquet"), table)
     delete_others(folder, {f"{name}.parquet" for name in found})
     text = json.dumps(outcome.scores, indent=2, ensure_ascii=False) + "\n"
-    write_text(join(folder, "scores.json"), text)
+    write_bytes(join(folder, "scores.json"), text.encode())
+
+
+def delete_others(folder: str, keep: set[str]) -> None:
+    """Delete Parquet files of ``folder`` that are not in ``keep``: what an earlier run left."""
+    filesystem, inner = open_filesystem(folder)
+    selector = pafs.FileSelector(inner, allow_not_found=True)
+    for info in filesystem.get_file_info(selector):
+        stale = info.base_name.endswith(".parquet") and info.base_name not in keep
+        if info.type == pafs.FileType.File and stale:
+            filesystem.delete_file(info.path)
 
 
 MOST_NAMED = 500

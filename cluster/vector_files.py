@@ -5,7 +5,6 @@ Parquet (row groups), ``.npy`` matrices (ranges of rows) and Lance datasets (fra
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,19 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    exists,
+    join,
+    match_files,
+    s3_settings,
+    split_options,
+)
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
-SUFFIXES = (".parquet", ".npy", ".lance")
+EMBEDDINGS_FOLDER = "embeddings"
+"""Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
+_LANCE = ".lance"
+_SUFFIXES = (".parquet", ".npy", _LANCE)
 ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
 _TEXT_BYTES = 64 << 20
@@ -66,6 +75,20 @@ class FileSummary:
     pieces: list[Piece]
 
 
+def find_files(uri: str) -> list[str]:
+    """Files of vectors and Lance datasets at ``uri``, sorted, as paths on its filesystem.
+
+    Of an embedding job's output folder only ``embeddings/`` is looked at. Raises
+    :class:`InputError` where there are none.
+    """
+    results = join(uri, EMBEDDINGS_FOLDER)
+    infos = match_files(results if exists(results) else uri, datasets=(_LANCE,))
+    paths = [info.path for info in infos if info.path.endswith(_SUFFIXES)]
+    if not paths:
+        raise InputError(f"{uri} holds no file that ends in {' or '.join(_SUFFIXES)}")
+    return paths
+
+
 def describe_file(
     filesystem: pafs.FileSystem, path: str, address: str, columns: Columns
 ) -> FileSummary:
@@ -77,7 +100,7 @@ def describe_file(
     """
     if path.endswith(".npy"):
         return _describe_npy(filesystem, path, columns)
-    if path.endswith(".lance"):
+    if path.endswith(_LANCE):
         return _describe_lance(address, columns)
     try:
         with filesystem.open_input_file(path) as stream:
@@ -131,11 +154,11 @@ def _describe_lance(path: str, columns: Columns) -> FileSummary:
 def _open_lance(path: str) -> Any:
     import lance  # slow, and few inputs are of this kind
 
-    # A store on plain HTTP is one of a test or of one's own network, named by the environment.
-    plain_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    options = {"allow_http": "true"} if path.startswith("s3://") and plain_http else None
+    options = s3_settings(path) if path.startswith("s3://") else {}
+    if options.get("endpoint", "").startswith("http://"):
+        options["allow_http"] = "true"
     try:
-        return lance.dataset(path, storage_options=options)
+        return lance.dataset(split_options(path)[0], storage_options=options)
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not a Lance dataset: {_first_line(error)}") from error
 
@@ -227,7 +250,7 @@ def read_batches(
         yield from piece.read(columns.names(), block_rows)
     elif piece.path.endswith(".npy"):
         yield from _read_npy(filesystem, piece, columns, block_rows)
-    elif piece.path.endswith(".lance"):
+    elif split_options(piece.path)[0].endswith(_LANCE):
         fragment = _open_lance(piece.path).get_fragment(piece.part)
         rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
         yield from fragment.to_batches(columns=columns.names(), batch_size=rows)

@@ -16,18 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.distances import squared_lengths
-from cluster.storage import find_files, open_filesystem, with_inner_path
 from cluster.vector_files import (
     ROWS_PER_SHARD,
-    SUFFIXES,
     Columns,
     Piece,
     check_readable,
     describe_file,
+    find_files,
     plain,
     read_batches,
 )
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import open_filesystem, with_inner_path
 
 BLOCK_BYTES = 32 << 20
 _PARALLEL_READS = 16
@@ -99,7 +99,7 @@ def open_vectors(
     Raises :class:`InputError` for nothing found, unreadable files, missing columns, mixed
     dimensions and mixed encoder fingerprints, naming the file.
     """
-    filesystem, paths = find_files(uri, SUFFIXES)
+    filesystem, paths = open_filesystem(uri)[0], find_files(uri)
     if any(path.endswith(".npy") for path in paths) and len(paths) > 1:
         raise InputError(
             f"{uri} holds {len(paths)} files with .npy among them: an .npy has no ids, so it must "

@@ -8,12 +8,10 @@ file that cannot be looked into is kept with its ``problem``, so that one bad fi
 from __future__ import annotations
 
 import csv
-import fnmatch
 import hashlib
 import io
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     in_threads,
+    match_files,
     open_filesystem,
     with_inner_path,
     with_retries,
@@ -46,7 +45,6 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 DEFAULT_ID_COLUMN = "id"
 _HEAD_BYTES = 1 << 20
 _COMPRESSED_GROWTH = 4
-_WILDCARDS = re.compile(r"[*?\[]")
 
 log = logging.getLogger(__name__)
 
@@ -112,33 +110,13 @@ def find_files(corpus: str) -> list[CorpusFile]:
 
     Raises :class:`InputError` where there is no such path or no file of a known format.
     """
-    filesystem, inner = open_filesystem(corpus)
-    root, wild = inner, False
-    info = with_retries(lambda: filesystem.get_file_info(root), corpus)
-    found_wildcard = _WILDCARDS.search(inner)
-    if info.type == pafs.FileType.NotFound and found_wildcard:
-        root, wild = inner[: found_wildcard.start()].rpartition("/")[0], True
-        info = with_retries(lambda: filesystem.get_file_info(root), corpus)
-    if info.type == pafs.FileType.NotFound:
-        raise InputError(f"no such corpus: {corpus}")
-    if info.type == pafs.FileType.File:
-        if known_format(info.path) is None:
-            raise InputError(f"{corpus}: unknown format. {_formats_known()}")
-        return [_corpus_file(corpus, info)]
-    selector = pafs.FileSelector(root, recursive=True)
-    found = with_retries(lambda: filesystem.get_file_info(selector), corpus)
-    files = [i for i in found if i.type == pafs.FileType.File]
-    if wild:
-        pattern = re.compile(glob_to_regex(inner))
-        files = [i for i in files if pattern.fullmatch(i.path)]
-    else:
-        files = [i for i in files if not _hidden(i.path.removeprefix(root))]
-    known = sorted((i for i in files if known_format(i.path)), key=lambda i: i.path)
+    files = match_files(corpus)
+    known = [info for info in files if known_format(info.path)]
+    if not known:
+        raise InputError(f"no file of a known format at {corpus}. {_formats_known()}")
     if len(known) < len(files):
         other = next(i.path for i in files if known_format(i.path) is None)
         log.warning("not read: %d files of unknown format, %s", len(files) - len(known), other)
-    if not known:
-        raise InputError(f"no file of a known format at {corpus}. {_formats_known()}")
     return [_corpus_file(corpus, i) for i in known]
 
 
@@ -151,16 +129,6 @@ def known_format(path: str) -> tuple[Format, str | None] | None:
         stem, dot, suffix = stem.rpartition(".")
     found = FORMATS.get(dot + suffix)
     return None if found is None or (compression and found == "parquet") else (found, compression)
-
-
-def glob_to_regex(pattern: str) -> str:
-    """A glob as a regular expression: ``*`` stays within a folder, ``**`` does not."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        known.get(p) or (fnmatch.translate(p)[4:-3] if p.startswith("[") else re.escape(p))
-        for p in parts
-    )
 
 
 def inspect_files(
@@ -276,10 +244,6 @@ def _corpus_file(corpus: str, info: pafs.FileInfo) -> CorpusFile:
     assert known is not None
     path = with_inner_path(corpus, info.path)
     return CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known)
-
-
-def _hidden(relative: str) -> bool:
-    return any(part.startswith((".", "_")) for part in relative.split("/"))
 
 
 def _formats_known() -> str:

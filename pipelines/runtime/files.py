@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import functools
 import logging
 import os
@@ -17,7 +18,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from urllib.parse import parse_qsl
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError, StorageError
 
@@ -42,6 +44,7 @@ _PERMANENT = re.compile(
     r"ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|HTTP status (301|400|401|403|404)"
 )
 
+_WILDCARDS = re.compile(r"[*?\[]")
 _OPTIONS = re.compile(r"\?\w+=[^&]*(&\w+=[^&]*)*$")
 
 Item = TypeVar("Item")
@@ -71,7 +74,7 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     try:
         if scheme in ("s3", "gs", "gcs"):
-            inner, options = _split_options(rest)
+            inner, options = split_options(rest)
             return _open_bucket(f"{scheme}://{inner.split('/')[0]}{options}"), inner
         if scheme in ("file", "hf", "abfs", "hdfs"):
             return pafs.FileSystem.from_uri(path)
@@ -88,14 +91,14 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 def join(folder: str, *parts: str) -> str:
     """``folder/part/part``, for local paths and URIs alike."""
-    base, options = _split_options(folder) if "://" in folder else (folder, "")
+    base, options = split_options(folder) if "://" in folder else (folder, "")
     return "/".join([base.rstrip("/"), *parts]) + options
 
 
 def with_inner_path(address: str, inner: str) -> str:
     """The address of ``inner`` on the filesystem that holds ``address``."""
     scheme, separator, rest = address.partition("://")
-    return f"{scheme}://{inner}{_split_options(rest)[1]}" if separator else inner
+    return f"{scheme}://{inner}{split_options(rest)[1]}" if separator else inner
 
 
 @functools.lru_cache(maxsize=64)
@@ -105,7 +108,7 @@ def _open_bucket(uri: str) -> pafs.FileSystem:
     return opened[0]
 
 
-def _split_options(address: str) -> tuple[str, str]:
+def split_options(address: str) -> tuple[str, str]:
     """An address without its options, and the options with their ``?``."""
     found = _OPTIONS.search(address)
     return (address[: found.start()], found.group()) if found else (address, "")
@@ -128,6 +131,105 @@ def list_files(folder: str) -> list[str]:
         for info in with_retries(lambda: filesystem.get_file_info(selector), folder)
         if info.type == pafs.FileType.File
     )
+
+
+def match_files(path: str, *, datasets: tuple[str, ...] = ()) -> list[pafs.FileInfo]:
+    """The files at ``path``, which is a file, a folder or a glob, sorted by path.
+
+    A glob is the shell's: ``*``, ``?`` and ``[..]`` stay within a name, ``**/`` is any number of
+    folders, none among them. A folder is searched with all below it, also one that a glob matches.
+    What exists under a name is meant by it, though the name may also be read as a glob. Names that
+    begin with ``.`` or ``_`` are passed over unless they are spelled out. A folder whose name ends
+    in one of ``datasets`` is not searched but given itself.
+
+    Raises :class:`InputError` where nothing is at ``path``; a glob may match nothing.
+    """
+    filesystem, inner = open_filesystem(path)
+    inner = inner.rstrip("/") or inner
+
+    def match() -> list[pafs.FileInfo]:
+        info = filesystem.get_file_info(inner)
+        if info.type != pafs.FileType.NotFound:
+            return _search(filesystem, info, [], datasets)
+        if not _WILDCARDS.search(inner):
+            raise InputError(f"no such file or folder: {path}")
+        return _expand(filesystem, inner, datasets)
+
+    try:
+        matches = with_retries(match, path)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot list {path}: {_first_line(error)}") from error
+    return sorted({info.path: info for info in matches}.values(), key=lambda info: info.path)
+
+
+def _expand(
+    filesystem: pafs.FileSystem, pattern: str, datasets: tuple[str, ...]
+) -> list[pafs.FileInfo]:
+    """What a glob matches, a name of it at a time, so that only what may match is listed."""
+    parts = pattern.split("/")
+    first = next(place for place, part in enumerate(parts) if _WILDCARDS.search(part))
+    root = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+    infos = [filesystem.get_file_info(root)]
+    parts = parts[first:]
+    while parts and parts[0] != "**":
+        part = parts.pop(0)
+        folders = [info for info in infos if info.type == pafs.FileType.Directory]
+        if _WILDCARDS.search(part):
+            list_one = functools.partial(_entries, filesystem, part)
+            infos = [info for entries in in_threads(list_one, folders) for info in entries]
+        elif folders:
+            infos = filesystem.get_file_info([f"{info.path}/{part}" for info in folders])
+    search = functools.partial(_search, filesystem, parts=parts, datasets=datasets)
+    return [info for matches in in_threads(search, infos) for info in matches]
+
+
+def _entries(filesystem: pafs.FileSystem, part: str, folder: pafs.FileInfo) -> list[pafs.FileInfo]:
+    """The entries of a folder that one name of a glob matches."""
+    entries = filesystem.get_file_info(pafs.FileSelector(folder.path))
+    literal = [info for info in entries if info.base_name == part]
+    return literal or [info for info in entries if _fits([info.base_name], [part])]
+
+
+def _search(
+    filesystem: pafs.FileSystem,
+    place: pafs.FileInfo,
+    parts: Sequence[str],
+    datasets: tuple[str, ...],
+) -> list[pafs.FileInfo]:
+    """The files at and below ``place`` whose names from there on fit the parts of a glob."""
+    if place.type != pafs.FileType.Directory:
+        return [place] if place.type == pafs.FileType.File and not parts else []
+    if not parts and place.path.endswith(datasets):
+        return [place]
+    prefix = place.path.rstrip("/") + "/"
+    matches = {}
+    for info in filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True)):
+        if info.type != pafs.FileType.File:
+            continue
+        names = info.path.removeprefix(prefix).split("/")
+        within = [depth for depth, name in enumerate(names[:-1], 1) if name.endswith(datasets)]
+        if within:
+            names = names[: within[0]]
+            info = pafs.FileInfo(prefix + "/".join(names), pafs.FileType.Directory)
+        if _fits(names, parts):
+            matches[info.path] = info
+    return list(matches.values())
+
+
+def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the parts of a glob match a path, or a folder of it and nothing hidden below."""
+    if not parts:
+        return not any(name.startswith((".", "_")) for name in names)
+    if parts[0] == "**":
+        deeper = bool(names) and not names[0].startswith((".", "_")) and _fits(names[1:], parts)
+        return deeper or _fits(names, parts[1:])
+    if not names or not _fits(names[1:], parts[1:]):
+        return False
+    name, part = names[0], parts[0].replace("[^", "[!")
+    shown = not name.startswith((".", "_")) or part.startswith(name[0])
+    return name == parts[0] or (shown and fnmatch.fnmatchcase(name, part))
 
 
 def make_folder(folder: str) -> None:
@@ -201,6 +303,12 @@ def atomic_output(path: str) -> Iterator[pa.NativeFile]:
     sink = pa.BufferOutputStream()
     yield sink
     write_bytes(path, sink.getvalue())
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write a table as one Parquet file, whole or not at all."""
+    with atomic_output(path) as stream:
+        pq.write_table(table, stream)
 
 
 def with_retries(action: Callable[[], Result], what: str, seconds: float = RETRY_SECONDS) -> Result:

@@ -1,5 +1,7 @@
 """Vectors are found, cut into shards and checked, whatever format they come in."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +85,31 @@ def test_globs_pick_files_and_hidden_ones_are_passed_over(tmp_path):
         write(tmp_path / name, pa.list_(pa.float32()))
     assert open_vectors(f"{tmp_path}/a*.parquet", Columns()).rows == 16
     assert open_vectors(str(tmp_path), Columns()).rows == 24
+
+
+def test_a_folder_called_like_a_file_is_searched_and_only_below_what_a_glob_matches(tmp_path):
+    (tmp_path / "b.parquet").mkdir()
+    (tmp_path / "c" / "d").mkdir(parents=True)
+    for name in ("a.parquet", "b.parquet/part-0.parquet", "c/d/e.parquet"):
+        write(tmp_path / name, pa.list_(pa.float32()))
+    assert open_vectors(f"{tmp_path}/*.parquet", Columns()).rows == 16
+    assert open_vectors(f"{tmp_path}/**/*.parquet", Columns()).rows == 24
+
+
+def test_a_lance_dataset_whose_address_has_options_is_read_as_one(s3_server, monkeypatch):
+    lance = pytest.importorskip("lance", reason="the optional store extra is not installed")
+    server = os.environ["AWS_ENDPOINT_URL"]
+    s3_server.create_bucket(Bucket="shoal-vectors")
+    values = pa.FixedSizeListArray.from_arrays(pa.array(MATRIX.ravel()), 3)
+    table = pa.table({"id": list(range(8)), "embedding": values})
+    options = {"endpoint": server, "allow_http": "true"}
+    lance.write_dataset(table, "s3://shoal-vectors/x.lance", storage_options=options)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    address = server.removeprefix("http://")
+    uri = f"s3://shoal-vectors/x.lance?endpoint_override={address}&scheme=http&region=us-east-1"
+    ids, vectors = read_all(open_vectors(uri, Columns()))
+    assert ids == list(range(8))
+    assert vectors.tolist() == MATRIX.tolist()
 
 
 def test_small_files_share_a_shard_and_row_groups_part_large_ones(tmp_path):

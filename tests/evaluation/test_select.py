@@ -272,7 +272,7 @@ def test_a_killed_run_goes_on(config, monkeypatch):
         ({"layers": (5,)}, "layer 5 does not exist"),
         ({"label_column": "text"}, "more documents than labels"),
         ({"label_column": "nothing"}, "no kept column 'nothing'"),
-        ({"corpus": "/nowhere"}, "no such corpus"),
+        ({"corpus": "/nowhere"}, "no such file or folder"),
     ],
 )
 def test_what_cannot_be_chosen_from_is_refused(config, settings, message):

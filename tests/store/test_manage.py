@@ -157,10 +157,10 @@ def test_export_to_faiss_answers_with_its_map_of_ids(manage, tmp_path):
 
 
 def test_an_exported_version_is_clustered_like_any_vectors(manage, tmp_path):
-    from cluster.storage import find_files
+    from cluster.vector_files import find_files
 
     manage("export", "--output", tmp_path / "out")
-    assert len(find_files(str(tmp_path / "out" / "documents"), (".parquet",))[1]) == 1
+    assert len(find_files(str(tmp_path / "out" / "documents"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.sources import fetch_adapter
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
-    exists,
     join,
+    list_files,
     open_filesystem,
     read_bytes,
     remove_files,
@@ -36,7 +37,8 @@ from pipelines.training.loop import SCORE, LoopSettings, train
 from pipelines.training.trainer import AdapterTrainer, TrainerSettings
 
 _RUN_NAME = "ray_train"
-_PROBLEM = "problem.txt"
+_PROBLEM = "problem-"
+_PROBLEM_WAIT_SECONDS = 10.0
 _KEPT_CHECKPOINTS = 2
 
 log = logging.getLogger(__name__)
@@ -111,9 +113,7 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
     than asked for if that is what the Ray cluster has left and the plan allows. Raises what a
     worker found wrong with the input.
     """
-    problem = join(task.work, _PROBLEM)
-    if exists(problem):
-        remove_files([problem])
+    remove_files(list(find_problems(task.work).values()))
     filesystem, inner = open_filesystem(task.work)
     workers = plan.largest if plan.smallest == plan.largest else (plan.smallest, plan.largest)
     resources = {"CPU": plan.cpus, **({"GPU": plan.gpus} if plan.gpus else {})}
@@ -139,9 +139,12 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
         ),
     )
-    result = trainer.fit()
-    if exists(problem):
-        raise InputError(read_bytes(problem).decode())
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError:
+        raise_problem(task.work)
+        raise
+    raise_problem(task.work)
     assert result.checkpoint is not None
     result.checkpoint.to_directory(str(state_folder))
 
@@ -178,6 +181,8 @@ def work_as_rank(config: dict[str, Any]) -> None:
         checkpoint = None if folder is None else ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(row, checkpoint=checkpoint)
 
+    if find_problems(task.work):
+        return  # the try before this one ended for good; this one is Ray's, which tries again
     checkpoint = ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         folder = (
@@ -186,9 +191,31 @@ def work_as_rank(config: dict[str, Any]) -> None:
         try:
             trainer = load_trainer(task, device)
             train(trainer, task.loop, rank, world_size, folder, report)
-        except InputError as error:  # the same on all ranks; raised, it would only be tried again
-            if rank == 0:
-                write_bytes(join(task.work, _PROBLEM), str(error).encode())
+        except InputError as error:
+            write_bytes(join(task.work, f"{_PROBLEM}{rank}"), str(error).encode())
+            if not is_everywhere(task.work, world_size):
+                raise  # so that Ray ends the ranks that wait for this one
+
+
+def find_problems(work: str) -> dict[str, str]:
+    """Paths of what ranks found wrong with the input, by name."""
+    return {n: join(work, n) for n in sorted(list_files(work)) if n.startswith(_PROBLEM)}
+
+
+def raise_problem(work: str) -> None:
+    """Raise the first of the problems that ranks have left, if any, as :class:`InputError`."""
+    for path in find_problems(work).values():
+        raise InputError(read_bytes(path).decode())
+
+
+def is_everywhere(work: str, world_size: int) -> bool:
+    """Whether every rank ends with a problem, as most that one finds are found by all."""
+    last = time.monotonic() + _PROBLEM_WAIT_SECONDS
+    while len(find_problems(work)) < world_size:
+        if time.monotonic() > last:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def training_metrics() -> dict[str, Gauge]:

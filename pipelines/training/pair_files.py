@@ -1,13 +1,15 @@
 """Pairs as files: our own output, or anyone's Parquet or CSV, read with bounded memory.
 
-Out: a table ``anchor``, ``positive``, ``id`` and, where the files have them, ``negative`` (a hard
-negative) and ``label``, all strings.
+Out: a table ``anchor``, ``positive``, ``id`` and, where the files have them, ``label``, all
+strings, and ``negative``, the hard negatives of each pair as a list that may be empty.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +21,9 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join, list_files, open_filesystem
 
 REQUIRED = ("anchor", "positive")
-OPTIONAL = ("negative", "label")
 PAIRS_FOLDER = "pairs"
 _SUFFIXES = (".parquet", ".csv")
+_STRING = pa.large_string()
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,9 @@ log = logging.getLogger(__name__)
 def read_pairs(path: str, most: int, seed: int, label_column: str | None = None) -> pa.Table:
     """At most ``most`` pairs of a file or folder, chosen by a hash so that order does not matter.
 
-    Rows in which a text is empty are left out, with a warning. Where there is no ``id``, an anchor
-    is its own document.
+    Rows without an anchor or a positive are left out, with a warning. Where there is no ``id``,
+    an anchor is its own document. Files may differ in their types, and in the columns that are
+    not required.
 
     Args:
         path: a Parquet or CSV file, a folder of them, or the output of ``generate_pairs``.
@@ -41,76 +44,145 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
     Raises:
         InputError: no such file, no pair in it, or a missing column.
     """
-    found = open_pairs(path)
-    wanted = pair_columns(found.schema.names, path, label_column)
+    files = {file: open_file(file) for file in find_pair_files(path)}
+    names = columns_of(files, path, label_column)
     kept: list[pa.Table] = []
     rows, dropped = 0, 0
-    for batch in found.to_batches(columns=wanted):
-        table = plain_pairs(pa.table(batch))
-        dropped += len(batch) - len(table)
-        kept.append(table)
-        rows += len(table)
-        if rows > 4 * most:
-            kept = [lowest(pa.concat_tables(kept), most, seed)]
-            rows = len(kept[0])
+    for file, data in files.items():
+        for batch in _batches(file, data, names):
+            table = plain_pairs(batch, file, names)
+            dropped += len(batch) - len(table)
+            kept.append(table)
+            rows += len(table)
+            if rows > 4 * most:
+                kept = [lowest(pa.concat_tables(kept), most, seed)]
+                rows = len(kept[0])
     if dropped:
-        log.warning("%s: %d rows in which a text is empty are left out", path, dropped)
+        log.warning("%s: %d rows without an anchor or a positive are left out", path, dropped)
     if not rows:
         raise InputError(f"{path} holds no pair: rows with an anchor and a positive are required")
     return lowest(pa.concat_tables(kept), most, seed)
 
 
-def open_pairs(path: str) -> pads.Dataset:
-    """The files at ``path`` as one dataset; :class:`InputError` where there is none."""
+def find_pair_files(path: str) -> list[str]:
+    """The files of pairs at ``path``; :class:`InputError` where there is none."""
     paths = [path]
     if not path.endswith(_SUFFIXES):
         folder = join(path, PAIRS_FOLDER) if exists(join(path, PAIRS_FOLDER)) else path
         paths = [join(folder, name) for name in list_files(folder) if name.endswith(_SUFFIXES)]
     if not paths or not exists(paths[0]):
         raise InputError(f"no pairs at {path}: give a .parquet or .csv file, or a folder of them")
-    kinds = {p.rpartition(".")[2] for p in paths}
-    if len(kinds) > 1:
+    if len({p.rpartition(".")[2] for p in paths}) > 1:
         raise InputError(f"{path} holds both Parquet and CSV files: give one kind of pairs")
-    opened = [open_filesystem(p) for p in paths]
-    text = pacsv.ConvertOptions(column_types=dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string()))
-    file_format = (
-        pads.ParquetFileFormat()
-        if kinds == {"parquet"}
-        else pads.CsvFileFormat(convert_options=text)
-    )
+    return paths
+
+
+def open_file(path: str) -> pads.Dataset:
+    """One file of pairs. Everything in a CSV is a string, which may hold line breaks."""
+    filesystem, inner = open_filesystem(path)
     try:
-        return pads.dataset([p for _, p in opened], filesystem=opened[0][0], format=file_format)
+        if path.endswith(".parquet"):
+            return pads.dataset([inner], filesystem=filesystem, format="parquet")
+        with filesystem.open_input_stream(inner) as source:
+            header = pacsv.open_csv(source, parse_options=_CSV).schema.names
+        strings = pacsv.ConvertOptions(column_types=dict.fromkeys(header, _STRING))
+        text = pads.CsvFileFormat(parse_options=_CSV, convert_options=strings)
+        return pads.dataset([inner], filesystem=filesystem, format=text)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"pairs at {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise _unreadable(path, error) from error
 
 
-def pair_columns(
-    names: list[str], path: str, label_column: str | None
-) -> dict[str, pads.Expression]:
-    """Which columns to read, by the name they get."""
-    for name in (*REQUIRED, *([label_column] if label_column else [])):
-        if name not in names:
+_CSV = pacsv.ParseOptions(newlines_in_values=True)
+
+
+def columns_of(
+    files: dict[str, pads.Dataset], path: str, label_column: str | None
+) -> dict[str, str]:
+    """Which columns to read, by the names they get; an optional one needs to be in one file."""
+    known = list(dict.fromkeys(name for data in files.values() for name in data.schema.names))
+    for file, data in files.items():
+        for name in REQUIRED:
+            if name not in data.schema.names:
+                raise InputError(
+                    f"{file} has no column {name!r}; its columns are "
+                    f"{', '.join(data.schema.names)}, and {' and '.join(REQUIRED)} are required"
+                )
+    if label_column and label_column not in known:
+        raise InputError(
+            f"{path} has no column {label_column!r}; its columns are {', '.join(known)}"
+        )
+    names = {name: name for name in (*REQUIRED, "id", "negative") if name in known}
+    return names | ({"label": label_column} if label_column else {})
+
+
+def _batches(file: str, data: pads.Dataset, names: dict[str, str]) -> Iterator[pa.Table]:
+    present = {new: pads.field(old) for new, old in names.items() if old in data.schema.names}
+    batches = data.to_batches(columns=present)
+    while True:
+        try:
+            yield pa.table(next(batches))
+        except StopIteration:
+            return
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(file, error) from error
+
+
+def plain_pairs(table: pa.Table, file: str, names: Iterable[str]) -> pa.Table:
+    """The columns of ``names`` as strings, and negatives as lists of them.
+
+    Rows without an anchor or a positive are left out; ``file`` is named in errors.
+    """
+    columns: dict[str, pa.Array] = {}
+    for name in names:
+        if name == "negative":
+            columns[name] = _lists(table, file)
+        elif name in table.column_names:
+            columns[name] = _strings(table[name], name, file)
+        else:
+            columns[name] = pa.nulls(len(table), _STRING)
+    document = columns.get("id", pa.nulls(len(table), _STRING))
+    columns["id"] = pc.coalesce(document, columns["anchor"])
+    plain = pa.table(columns)
+    for name in REQUIRED:
+        length = pc.utf8_length(pc.utf8_trim_whitespace(plain[name]))
+        plain = plain.filter(pc.fill_null(pc.greater(length, 0), False))
+    return plain
+
+
+def _strings(column: pa.ChunkedArray, name: str, file: str) -> pa.Array:
+    kind = column.type
+    if pa.types.is_nested(kind):
+        raise InputError(f"{file}: column {name!r} holds {kind}; a string is required")
+    try:
+        return pa.chunked_array(column.cast(_STRING)).combine_chunks()
+    except pa.ArrowNotImplementedError:  # such as UUIDs, which no cast knows
+        values = [None if value is None else str(value) for value in column.to_pylist()]
+        return pa.array(values, _STRING)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: column {name!r} is not valid UTF-8 text") from error
+
+
+def _lists(table: pa.Table, file: str) -> pa.Array:
+    """Each row's hard negatives, blank ones left out."""
+    values = table["negative"].to_pylist() if "negative" in table.column_names else []
+    rows = [_negatives(value, file) for value in values or [None] * len(table)]
+    return pa.array(rows, pa.large_list(_STRING))
+
+
+def _negatives(value: Any, file: str) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str | None):
             raise InputError(
-                f"{path} has no column {name!r}; its columns are {', '.join(names)}, and "
-                f"{' and '.join(REQUIRED)} are required"
+                f"{file}: column 'negative' holds a {type(text).__name__}; a string or a list of "
+                "strings is required"
             )
-    wanted = {name: pads.field(name) for name in (*REQUIRED, "id", "negative") if name in names}
-    if label_column:
-        wanted["label"] = pads.field(label_column)
-    return wanted
+    return [text for text in texts if text and text.strip()]
 
 
-def plain_pairs(table: pa.Table) -> pa.Table:
-    """Columns as strings; rows with an empty text left out."""
-    if "id" not in table.column_names:
-        table = table.append_column("id", table["anchor"])
-    columns = {name: table[name].cast(pa.large_string()) for name in table.column_names}
-    table = pa.table(columns)
-    for name in (*REQUIRED, "negative"):
-        if name in table.column_names:
-            length = pc.utf8_length(pc.utf8_trim_whitespace(table[name]))
-            table = table.filter(pc.fill_null(pc.greater(length, 0), False))
-    return table
+def _unreadable(path: str, error: Exception) -> InputError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return InputError(f"pairs at {path} cannot be read: {reason}")
 
 
 def lowest(table: pa.Table, most: int, seed: int) -> pa.Table:

@@ -91,6 +91,8 @@ def label_measure(vectors: Tensor, labels: Sequence[str], seed: int = 0) -> floa
         seed: of k-means.
     """
     count = len(set(labels))
+    if count < 1:
+        return 0.0
     means = sklearn.cluster.KMeans(count, n_init=5, random_state=seed)
     found = means.fit_predict(np.ascontiguousarray(normalize(vectors).cpu().numpy()))
     return float(sklearn.metrics.v_measure_score(labels, found))
@@ -172,19 +174,17 @@ class AdapterTrainer:
             ``temperature``, and ``tokens`` of this rank. Nothing is changed where the loss or
             the gradient is not finite.
         """
-        columns = [
-            "anchor",
-            "positive",
-            *(["negative"] if "negative" in pairs.column_names else []),
-        ]
-        texts = [text for name in columns for text in pairs[name].to_pylist()]
+        hard = hard_negatives(pairs)
+        negatives = [text for texts in hard or [] for text in texts]
+        texts = [*pairs["anchor"].to_pylist(), *pairs["positive"].to_pylist(), *negatives]
         token_ids = self.tokenizer.tokenize(texts)
-        seeds = dropout_seeds(self.settings.seed, step, offset, len(pairs), len(columns))
+        counts = None if hard is None else list(map(len, hard))
+        seeds = dropout_seeds(self.settings.seed, step, offset, len(pairs), counts)
         keys = pair_keys(pairs, self.device)
 
         def objective(vectors: Tensor) -> Tensor:
-            parts = vectors.split(len(pairs))
-            return self.loss(parts[0], parts[1], keys, parts[2] if len(parts) > 2 else None)
+            parts = vectors.split([len(pairs), len(pairs), len(negatives)])
+            return self.loss(parts[0], parts[1], keys, None if hard is None else parts[2])
 
         self.optimizer.zero_grad()
         loss = self._backward(token_ids, seeds, objective)
@@ -224,7 +224,9 @@ class AdapterTrainer:
         anchors, positives = (gather_rows(side) for side in sides)
         measures = {"heldout_loss": sum_over_ranks(loss), **partner_measures(anchors, positives)}
         if "label" in heldout.column_names:
-            measures["v_measure"] = label_measure(anchors, heldout["label"].to_pylist())
+            labels = heldout["label"].to_pylist()
+            known = [place for place, label in enumerate(labels) if label is not None]
+            measures["v_measure"] = label_measure(anchors[known], [labels[i] for i in known])
         return measures
 
     @torch.no_grad()
@@ -321,16 +323,27 @@ def count_held(batches: Sequence[list[int]], lengths: Sequence[int], held_tokens
     return held
 
 
-def dropout_seeds(seed: int, step: int, offset: int, pairs: int, columns: int) -> list[int]:
+def dropout_seeds(
+    seed: int, step: int, offset: int, pairs: int, negatives: Sequence[int] | None = None
+) -> list[int]:
     """A seed for every text of a rank's pairs: all anchors, all positives, all negatives.
 
     The same text has another seed in every step, and as an anchor another than as a positive,
-    which is what makes a text and itself a pair to learn from.
+    which is what makes a text and itself a pair to learn from. ``negatives`` counts those of each
+    pair.
     """
     generator = np.random.default_rng([seed, 2, step])
     base = int(generator.integers(1 << 62))
-    places = np.arange(offset, offset + pairs)
-    return [int(base ^ (place * columns + column)) for column in range(columns) for place in places]
+    places = range(offset, offset + pairs)
+    rows = [place * 2 + side for side in range(2) for place in places]
+    for place, count in zip(places, negatives or [0] * pairs, strict=True):
+        rows += [(1 << 40) + (place << 16) + number for number in range(count)]
+    return [base ^ row for row in rows]
+
+
+def hard_negatives(pairs: pa.Table) -> list[list[str]] | None:
+    """The hard negatives of each pair, maybe none; None where files have no such column."""
+    return pairs["negative"].to_pylist() if "negative" in pairs.column_names else None
 
 
 def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
@@ -338,7 +351,8 @@ def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
     columns = [pairs[name].to_pylist() for name in ("anchor", "positive")]
     ids = [f"id {value}" for value in pairs["id"].to_pylist()]
     keys = torch.from_numpy(text_keys(*columns, ids).copy()).to(device)
-    if "negative" not in pairs.column_names:
+    hard = hard_negatives(pairs)
+    if hard is None:
         return PairKeys(keys)
-    negatives = torch.from_numpy(text_keys(pairs["negative"].to_pylist())[:, 0].copy())
-    return PairKeys(keys, negatives.to(device))
+    negatives = text_keys([text for texts in hard for text in texts])[:, 0]
+    return PairKeys(keys, torch.from_numpy(negatives.copy()).to(device))

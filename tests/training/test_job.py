@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -330,6 +331,19 @@ def test_texts_paired_with_themselves_need_dropout(config, tmp_path):
         run(config("without", pairs=str(path), lora_dropout=0.0))
 
 
+def test_negatives_of_some_pairs_cost_no_pair_and_change_the_loss(config, pairs, tmp_path):
+    table = pq.read_table(pairs)
+    hard = [[text[::-1]] * (i % 3) for i, text in enumerate(table["anchor"].to_pylist())]
+    for name, column in (("none", pa.nulls(len(table))), ("some", pa.array(hard))):
+        pq.write_table(table.append_column("negative", column), tmp_path / f"{name}.parquet")
+        result = run(config(name, pairs=str(tmp_path / f"{name}.parquet")))
+        assert result.counts["pairs"] == len(table)
+    run(config("without"))
+    without, none, some = (history(config(n).output)[1] for n in ("without", "none", "some"))
+    assert without["loss"] == pytest.approx(none["loss"], rel=1e-5)
+    assert some["loss"] > none["loss"] and some["tokens"] > none["tokens"]
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
     def spoilt(_, anchors, *rest):
         return anchors.sum() * (float("nan") if torch.is_grad_enabled() else 0.0)
@@ -370,6 +384,34 @@ def test_impossible_options_are_refused(config, settings, message):
 def test_options_that_do_not_suit_model_or_pairs_are_refused(config, settings, message):
     with pytest.raises(InputError, match=message):
         run(config(**settings))
+
+
+@pytest.mark.slow
+def test_problem_of_one_rank_alone_ends_the_run_at_once(config, local_ray, monkeypatch):
+    from pipelines.training import on_ray
+
+    monkeypatch.setattr(on_ray, "_PROBLEM_WAIT_SECONDS", 0.5)
+
+    def work(settings):
+        import ray.train
+
+        from pipelines.training import on_ray
+
+        load, rank = on_ray.load_trainer, ray.train.get_context().get_world_rank()
+
+        def fail_on_one(task, device):
+            if rank == 1:
+                raise InputError("this machine lacks the adapter")
+            return load(task, device)
+
+        on_ray.load_trainer = fail_on_one
+        on_ray.work_as_rank(settings)
+
+    monkeypatch.setattr(on_ray, "work_as_rank", work)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="this machine lacks the adapter"):
+        run(config(num_workers="2", cpus_per_worker=1.0))
+    assert time.monotonic() - started < 240
 
 
 @pytest.mark.parametrize("pooling", ["last", "last+mean"])

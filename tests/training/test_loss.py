@@ -21,7 +21,11 @@ from pipelines.training.loss import (
 )
 
 PAIRS = 6
-LENGTHS = (5, 7, 4, 7, 6, 3, 5, 5, 7, 2, 6, 4)
+LENGTHS = (5, 7, 4, 7, 6, 3, 5, 5, 7, 2, 6, 4, 3, 6, 5, 4)
+OWNERS = (0, 2, 2, 5)
+"""Which pairs the texts after anchors and positives are hard negatives of; most have none."""
+NEGATIVE_KEYS = (500, 104, 502, 503)
+"""The second hard negative is the fifth pair's positive."""
 
 
 class Tower(nn.Module):
@@ -58,19 +62,27 @@ def keys(start, stop):
     return PairKeys(pairs)
 
 
-def gradients(start, stop, batches, held, settings):
+def gradients(start, stop, batches, held, settings, hard=False):
     """Loss and gradients of the pairs start to stop, on whatever ranks there are."""
     tower = Tower()
     loss = ContrastiveLoss(settings)
     token_ids = texts()
+    own = [place for place, owner in enumerate(OWNERS) if hard and start <= owner < stop]
     rows = [*range(start, stop), *range(PAIRS + start, PAIRS + stop)]
+    rows += [2 * PAIRS + place for place in own]
+    known = keys(start, stop)
+    if hard:
+        own_keys = torch.tensor([NEGATIVE_KEYS[place] for place in own], dtype=torch.long)
+        known = PairKeys(known.pairs, own_keys)
 
     def embed(indices):
         chosen = [rows[index] for index in indices]
         return tower([token_ids[row] for row in chosen], [1000 + row for row in chosen])
 
     def objective(vectors):
-        return loss(*vectors.chunk(2), keys(start, stop))
+        pairs = stop - start
+        anchors, positives, negatives = vectors.split([pairs, pairs, len(own)])
+        return loss(anchors, positives, known, negatives if hard else None)
 
     value = backward_in_parts(embed, batches, objective, held=held)
     parameters = [*tower.parameters(), *loss.parameters()]
@@ -78,15 +90,17 @@ def gradients(start, stop, batches, held, settings):
     return sum_over_ranks(value), [p.grad.clone() for p in parameters if p.requires_grad]
 
 
-def plain(settings):
+def plain(settings, hard=False):
     """The whole batch in one process, written down again from the definition."""
     tower = Tower()
-    vectors = tower(texts(), [1000 + row for row in range(2 * PAIRS)])
+    count = 2 * PAIRS + len(OWNERS) * hard
+    vectors = tower(texts()[:count], [1000 + row for row in range(count)])
     log_temperature = torch.tensor(settings.temperature).log().requires_grad_()
     total = 0.0
     lengths = settings.dimensions or (8,)
     for length in lengths:
-        a, p = nn.functional.normalize(vectors[:, :length], dim=-1).chunk(2)
+        unit = nn.functional.normalize(vectors[:, :length], dim=-1)
+        a, p, negatives = unit[:PAIRS], unit[PAIRS : 2 * PAIRS], unit[2 * PAIRS :]
         for x, y in ((a, p), (p, a)) if settings.both_directions else ((a, p),):
             for i in range(PAIRS):
                 logits = []
@@ -95,6 +109,9 @@ def plain(settings):
                         continue
                     cosine = x[i] @ y[j] - (settings.margin if i == j else 0)
                     logits.append(cosine / log_temperature.exp())
+                for place, negative in enumerate(negatives if y is p else ()):
+                    if (i, place) != (4, 1):
+                        logits.append(x[i] @ negative / log_temperature.exp())
                 own = i if i < 4 else (i - 1 if i == 4 else i)
                 own = len([j for j in range(i) if {i, j} != {1, 4}])
                 total = total - torch.stack(logits).log_softmax(dim=0)[own]
@@ -117,6 +134,10 @@ SPLITS = {
     "micro-batches": ([[1, 3, 8, 4], [0, 2, 5], [10, 6, 7, 11, 9]], 0),
     "micro-batches, two held": ([[1, 3, 8, 4], [0, 2, 5], [10, 6, 7, 11, 9]], 2),
 }
+HARD_SPLITS = {
+    "whole": ([list(range(16))], 1),
+    "micro-batches, one held": ([[1, 3, 13, 8, 4], [0, 15, 2, 5, 12], [10, 6, 7, 14, 11, 9]], 1),
+}
 
 
 def assert_equal(found, expected):
@@ -132,6 +153,13 @@ def test_one_rank_equals_the_definition_however_the_batch_is_split(name, split):
     assert_equal(gradients(0, PAIRS, batches, held, SETTINGS[name]), plain(SETTINGS[name]))
 
 
+@pytest.mark.parametrize("split", HARD_SPLITS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_hard_negatives_of_some_pairs_equal_the_definition(name, split):
+    found = gradients(0, PAIRS, *HARD_SPLITS[split], SETTINGS[name], hard=True)
+    assert_equal(found, plain(SETTINGS[name], hard=True))
+
+
 TWO_RANKS = ("plain", "learned temperature, margin", "matryoshka")
 
 
@@ -140,6 +168,9 @@ def _work(rank, world_size, port, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     start, stop = ((0, 4), (4, 6))[rank]  # ranks may differ in their number of pairs
+    hard = [[0, 9, 5, 2], [1, 3, 8, 4, 6, 7, 10]] if rank == 0 else [[3, 1, 4], [0, 2]]
+    value, found = gradients(start, stop, hard, rank, SETTINGS["plain"], hard=True)
+    torch.save([value, *found], f"{results}/hard-{rank}.pt")
     batches = [[0, 5, 2], [1, 3, 4, 6, 7]] if rank == 0 else [[3, 1], [0, 2]]
     for name in TWO_RANKS:
         value, found = gradients(start, stop, batches, rank, SETTINGS[name])
@@ -154,6 +185,10 @@ def test_two_ranks_with_micro_batches_equal_one_process(tmp_path, free_port):
         for rank in range(2):
             value, *found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert_equal((value, found), expected)
+    expected = plain(SETTINGS["plain"], hard=True)
+    for rank in range(2):
+        value, *found = torch.load(tmp_path / f"hard-{rank}.pt", weights_only=True)
+        assert_equal((value, found), expected)
 
 
 @pytest.fixture

@@ -223,9 +223,68 @@ def test_own_pairs_are_read_from_csv_with_hard_negatives(tmp_path):
         rows = [["anchor", "positive", "negative"], ["1", "one", "two"], ["a", "b", "c"]]
         csv.writer(file).writerows([*rows, ["x", "", "y"], ["x", "y", ""]])
     found = read_pairs(str(path), most=10, seed=0).to_pylist()
-    assert sorted(row["anchor"] for row in found) == ["1", "a"]
-    assert {row["negative"] for row in found} == {"two", "c"}
+    assert sorted(row["anchor"] for row in found) == ["1", "a", "x"]
+    assert sorted(row["negative"] for row in found) == [[], ["c"], ["two"]]
     assert all(row["id"] == row["anchor"] for row in found)
+
+
+def test_line_breaks_in_a_csv_are_part_of_the_text(tmp_path):
+    path = tmp_path / "own.csv"
+    paragraph = "Some thirty words that fill a line and then another.\n\n" * 6
+    rows = [(f"Question {i}\n\n{paragraph}", f"Answer {i}\n{paragraph}") for i in range(4000)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("anchor", "positive"), *rows])
+    found = read_pairs(str(path), most=5000, seed=0)
+    assert set(zip(*(found[n].to_pylist() for n in ("anchor", "positive")), strict=True)) == {*rows}
+
+
+NEGATIVES = {
+    "some": pa.array(["x", None, " "]),
+    "no": pa.array([None] * 3, pa.string()),
+    "null type": pa.nulls(3),
+    "lists": pa.array([["x"], None, []]),
+    "fixed lists": pa.array([["x"], ["y"], [None]], pa.list_(pa.string(), 1)),
+}
+
+
+@pytest.mark.parametrize("kind", NEGATIVES)
+def test_a_pair_without_a_negative_is_kept(tmp_path, kind):
+    table = pa.table({"anchor": list("abc"), "positive": list("def"), "negative": NEGATIVES[kind]})
+    pq.write_table(table, tmp_path / "own.parquet")
+    found = {row["anchor"]: row["negative"] for row in read_pairs(str(tmp_path), 9, 0).to_pylist()}
+    assert found["c"] == [] and len(found) == 3
+    assert found["a"] == ([] if kind in ("no", "null type") else ["x"])
+
+
+def test_files_of_other_types_and_columns_are_one_table(tmp_path):
+    tables = [
+        {"anchor": ["a"], "positive": ["b"], "id": [7]},
+        {"anchor": ["c"], "positive": pa.array(["d"], pa.string_view()), "id": ["x7"]},
+        {"anchor": pa.array(["e"]).dictionary_encode(), "positive": ["f"], "id": pa.nulls(1)},
+        {"anchor": ["g"], "positive": ["h"], "topic": ["t"], "negative": [["i", "j"]]},
+    ]
+    for place, table in enumerate(tables):
+        pq.write_table(pa.table(table), tmp_path / f"{place}.parquet")
+    found = sorted(
+        map(tuple, (r.values() for r in read_pairs(str(tmp_path), 9, 0, "topic").to_pylist()))
+    )
+    assert [[str(v) for v in row] for row in found] == [
+        ["a", "b", "7", "[]", "None"],
+        ["c", "d", "x7", "[]", "None"],
+        ["e", "f", "e", "[]", "None"],
+        ["g", "h", "g", "['i', 'j']", "t"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [("positive", [["b"]], "column 'positive' holds list"), ("negative", [[3]], "holds a int")],
+)
+def test_columns_of_another_kind_are_refused(tmp_path, column, values, message):
+    table = {"anchor": ["a"], "positive": ["b"], column: values}
+    pq.write_table(pa.table(table), tmp_path / "own.parquet")
+    with pytest.raises(InputError, match=message):
+        read_pairs(str(tmp_path), 9, 0)
 
 
 def test_chosen_pairs_do_not_depend_on_their_order(tmp_path):

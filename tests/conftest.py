@@ -1,18 +1,11 @@
 """What tests share: a tiny model, one local Ray for the session, an S3 server on loopback."""
 
 import os
-import socket
 import tempfile
 from pathlib import Path
 
 import pytest
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
+from ports import free_port
 
 S3_PORT = free_port()
 ENVIRONMENT = {

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import free_port
+from ports import free_port
 
 ROOT = Path(__file__).parent.parent
 RAY = Path(sys.executable).parent / "ray"

@@ -420,15 +420,22 @@ class Brief:
     """Beginnings of documents, central ones first."""
 
 
-def name_clusters(outcome: Outcome, ask: Callable[[Sequence[Brief]], list[str | None]]) -> Outcome:
-    """The outcome with names for the largest clusters of its finest level."""
-    finest = outcome.levels[-1]
-    wanted = [cluster for cluster in finest.clusters if cluster.size]
-    wanted = sorted(wanted, key=lambda c: (-c.size, c.cluster_id))[:MOST_NAMED]
-    answers = ask([brief_of(cluster) for cluster in wanted])
-    names = {c.cluster_id: name for c, name in zip(wanted, answers, strict=True)}
-    named = [replace(c, name=names.get(c.cluster_id)) for c in finest.clusters]
-    return replace(outcome, levels=[*outcome.levels[:-1], replace(finest, clusters=named)])
+def name_clusters(
+    outcome: Outcome, ask: Callable[[Sequence[Sequence[Brief]]], list[list[str | None]]]
+) -> Outcome:
+    """The outcome with names for the largest clusters of each of its levels."""
+    largest = [
+        sorted((c for c in level.clusters if c.size), key=lambda c: (-c.size, c.cluster_id))
+        for level in outcome.levels
+    ]
+    wanted = [clusters[:MOST_NAMED] for clusters in largest]
+    answers = ask([[brief_of(cluster) for cluster in clusters] for clusters in wanted])
+    levels = []
+    for level, clusters, given in zip(outcome.levels, wanted, answers, strict=True):
+        names = {c.cluster_id: name for c, name in zip(clusters, given, strict=True)}
+        named = [replace(c, name=names.get(c.cluster_id)) for c in level.clusters]
+        levels.append(replace(level, clusters=named))
+    return replace(outcome, levels=levels)
 
 
 def brief_of(cluster: Description) -> Brief:
@@ -439,5 +446,6 @@ def brief_of(cluster: Description) -> Brief:
     return Brief(cluster.keywords, list(short)[:_EXCERPTS])
 
 
-Namer = Callable[[str, Sequence[Brief]], list[str | None]]
-"""From a model's name and briefs to a name each; None where the model gave none that serves."""
+Namer = Callable[[str, Sequence[Sequence[Brief]]], list[list[str | None]]]
+"""From a model's name and the briefs of each level to a name each, no two of a level alike; None
+where the model gave none that serves."""

@@ -12,12 +12,12 @@ from cluster.outcome import Brief
 from pipelines.runtime.command import run_job
 
 
-def ask_model(model: str, briefs: Sequence[Brief]) -> list[str | None]:
-    """Names for clusters by an instruct LLM."""
+def ask_model(model: str, levels: Sequence[Sequence[Brief]]) -> list[list[str | None]]:
+    """Names for the clusters of each level by an instruct LLM."""
     # Here, because torch is large and most runs ask for no names.
-    from pipelines.encoder.titles import name_groups
+    from pipelines.encoder.titles import name_levels
 
-    return name_groups(model, briefs)
+    return name_levels(model, levels)
 
 
 if __name__ == "__main__":

@@ -112,3 +112,40 @@ def tiny_adapter(folder: Path, model_folder: Path, *, with_head: bool = False) -
             torch.nn.init.normal_(parameter, std=0.1)
     tuned.save_pretrained(folder)
     return folder
+
+
+def scripted_model(folder: Path, scripts: dict[str, list[str]], template: str) -> Path:
+    """A chat model that says what it is told to, saved in ``folder``.
+
+    A question whose prompt ends in one of the marks of ``scripts`` gets the words that follow it
+    there. Every mark and word is a token, and each word decides the next one.
+    """
+    words = list(dict.fromkeys([w for mark, said in scripts.items() for w in (mark, *said)]))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in words])
+    tokenizer.chat_template = template
+    ids = tokenizer.convert_tokens_to_ids(words)
+    width = 2 * len(words) + 2
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8, num_hidden_layers=1,
+            num_attention_heads=1, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.norm.weight.fill_(1)
+        model.model.embed_tokens.weight[:, -1] = 1  # what every other token says: nothing
+        for place, token in enumerate(ids):
+            model.model.embed_tokens.weight[token] = torch.eye(width)[place]
+        model.lm_head.weight[2, -1] = 50
+        for mark, said in scripts.items():
+            chain = [mark, *said]
+            for word, following in zip(chain, [*said, tokenizer.eos_token], strict=True):
+                target = tokenizer.convert_tokens_to_ids(following)
+                model.lm_head.weight[target, words.index(word)] = 50
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

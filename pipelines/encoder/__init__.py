@@ -15,6 +15,7 @@
 ``int8``                   linear layers in eight bits, rounded row by row
 ``pooling``                token states to one vector
 ``sentence_transformers``  folders of that library, in and out
+``chat``                   instruct LLMs that are asked, their reasoning cut off
 ``titles``                 names for groups of documents, by an instruct LLM
 """
 

@@ -1,26 +1,27 @@
 """Names for groups of documents, written by an instruct LLM from keywords and excerpts.
 
-Greedy decoding, one group at a time: the same group gets the same name whatever stands beside it.
+Greedy decoding, one group at a time: a group's name does not depend on what stands beside it,
+unless another of its level has that name already.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import ray
-import torch
-import transformers
 
-from pipelines.encoder.precision import resolve_device, resolve_dtype
-from pipelines.encoder.sources import fetch_model
-from pipelines.runtime.errors import InputError
+from pipelines.encoder.chat import REFUSAL, ChatModel, clean_answer, spoken_part
 
 _INSTRUCTION = (
     "Below are keywords and excerpts of documents that belong to one group. Write a title of two "
     "to five words that says what they have in common. Answer with the title only, in the language "
     "of the documents."
+)
+_RIVAL = (
+    'Another group, about {keywords}, has the title "{name}" already. Write another title, which '
+    "tells this group from that one."
 )
 _NAME_TOKENS = 24
 _LONGEST_NAME = 60
@@ -44,116 +45,68 @@ class GroupNamer:
 
     def __init__(self, model: str) -> None:
         """Raises :class:`InputError` for a model that follows no instructions."""
-        self._model, self._tokenizer = load_model(model, "paraphrase")
+        self._chat = ChatModel(model)
 
     def name(self, groups: Sequence[Group]) -> list[str | None]:
-        """A name for each group, or None where the answer is no title."""
-        return [title_of(self._answer(prompt_of(group))) for group in groups]
+        """A name for each group of one level, no two alike; None where there is no such title.
 
-    @torch.inference_mode()
-    def _answer(self, question: str) -> str:
-        tokenizer: Any = self._tokenizer
-        ids = tokenizer(question, add_special_tokens=False)["input_ids"][:_PROMPT_TOKENS]
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": tokenizer.decode(ids)}],
-            tokenize=False,
-            add_generation_prompt=True,
+        A group whose title an earlier one has is asked for again, with that one's keywords.
+        """
+        owners: dict[str, Group] = {}
+        names: list[str | None] = []
+        for group in groups:
+            title = self._title(prompt_of(group))
+            if title and (rival := owners.get(title.casefold())):
+                title = self._title(prompt_of(group, rival=(title, rival)))
+                if title and title.casefold() in owners:
+                    title = None
+            if title:
+                owners[title.casefold()] = group
+            names.append(title)
+        return names
+
+    def _title(self, question: str) -> str | None:
+        (answer,) = self._chat.ask(
+            [self._chat.cut(question, _PROMPT_TOKENS)], most_tokens=_NAME_TOKENS
         )
-        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-        inputs = inputs.to(self._model.device)
-        written = self._model.generate(
-            **inputs,
-            max_new_tokens=_NAME_TOKENS,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return tokenizer.decode(
-            written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        return None if answer is None else title_of(answer)
 
 
-def name_groups(model: str, groups: Sequence[Group]) -> list[str | None]:
-    """A name for each group, by ``model`` on one worker of the Ray cluster (with a GPU if any)."""
+def name_levels(model: str, levels: Sequence[Sequence[Group]]) -> list[list[str | None]]:
+    """A name for each group of each level, by ``model`` on one worker (with a GPU if any)."""
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    return ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(_name).remote(model, list(groups)))
+    ask = ray.remote(num_cpus=1, num_gpus=gpus)(_name)
+    return ray.get(ask.remote(model, [list(groups) for groups in levels]))
 
 
-def _name(model: str, groups: Sequence[Group]) -> list[str | None]:
-    return GroupNamer(model).name(groups)
+def _name(model: str, levels: Sequence[Sequence[Group]]) -> list[list[str | None]]:
+    namer = GroupNamer(model)
+    return [namer.name(groups) for groups in levels]
 
 
-def prompt_of(group: Group) -> str:
-    """The question that a model is asked about a group."""
+def prompt_of(group: Group, *, rival: tuple[str, Group] | None = None) -> str:
+    """The question that a model is asked about a group.
+
+    ``rival`` is another group with its title, which this one must not have.
+    """
+    instruction = _INSTRUCTION
+    if rival is not None:
+        name, other = rival
+        instruction += " " + _RIVAL.format(name=name, keywords=", ".join(other.keywords))
     excerpts = "\n".join(f"- {text}" for text in group.texts)
-    return f"{_INSTRUCTION}\n\nKeywords: {', '.join(group.keywords)}\n\nExcerpts:\n{excerpts}"
+    return f"{instruction}\n\nKeywords: {', '.join(group.keywords)}\n\nExcerpts:\n{excerpts}"
 
 
 def title_of(answer: str) -> str | None:
     """The title in a model's answer: its first line without preamble, quotes and full stop."""
-    lines = [line.strip() for line in clean_answer(answer).splitlines() if line.strip()]
-    if not lines or REFUSAL.match(lines[0]):
+    lines = clean_answer(spoken_part(answer) or "").splitlines()
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if not first or REFUSAL.match(first):
         return None
-    title = re.sub(r"^\W*(title|name)\W*:\s*", "", lines[0], flags=re.IGNORECASE)
+    title = re.sub(r"^\W*(title|name)\W*:\s*", "", first, flags=re.IGNORECASE)
     title = clean_answer(title.strip("*#-_ ")).rstrip(".").strip()
     if not any(character.isalpha() for character in title):
         return None
     if len(title) <= _LONGEST_NAME:
         return title
     return title[:_LONGEST_NAME].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
-
-
-REFUSAL = re.compile(
-    r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
-    r"|unfortunately,? i|it is not (possible|appropriate))",
-    re.IGNORECASE,
-)
-
-
-_PREAMBLE = re.compile(
-    r"^\s*(sure|certainly|of course|here('s| is)|the rewritten text|rewritten( text)?)"
-    r"[^:\n]{0,80}:\s*",
-    re.IGNORECASE,
-)
-
-
-def load_model(name: str, method: str) -> tuple[Any, Any]:
-    """A model in evaluation mode and its tokenizer: an instruct LLM, or for backtranslate seq2seq.
-
-    Raises :class:`InputError` for a model of another kind.
-    """
-    folder = fetch_model(name).folder
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, padding_side="left", trust_remote_code=False
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    device = resolve_device("auto")
-    chat = method == "paraphrase"
-    if chat and not tokenizer.chat_template:
-        raise InputError(
-            f"{name} has no chat template: needed is a model that follows instructions, such as "
-            "one whose name ends in -Instruct"
-        )
-    kind = transformers.AutoModelForCausalLM if chat else transformers.AutoModelForSeq2SeqLM
-    try:
-        model = kind.from_pretrained(
-            folder,
-            dtype=getattr(torch, resolve_dtype("auto", str(device))),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except ValueError as error:
-        wanted = "a decoder-only LLM" if chat else "a seq2seq translation model"
-        raise InputError(f"{name} is not {wanted}, which is needed here") from error
-    return model.eval().to(device), tokenizer
-
-
-def clean_answer(answer: str) -> str:
-    """An answer without the sentence that announces it and without quotes around it."""
-    text = _PREAMBLE.sub("", answer).strip()
-    if len(text) > 1 and text[0] in "\"'“«" and text[-1] in "\"'”»":
-        text = text[1:-1].strip()
-    return text

@@ -31,8 +31,8 @@ from pipelines.corpus.files import (
     listing_of,
 )
 from pipelines.corpus.readers import read_shard
+from pipelines.encoder.chat import clean_answer
 from pipelines.encoder.sources import PACKAGED_MODEL
-from pipelines.encoder.titles import clean_answer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -46,7 +46,7 @@ from pipelines.runtime.files import (
 from pipelines.runtime.packaged import build_once, load_labelled_corpus
 from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import Receipt, configure_ray_data, run_actor_stage, run_stage
-from pipelines.training.rewriting import Rewriter, RewriterSettings, fault_of
+from pipelines.training.rewriting import ALL_REASONING, Rewriter, RewriterSettings, fault_of
 
 Method = Literal["crop", "noise", "dropout", "paraphrase", "backtranslate"]
 
@@ -341,6 +341,9 @@ def rewritten_pairs(
     for number in range(config.pairs_per_document):
         answers = rewriter.rewrite([text for _, text, *_ in by_length], f"{salt} {number}")
         for (document, text, *label), raw in zip(by_length, answers, strict=True):
+            if raw is None:
+                left_out[ALL_REASONING] += 1
+                continue
             answer = clean_answer(raw)
             fault = fault_of(text, answer)
             if fault:

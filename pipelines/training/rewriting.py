@@ -6,6 +6,7 @@ refuses, repeats, answers in another language or says nothing, and each of these
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -15,61 +16,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from pipelines.encoder.precision import resolve_device
-from pipelines.encoder.titles import REFUSAL, load_model
+from pipelines.encoder.chat import REFUSAL, ChatModel, load_writer
 
-# ruff: noqa: RUF001
-
-
-_SMALL_WORDS = {
-    "English": "the of and to is that it was for are with his they this have from by not but what "
-    "were when your which their will would there been who if do she you we he",
-    "Spanish": "el los las del que una por con para es se lo como más pero sus este esta son fue "
-    "muy todo cuando hay desde nos también hasta ser y",
-    "French": "le les des une est pas pour que qui dans sur avec ce il elle sont nous vous au aux "
-    "mais ou plus cette être fait ont leur et du",
-    "German": "der die das und ist nicht ein eine zu den von mit sich des auf für im dem auch als "
-    "wie wird bei sind oder nach ich wir aber hat",
-    "Italian": "il gli della che non una per con sono è alla nel dei più anche come questo ha del "
-    "le degli delle si ma era nella",
-    "Portuguese": "os uma que não para com por mais dos como mas foi ele das tem seu sua ou ser "
-    "quando muito há nos já está também pelo e é em da do na no ao",
-    "Dutch": "het een van en dat die niet zijn op te met voor aan er maar om hem dan ook naar bij "
-    "ze dit uit worden was wordt ik wij",
-    "Swedish": "och att det som en är av för på med den till inte har om ett men var så från vi "
-    "kan när nu eller han hon sig",
-    "Polish": "nie się że jest na do jak ale po co tak za od przez być tym już tylko był jego oraz "
-    "może dla są które w z",
-    "Turkish": "ve bir bu için ile da de çok daha olan gibi olarak ama ne var en kadar sonra her "
-    "değil ise ben sen",
-    "Indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada juga saya ke karena "
-    "ada mereka oleh adalah bisa atau",
-    "Russian": "и в не на что он с как это по но они мы из у за то все так его её было был от же "
-    "для я вы",
-    "Ukrainian": "і в не на що він з як це по але вони ми із у за то все так його її було був від "
-    "для я ви та є",
-    "Bulgarian": "и в не на че той с как това по но те ние от за са е да се ще беше който като при",
-}  # fmt: skip
-_LANGUAGES_OF: dict[str, list[str]] = {}
-for _language, _words in _SMALL_WORDS.items():
-    for _word in _words.split():
-        _LANGUAGES_OF.setdefault(_word, []).append(_language)
-
-_LEAST_SHARE = 0.12
-_LEAST_LEAD = 1.5
-_FEWEST_WORDS = 6
+_LEAST_CERTAINTY = 0.9
+_JUDGED_CHARACTERS = 4000
 
 
 def guess_language(text: str) -> str | None:
-    """The language's English name, or None where the text is too short or nothing stands out."""
-    words = re.findall(r"[^\W\d_]+", text[:4000].lower())
-    if len(words) < _FEWEST_WORDS:
-        return None
-    votes = Counter(language for word in words for language in _LANGUAGES_OF.get(word, ()))
-    (first, most), (_, second) = [*votes.most_common(2), ("", 0), ("", 0)][:2]
-    enough = most >= _LEAST_SHARE * len(words) and most >= _LEAST_LEAD * second
-    return first if enough else None
+    """The ISO 639-1 code of a text's language, or None where it is not certain.
+
+    The detector has an answer for everything, an empty text among them; with less than this
+    certainty it is none. Of 2,000 posts of 20 Newsgroups cut to 6, 12, 20 and 60 words none was
+    then taken for another language than English.
+    """
+    code, certainty = _detector().classify(text[:_JUDGED_CHARACTERS])
+    return code if certainty >= _LEAST_CERTAINTY else None
+
+
+@functools.cache
+def _detector() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def is_other_language(text: str, answer: str) -> bool:
@@ -113,59 +82,54 @@ class Rewriter:
     """Loaded models that rewrite texts."""
 
     def __init__(self, settings: RewriterSettings) -> None:
+        """Raises :class:`InputError` for models that do not do what the method needs."""
         self.settings = settings
-        self.device = resolve_device("auto")
-        names = [settings.model, *([settings.back_model] if settings.back_model else [])]
-        self._models = [load_model(name, settings.method) for name in names]
+        if settings.method == "paraphrase":
+            self._chat = ChatModel(settings.model)
+        else:
+            names = (settings.model, settings.back_model or settings.model)
+            kind = transformers.AutoModelForSeq2SeqLM
+            self._translators = [load_writer(name, kind) for name in names]
 
-    def rewrite(self, texts: Sequence[str], salt: str) -> list[str]:
-        """One new text a text, unchecked. The same texts and ``salt`` give the same answers."""
+    def rewrite(self, texts: Sequence[str], salt: str) -> list[str | None]:
+        """One new text a text, unchecked, None for reasoning without an answer.
+
+        The same texts and ``salt`` give the same answers.
+        """
         seed = hashlib.sha256(f"{self.settings.seed} {salt}".encode()).digest()
         torch.manual_seed(int.from_bytes(seed[:7], "little"))
-        results: list[str] = []
+        results: list[str | None] = []
         for start in range(0, len(texts), self.settings.batch_texts):
             batch = list(texts[start : start + self.settings.batch_texts])
             if self.settings.method == "paraphrase":
-                results += self._answer(batch, start)
+                results += self._paraphrase(batch, start)
             else:
-                for model, tokenizer in self._models:
+                for model, tokenizer in self._translators:
                     batch = self._translate(batch, model, tokenizer)
                 results += batch
         return results
 
-    @torch.inference_mode()
-    def _answer(self, texts: list[str], offset: int) -> list[str]:
-        model, tokenizer = self._models[0]
+    def _paraphrase(self, texts: list[str], offset: int) -> list[str | None]:
         kinds = list(INSTRUCTIONS.values())
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": f"{kinds[(offset + place) % len(kinds)]} "
-                  f"{_SAME_LANGUAGE}\n\n{self._cut(text, tokenizer)}"}],
-                tokenize=False, add_generation_prompt=True,
-            )
+        most = self.settings.most_tokens
+        questions = [
+            f"{kinds[(offset + place) % len(kinds)]} {_SAME_LANGUAGE}\n\n"
+            f"{self._chat.cut(text, most)}"
             for place, text in enumerate(texts)
-        ]  # fmt: skip
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        inputs = inputs.to(self.device)
-        written = model.generate(
-            **inputs, max_new_tokens=self.settings.most_tokens, do_sample=True, temperature=0.7,
-            top_p=0.9, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        answers = written[:, inputs["input_ids"].shape[1] :]
-        return tokenizer.batch_decode(answers, skip_special_tokens=True)
+        ]
+        return self._chat.ask(questions, most_tokens=most, temperature=0.7, top_p=0.9)
 
     @torch.inference_mode()
     def _translate(self, texts: list[str], model: Any, tokenizer: Any) -> list[str]:
         inputs = tokenizer(
             texts, return_tensors="pt", padding=True, truncation=True,
             max_length=self.settings.most_tokens,
-        ).to(self.device)  # fmt: skip
+        ).to(model.device)  # fmt: skip
         written = model.generate(**inputs, max_new_tokens=self.settings.most_tokens, num_beams=1)
         return tokenizer.batch_decode(written, skip_special_tokens=True)
 
-    def _cut(self, text: str, tokenizer: Any) -> str:
-        ids = tokenizer(text[: 16 * self.settings.most_tokens], add_special_tokens=False)
-        return tokenizer.decode(ids["input_ids"][: self.settings.most_tokens])
+
+ALL_REASONING = "reasoning without an answer"
 
 
 def fault_of(text: str, answer: str) -> str | None:

@@ -438,12 +438,14 @@ def test_clusters_are_named_where_a_model_is_given(tmp_path):
     write_corpus(tmp_path / "in")
     asked = []
 
-    def namer(model, briefs):
-        asked.extend(briefs)
-        return [f"{model}: <i>{brief.keywords[0]}</i>" for brief in briefs]
+    def namer(model, levels):
+        asked.extend(brief for briefs in levels for brief in briefs)
+        return [[f"{model}: <i>{b.keywords[0]}</i>" for b in briefs] for briefs in levels]
 
-    config = config_of(tmp_path, name_model="some-llm")
+    config = config_of(tmp_path, name_model="some-llm", num_clusters="2,3")
     cluster_corpus(config, namer=namer)
+    coarse = pq.read_table(tmp_path / "out" / "clusters_2.parquet").to_pylist()
+    assert all(row["name"].startswith("some-llm: <i>") for row in coarse)
     clusters = pq.read_table(tmp_path / "out" / "clusters.parquet").to_pylist()
     assert [row["name"] for row in clusters] == [
         f"some-llm: <i>{row['keywords'][0]}</i>" for row in clusters

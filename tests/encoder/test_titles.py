@@ -19,6 +19,8 @@ from pipelines.runtime.errors import InputError
         ("I'm sorry, I cannot do that.", None),
         ("42!", None),
         ("", None),
+        ("The user wants a title.\n</think>\n\nLate goals", "Late goals"),
+        ("<think>The user wants a title", None),
         ("word " * 40, "word word word word word word word word word word word word…"),
     ],
 )
@@ -48,3 +50,35 @@ def test_a_group_gets_the_same_name_in_any_company(tmp_path):
     groups = [SimpleNamespace(keywords=[word], texts=[word * 9]) for word in ("red", "blue", "sky")]
     together = namer.name(groups)
     assert [namer.name([group])[0] for group in groups] == together
+
+
+class ScriptedChat:
+    """Answers by what a question holds, and keeps the questions."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.questions = []
+
+    def cut(self, text, tokens):
+        return text
+
+    def ask(self, questions, *, most_tokens):
+        self.questions += questions
+        return [next(a for word, a in self.answers.items() if word in q) for q in questions]
+
+
+def test_groups_of_one_level_have_distinct_names():
+    answers = {
+        'the title "Space flight" already': "Moon landings",
+        'the title "Cars" already': "cars.",
+        "orbit": "Space flight", "lunar": "Space flight", "engine": "Cars", "brakes": "Cars",
+        "silence": None,
+    }  # fmt: skip
+    namer = GroupNamer.__new__(GroupNamer)
+    namer._chat = ScriptedChat(answers)
+    words = ["orbit", "lunar", "engine", "brakes", "silence"]
+    groups = [SimpleNamespace(keywords=[word], texts=["A text."]) for word in words]
+    assert namer.name(groups) == ["Space flight", "Moon landings", "Cars", None, None]
+    asked_again = namer._chat.questions[2]
+    assert "Another group, about orbit," in asked_again and "Keywords: lunar" in asked_again
+    assert namer.name(groups[:1]) == ["Space flight"]

@@ -1,9 +1,12 @@
+from collections import Counter
+
 import pytest
 import torch
 import transformers
-from tiny_models import SENTENCES, tiny_model, tiny_tokenizer
+from tiny_models import SENTENCES, scripted_model, tiny_model, tiny_tokenizer
 
 from pipelines.runtime.errors import InputError
+from pipelines.training.pairs import PairsConfig, rewritten_pairs
 from pipelines.training.rewriting import Rewriter, RewriterSettings
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -56,3 +59,27 @@ def test_model_without_chat_template_cannot_paraphrase(tmp_path):
 def test_decoder_only_model_cannot_translate(chat_model):
     with pytest.raises(InputError, match="is not a seq2seq translation model"):
         Rewriter(settings(chat_model, str(chat_model), "backtranslate"))
+
+
+def test_reasoning_is_no_paraphrase(tmp_path):
+    said = ["The keeper", " had a", " good day", " on the pitch."]
+    scripts = {"[deep]": ["<think>", "Other words,", " then.", "</think>", *said]}
+    template = CHAT + "[deep]"
+    folder = scripted_model(tmp_path, scripts, template)
+    texts = ["The keeper saved two penalties and the home side won."]
+    for most, answer in ((20, "The keeper had a good day on the pitch."), (3, None)):
+        rewriter = Rewriter(RewriterSettings("paraphrase", str(folder), None, most, 1, 0))
+        assert rewriter.rewrite(texts, "shard") == [answer]
+
+
+def test_reasoning_alone_is_counted_by_its_own_name():
+    class Thinker:
+        def rewrite(self, texts, salt):
+            return [None, "Two penalties were saved by the goalkeeper, and they won."]
+
+    left_out = Counter()
+    config = PairsConfig(method="paraphrase")
+    documents = [("1", SENTENCES[3]), ("2", SENTENCES[3] + " It was late.")]
+    rows = list(rewritten_pairs(config, documents, left_out, Thinker(), ""))
+    assert [row[2] for row in rows] == ["2"]
+    assert left_out == {"reasoning without an answer": 1}

@@ -1,0 +1,159 @@
+"""Instruct LLMs that are asked, and what they answer once their reasoning is cut off.
+
+Used for names of groups and for paraphrases. A model that thinks before it answers is told not to
+where its chat template can say so; of what it writes, only what follows the thought is an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import torch
+import transformers
+
+from pipelines.encoder.precision import resolve_device, resolve_dtype
+from pipelines.encoder.sources import fetch_model
+from pipelines.runtime.errors import InputError
+
+REFUSAL = re.compile(
+    r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
+    r"|unfortunately,? i|it is not (possible|appropriate))",
+    re.IGNORECASE,
+)
+_PREAMBLE = re.compile(
+    r"^\s*(sure|certainly|of course|here('s| is)|the rewritten text|rewritten( text)?)"
+    r"[^:\n]{0,80}:\s*",
+    re.IGNORECASE,
+)
+# Templates know either name (Qwen, GLM and SmolLM the first, Granite and DeepSeek the second).
+_NO_THINKING = {"enable_thinking": False, "thinking": False}
+_OPENING = re.compile(
+    r"<think(ing)?>|<(reasoning|thought)>|\[THINK\]|<\|begin_of_thought\|>"
+    r"|<\|channel\|>\s*analysis\s*<\|message\|>"
+)
+_CLOSING = re.compile(
+    r"</think(ing)?>|</(reasoning|thought)>|\[/THINK\]|<\|end_of_thought\|>"
+    r"|<\|channel\|>\s*final\s*<\|message\|>"
+)
+
+
+class ChatModel:
+    """A loaded instruct LLM."""
+
+    def __init__(self, name: str) -> None:
+        """Raises :class:`InputError` for a model that follows no instructions."""
+        self._name = name
+        self._model, self._tokenizer = load_writer(name, transformers.AutoModelForCausalLM)
+        if not self._tokenizer.chat_template:
+            raise InputError(
+                f"{name} has no chat template: needed is a model that follows instructions, such "
+                "as one whose name ends in -Instruct"
+            )
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The beginning of a text, of ``tokens`` tokens at most."""
+        ids = self._tokenizer(text[: 16 * tokens], add_special_tokens=False)["input_ids"]
+        return self._tokenizer.decode(ids[:tokens])
+
+    @torch.inference_mode()
+    def ask(
+        self, questions: Sequence[str], *, most_tokens: int, **sampling: Any
+    ) -> list[str | None]:
+        """An answer to each question, None where the model wrote nothing but its reasoning.
+
+        Args:
+            questions: answered together, each without the others.
+            most_tokens: of an answer, its reasoning included.
+            sampling: ``temperature``, ``top_p``; greedy without.
+        """
+        prompts = [self._prompt(question) for question in questions]
+        inputs = self._tokenizer(
+            prompts, return_tensors="pt", padding=True, add_special_tokens=False
+        ).to(self._model.device)
+        options = {"temperature": None, "top_p": None, "top_k": None} | sampling
+        written = self._model.generate(
+            **inputs,
+            max_new_tokens=most_tokens,
+            do_sample=bool(sampling),
+            pad_token_id=self._tokenizer.pad_token_id,
+            **options,
+        )
+        raw = self._tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :])
+        return [self._answer(prompt, answer) for prompt, answer in zip(prompts, raw, strict=True)]
+
+    def _prompt(self, question: str) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **_NO_THINKING,
+            )
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"the chat template of {self._name} refuses a plain question: {error}; "
+                "use another model"
+            ) from error
+
+    def _answer(self, prompt: str, raw: str) -> str | None:
+        """What a model wrote after its reasoning, which the prompt may have opened already."""
+        *_, last = [None, *_OPENING.finditer(prompt)]
+        opened = last is not None and not prompt[last.end() :].strip()
+        answer = spoken_part(f"<think>{raw}" if opened else raw)
+        if answer is None:
+            return None
+        for token in self._tokenizer.all_special_tokens:
+            answer = answer.replace(token, "")
+        return answer
+
+
+def spoken_part(answer: str) -> str | None:
+    """What follows the last closing mark of reasoning, None where reasoning is all there is."""
+    *_, closing = [None, *_CLOSING.finditer(answer)]
+    rest = answer if closing is None else answer[closing.end() :]
+    opening = _OPENING.search(rest)
+    rest = rest if opening is None else rest[: opening.start()]
+    reasoned = closing is not None or opening is not None
+    return None if reasoned and not any(map(str.isalnum, rest)) else rest
+
+
+def load_writer(name: str, kind: Any) -> tuple[Any, Any]:
+    """A model that writes, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: as :func:`pipelines.encoder.sources.fetch_model` takes it.
+        kind: ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` of transformers.
+
+    Raises:
+        InputError: a model of another kind.
+    """
+    folder = fetch_model(name).folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, padding_side="left", trust_remote_code=False
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    device = resolve_device("auto")
+    try:
+        model = kind.from_pretrained(
+            folder,
+            dtype=getattr(torch, resolve_dtype("auto", str(device))),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except ValueError as error:
+        seq2seq = kind is transformers.AutoModelForSeq2SeqLM
+        wanted = "a seq2seq translation model" if seq2seq else "a decoder-only LLM"
+        raise InputError(f"{name} is not {wanted}, which is needed here") from error
+    return model.eval().to(device), tokenizer
+
+
+def clean_answer(answer: str) -> str:
+    """An answer without the sentence that announces it and without quotes around it."""
+    text = _PREAMBLE.sub("", answer).strip()
+    if len(text) > 1 and text[0] in "\"'“«" and text[-1] in "\"'”»":
+        text = text[1:-1].strip()
+    return text

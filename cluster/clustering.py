@@ -2,187 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BeforeValidator
 
-from cluster.assign import NearestCentroids
 from cluster.census import Census, CensusPlan, assign_shard, census_from_tables, merge_censuses
+from cluster.config import MAY_CHANGE, ClusterConfig
 from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
-from cluster.num_clusters import Choice, choose_num_clusters
-from cluster.on_ray import RayVectors, count_cpus, run_on_shards
-from cluster.outcome import (
-    Namer,
-    delete_others,
-    describe_outcome,
-    name_clusters,
-    write_tables,
-)
+from cluster.num_clusters import Candidate, Choice, choose_num_clusters
+from cluster.on_ray import RayVectors, count_cpus
+from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
 from cluster.report import build_report, render_report
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
 from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_centroids
+from cluster.work import WORK_FOLDER, Work, remove_stale
+from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import default_output, join, make_folder, write_bytes
+from pipelines.runtime.files import join, make_folder, open_filesystem, write_bytes
+from pipelines.runtime.run_record import RunRecord, require_unchanged
 
 log = logging.getLogger(__name__)
 
-
-def _as_words(value: Any) -> Any:
-    """What YAML reads as a number, a list or a truth value, as a command line would have it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ",".join(str(part) for part in value)
-    return str(value) if isinstance(value, int) else value
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Settings of one clustering run."""
-
-    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
-    """Vectors: output of embed_corpus, or any Parquet, .npy or Lance; file, folder or glob."""
-    output: str = field(default_factory=lambda: default_output("cluster_corpus"))
-    """Folder to write to."""
-    num_clusters: Annotated[str, BeforeValidator(_as_words)] = "auto"
-    """How many clusters: a number, 'auto', or several ('10,20,50') for one level each."""
-    label_column: str | None = None
-    """Column of known labels to score against; rows without a label are left out of the scores."""
-    text_column: str = "text"
-    """Column of texts for keywords and examples; without it the report has none."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
-    """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
-    fit: str = "sample:200000"
-    """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
-    restarts: int = 3
-    """Independent k-means++ starts, of which the best is kept."""
-    two_level: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_words)] = "auto"
-    """Cluster coarsely first, then within: much faster for many clusters; auto: from 2,000 on."""
-    initial_centroids: str | None = None
-    """Start from these centroids (centroids.parquet of an earlier run) and keep their numbers."""
-    max_clusters: int = 0
-    """Most clusters that 'auto' tries; 0 for the square root of the sample, 20 to 150."""
-    max_iterations: int = 25
-    """Iterations of k-means at most."""
-    sample_documents: int = 20_000
-    """Documents drawn for keywords, diverse examples and scores without labels."""
-    map_documents: int = 3_000
-    """Documents drawn for the report's map."""
-    duplicate_similarity: float = 0.98
-    """Cosine from which documents of a cluster are near-duplicates; 0 for no search."""
-    name_model: str | None = None
-    """Instruct LLM that names each cluster from its keywords and documents; none by default."""
-    drop_bad_vectors: bool = False
-    """Leave out vectors that cannot be clustered and list them, instead of stopping."""
-    num_workers: int = 0
-    """Workers that read and assign; 0 for one a CPU of the Ray cluster."""
-    cpus_per_worker: float = 1.0
-    """CPUs that Ray reserves for a worker."""
-    gpus_per_worker: int = 0
-    """GPUs that Ray reserves for a worker; FAISS uses them where its GPU build is installed."""
-    seed: int = 0
-    """Decides every draw; the same seed gives the same bits."""
-
-    def __post_init__(self) -> None:
-        self.levels()
-        self.fit_rows()
-        for name in ("restarts", "max_iterations", "sample_documents", "map_documents"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{_flag(name)} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.duplicate_similarity <= 1:
-            raise InputError(
-                f"--duplicate-similarity is {self.duplicate_similarity}; it must be from 0 to 1"
-            )
-        self._check_combinations()
-        if self.num_workers < 0 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
-            raise InputError(
-                f"--num-workers is {self.num_workers}, --cpus-per-worker {self.cpus_per_worker}, "
-                f"--gpus-per-worker {self.gpus_per_worker}; CPUs must be above 0, the others not "
-                "below"
-            )
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
-
-    def _check_combinations(self) -> None:
-        """Refuse settings that would have no effect, or none together."""
-        if self.max_clusters and self.num_clusters != "auto":
-            raise InputError("--max-clusters bounds --num-clusters auto; leave one of them out")
-        if self.max_clusters < 0 or self.max_clusters == 1:
-            raise InputError(f"--max-clusters is {self.max_clusters}; it must be at least 2")
-        if self.initial_centroids is not None and len(self.levels()) != 1:
-            raise InputError("--initial-centroids needs --num-clusters with one number")
-
-    def levels(self) -> list[int]:
-        """The numbers of clusters asked for, ascending; empty for 'auto'."""
-        if self.num_clusters == "auto":
-            return []
-        try:
-            levels = sorted({int(part) for part in self.num_clusters.split(",")})
-        except ValueError as error:
-            raise InputError(
-                f"--num-clusters is {self.num_clusters!r}; it must be a number, 'auto', or numbers "
-                "joined by commas"
-            ) from error
-        if levels[0] < 1:
-            raise InputError(f"--num-clusters is {self.num_clusters}; at least 1 is needed")
-        return levels
-
-    def fit_rows(self) -> int | None:
-        """Rows to fit on, None for all."""
-        kind, _, number = self.fit.partition(":")
-        if self.fit == "all":
-            return None
-        if kind == "sample" and number.isdecimal() and int(number) > 0:
-            return int(number)
-        raise InputError(f"--fit is {self.fit!r}; it must be 'all' or 'sample:N' with N above 0")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-_TRIALS = 8
-
-
-def start_from(
-    centroids: np.ndarray, sizes: np.ndarray, k: int, vectors: np.ndarray, *, seed: int
-) -> np.ndarray:
-    """float32 (k, d): earlier ``centroids``, float32 (m, d), as the start of ``k`` clusters.
-
-    Where there are too many, those of the smallest ``sizes``, int64 (m,), are left out. Where
-    there are too few, rows of ``vectors``, float32 (n, d), are added, each the best of a few drawn
-    with probability proportional to squared distance from all centroids so far (greedy k-means++,
-    Arthur and Vassilvitskii 2007).
-    """
-    if k <= len(centroids):
-        kept = np.sort(np.argsort(-sizes, kind="stable")[:k])
-        return np.ascontiguousarray(centroids[kept], dtype=np.float32)
-    random = np.random.default_rng(seed)
-    start = np.ascontiguousarray(centroids, dtype=np.float32)
-    nearest = _squared_distances(start, vectors)
-    while len(start) < k:
-        shares = np.cumsum(nearest)
-        drawn = np.searchsorted(shares, random.random(_TRIALS) * shares[-1], side="right")
-        candidates = vectors[np.minimum(drawn, len(vectors) - 1)]
-        left = [np.minimum(nearest, _squared_distances(c[None], vectors)) for c in candidates]
-        best = int(np.argmin([distances.sum() for distances in left]))
-        start, nearest = np.vstack([start, candidates[best][None]]), left[best]
-    return start
-
-
-def _squared_distances(centroids: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return NearestCentroids(centroids).assign(vectors).distances ** 2
-
-
+NOT_KEPT = Work()
+"""Where nothing is kept of what is done."""
 KEPT_DOCUMENTS = 5
 """Nearest and farthest documents kept of every cluster."""
 _MOST_CELLS = 5_000_000
@@ -190,32 +38,61 @@ START_ROWS = 100_000
 """Vectors that the start of a fit on all vectors is found on."""
 
 
-@dataclass(frozen=True)
-class ClusterResult:
-    """Figures for ``run.json`` and a short table for people."""
-
-    counts: dict[str, int]
-    metrics: dict[str, Any]
-    summary: dict[str, str]
-
-
 def cluster_corpus(
-    config: ClusterConfig, record: object = None, *, namer: Namer | None = None
-) -> ClusterResult:
+    config: ClusterConfig, record: RunRecord | None = None, *, namer: Namer | None = None
+) -> JobResult:
     """Cluster the vectors of ``config.embeddings`` into the folder ``config.output``.
 
-    Needs a running Ray; ``record`` is the open run record, which takes what this returns, and
-    ``namer`` asks ``config.name_model`` for names. Raises :class:`InputError` for vectors or
-    settings that cannot be used.
+    Goes on with what an earlier run of the same vectors and code has left there. Needs a running
+    Ray; ``record`` is the open run record, which takes what this returns, and ``namer`` asks
+    ``config.name_model`` for names. Raises :class:`InputError` for vectors or settings that cannot
+    be used.
     """
     source = find_source(config)
-    scan = scan_corpus(source, config)
-    choice = choose_levels(scan, config)
+    digest = digest_of(source)
+    if record is not None and record.settled and record.previous is not None:
+        require_unchanged(config.output, record.previous, "vectors_digest", digest)
+        Work(join(config.output, WORK_FOLDER)).end()
+        return JobResult(
+            summary={"nothing to do": f"{config.output} is complete, vectors unchanged"}
+        )
+    work = Work.begin(config.output, {"vectors": digest, "settings": _deciding(config)})
+    outcome = find_clusters(source, config, work)
+    if config.name_model is not None and namer is not None:
+        outcome = name_clusters(outcome, partial(namer, config.name_model))
+    write_tables(outcome, config.output)
+    report = build_report(
+        outcome, asdict(config), map_documents=config.map_documents, seed=config.seed
+    )
+    page = join(config.output, "report.html")
+    write_bytes(page, render_report(report).encode())
+    result = JobResult(
+        outcome.counts(),
+        {"scores": outcome.scores, "vectors_digest": digest},
+        {**outcome.summary(), "report": page},
+    )
+    if record is not None:
+        record.counts.update(result.counts)
+        record.metrics.update(result.metrics)
+        record.complete()
+    work.end()
+    return result
+
+
+def _deciding(config: ClusterConfig) -> dict[str, Any]:
+    """The settings without those that decide no result."""
+    return {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+
+
+def find_clusters(source: VectorSource, config: ClusterConfig, work: Work) -> Outcome:
+    """Scan, fit, assign and describe; what ``work`` holds is not done again."""
+    scan = scan_corpus(source, config, work)
+    choice = choose_levels(scan, config, work)
     levels = [choice.k] if choice is not None else config.levels()
     _check_table_of_labels(scan, levels, config)
-    fits = {k: fit_level(source, scan, k, config, load_start(config, source, k)) for k in levels}
-    census = assign_corpus(source, scan, fits, config)
-    outcome = describe_outcome(
+    fits = {k: kept_fit(source, scan, k, config, work) for k in levels}
+    census = assign_corpus(source, scan, fits, config, work)
+    return describe_outcome(
         scan,
         fits,
         choice,
@@ -223,16 +100,27 @@ def cluster_corpus(
         documents=config.sample_documents,
         has_labels=config.label_column is not None,
         similarity=config.duplicate_similarity or None,
+        fingerprint=source.fingerprint,
     )
-    if config.name_model is not None and namer is not None:
-        outcome = name_clusters(outcome, partial(namer, config.name_model))
-    write_tables(outcome, config.output)
-    report = build_report(
-        outcome, asdict(config), map_documents=config.map_documents, seed=config.seed
-    )
-    write_bytes(join(config.output, "report.html"), render_report(report).encode())
-    summary = {**outcome.summary(), "report": join(config.output, "report.html")}
-    return ClusterResult(outcome.counts(), {"scores": outcome.scores}, summary)
+
+
+def kept_fit(source: VectorSource, scan: Scan, k: int, config: ClusterConfig, work: Work) -> Fit:
+    """Centroids for ``k`` clusters, fitted now or by the run that this one goes on with."""
+    start = load_start(config, source, k)
+    return Fit(**work.once(f"fit-{k}", lambda: vars(fit_level(source, scan, k, config, start))))
+
+
+def digest_of(source: VectorSource) -> str:
+    """SHA-256 of the state of all files: path, size and time of change, or Lance's version."""
+    filesystem, _ = open_filesystem(source.uri)
+    pieces = {piece.path: piece.version for shard in source.shards for piece in shard.pieces}
+    plain = [path for path, version in pieces.items() if version is None]
+    about = {info.path: info for info in filesystem.get_file_info(plain)}
+    state = [
+        [path, version] if version is not None else [path, about[path].size, about[path].mtime_ns]
+        for path, version in sorted(pieces.items())
+    ]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def find_source(config: ClusterConfig) -> VectorSource:
@@ -250,14 +138,13 @@ def find_source(config: ClusterConfig) -> VectorSource:
     return replace(source, unit_norm=config.metric == "cosine", drop_bad=config.drop_bad_vectors)
 
 
-def scan_corpus(source: VectorSource, config: ClusterConfig) -> Scan:
+def scan_corpus(source: VectorSource, config: ClusterConfig, work: Work = NOT_KEPT) -> Scan:
     """Check every vector once and draw the sample."""
     rows = config.fit_rows() or START_ROWS
     wanted = max(rows, config.sample_documents, config.map_documents)
     plan = SamplePlan(source.rows, wanted, config.sample_documents, config.seed)
-    tables = run_on_shards(
-        partial(scan_shard, source, plan=plan), source.shards, stage="scan", **pool_of(config)
-    )
+    scanned = partial(scan_shard, source, plan=plan)
+    tables = work.on_shards("scan", scanned, source.shards, **pool_of(config))
     scan = merge_scans([scan_from_tables(table) for table in tables], source, plan)
     if not scan.rows:
         raise InputError(
@@ -282,13 +169,21 @@ def _check_table_of_labels(scan: Scan, levels: list[int], config: ClusterConfig)
         )
 
 
-def choose_levels(scan: Scan, config: ClusterConfig) -> Choice | None:
+def choose_levels(scan: Scan, config: ClusterConfig, work: Work = NOT_KEPT) -> Choice | None:
     """The number of clusters that suits the sample, where none was given."""
-    if config.levels() or config.initial_centroids is not None:
+    if config.levels():
         return None
-    choice = choose_num_clusters(
-        scan.sample.vectors, fit_options(2, config), most=config.max_clusters or None
-    )
+
+    def choose() -> dict[str, Any]:
+        choice = choose_num_clusters(
+            scan.sample.vectors, fit_options(2, config), most=config.max_clusters or None
+        )
+        tried = [asdict(candidate) for candidate in choice.candidates]
+        return {**vars(choice), "candidates": json.dumps(tried)}
+
+    kept = work.once("choice", choose)
+    tried = [Candidate(**candidate) for candidate in json.loads(kept["candidates"])]
+    choice = Choice(kept["k"], kept["reason"], tried)
     log.info("%s", choice.reason)
     return choice
 
@@ -332,7 +227,13 @@ def load_start(config: ClusterConfig, source: VectorSource, k: int) -> np.ndarra
     """The ``--initial-centroids``, checked against vectors and number of clusters."""
     if config.initial_centroids is None:
         return None
-    start = read_centroids(config.initial_centroids)
+    start, fingerprint = read_centroids(config.initial_centroids)
+    if None not in (fingerprint, source.fingerprint) and fingerprint != source.fingerprint:
+        raise InputError(
+            f"{config.initial_centroids} holds centroids of vectors with fingerprint "
+            f"{fingerprint}, {config.embeddings} vectors with {source.fingerprint}: centroids of "
+            "another encoder mean nothing here. Leave --initial-centroids out"
+        )
     if start.shape != (k, source.dimension):
         raise InputError(
             f"{config.initial_centroids} holds {start.shape[0]} centroids of {start.shape[1]} "
@@ -342,7 +243,11 @@ def load_start(config: ClusterConfig, source: VectorSource, k: int) -> np.ndarra
 
 
 def assign_corpus(
-    source: VectorSource, scan: Scan, fits: Mapping[int, Fit], config: ClusterConfig
+    source: VectorSource,
+    scan: Scan,
+    fits: Mapping[int, Fit],
+    config: ClusterConfig,
+    work: Work = NOT_KEPT,
 ) -> Census:
     """Assign every document, one file of ``assignments/`` a shard."""
     folder = join(config.output, "assignments")
@@ -352,9 +257,19 @@ def assign_corpus(
     plan = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
     make_folder(folder)
     assign = partial(_assign_to_file, source, levels, plan, folder, config.seed)
-    tables = run_on_shards(assign, source.shards, stage="assign", **pool_of(config))
+    deciding = hashlib.sha256(repr(plan).encode())
+    for centroids in levels.values():
+        deciding.update(centroids.tobytes())
+    stage = f"assign-{deciding.hexdigest()[:16]}"
+    tables = work.on_shards(stage, assign, source.shards, **pool_of(config))
     census = merge_censuses([census_from_tables(table, plan) for table in tables])
-    delete_others(folder, {f"{shard.name}.parquet" for shard in source.shards})
+    if int(census.sizes.sum()) != scan.rows:
+        raise RuntimeError(
+            f"{scan.rows:,} documents were read and {int(census.sizes.sum()):,} assigned: the "
+            "vectors changed meanwhile. Run again"
+        )
+    written = {f"{shard.name}.parquet" for shard in source.shards}
+    remove_stale(folder, r"part-\d{5,}\.parquet", written)
     return census
 
 

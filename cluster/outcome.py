@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from cluster.assign import NearestCentroids
 from cluster.census import Census
@@ -20,26 +19,37 @@ from cluster.kmeans import Fit
 from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
 from cluster.num_clusters import Choice
 from cluster.sample import Sample, Scan
-from pipelines.runtime.files import join, make_folder, open_filesystem, write_bytes, write_table
+from cluster.vector_files import FINGERPRINT_KEY
+from cluster.work import remove_stale
+from pipelines.runtime.files import join, make_folder, write_bytes, write_table
 
 OUTLIER_DEVIATIONS = 3.0
 
 
 def centroids_table(
-    centroids: np.ndarray, sizes: np.ndarray, ids: np.ndarray | None = None
+    centroids: np.ndarray,
+    sizes: np.ndarray,
+    ids: np.ndarray | None = None,
+    fingerprint: str | None = None,
 ) -> pa.Table:
     """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d).
 
-    Without ``ids`` clusters are called by their places.
+    Without ``ids`` clusters are called by their places. ``fingerprint`` is that of the encoder
+    that made the vectors; the file carries it as files of vectors do.
     """
     k, dimension = centroids.shape
     flat = pa.array(centroids.ravel(), pa.float32())
-    return pa.table(
+    table = pa.table(
         {
             "cluster_id": pa.array(range(k) if ids is None else ids, pa.int32()),
             "size": pa.array(sizes, pa.int64()),
             "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
         }
+    )
+    return (
+        table
+        if fingerprint is None
+        else table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
     )
 
 
@@ -192,6 +202,8 @@ class Outcome:
     """What a reader of the result must know."""
     ids: np.ndarray | None = None
     """int32 (k,), id of the cluster at each place, where ids are not places."""
+    fingerprint: str | None = None
+    """The encoder's, where the vectors carry one."""
 
     def with_ids(self, ids: np.ndarray) -> Outcome:
         """The same with each cluster called by its id, int32 (k,), instead of its place."""
@@ -275,6 +287,7 @@ def describe_outcome(
     documents: int,
     has_labels: bool,
     similarity: float | None,
+    fingerprint: str | None = None,
 ) -> Outcome:
     """Describe and score every level.
 
@@ -304,7 +317,15 @@ def describe_outcome(
             "sliced_clusters": found.sliced_clusters,
         }
     return Outcome(
-        scan, levels, choice, described, scores, outliers_table(census), duplicates, notices
+        scan,
+        levels,
+        choice,
+        described,
+        scores,
+        outliers_table(census),
+        duplicates,
+        notices,
+        fingerprint=fingerprint,
     )
 
 
@@ -365,40 +386,38 @@ def _renumbered(table: pa.Table, ids: np.ndarray) -> pa.Table:
     return table.set_column(column, "cluster_id", pa.array(ids[places], pa.int32()))
 
 
+_OWN_TABLES = (
+    r"(outliers|near_duplicates|confusion|levels|k_curve|rejected|(centroids|clusters)(_\d+)?)"
+    r"\.parquet"
+)
+
+
 def write_tables(outcome: Outcome, folder: str) -> None:
     """Write tables and ``scores.json`` into ``folder``, each whole or not at all."""
-    found = {"outliers": outcome.outliers}
+    tables = {"outliers": outcome.outliers}
     for level in outcome.levels:
         suffix = "" if level is outcome.levels[-1] else f"_{level.k}"
         id_type = outcome.documents.ids.type
-        found[f"centroids{suffix}"] = centroids_table(level.fit.centroids, level.census.sizes)
-        found[f"clusters{suffix}"] = clusters_table(level.clusters, id_type)
+        tables[f"centroids{suffix}"] = centroids_table(
+            level.fit.centroids, level.census.sizes, fingerprint=outcome.fingerprint
+        )
+        tables[f"clusters{suffix}"] = clusters_table(level.clusters, id_type)
     if outcome.duplicates is not None:
-        found["near_duplicates"] = outcome.duplicates
+        tables["near_duplicates"] = outcome.duplicates
     if outcome.census.labels:
-        found["confusion"] = confusion_table(outcome.census)
+        tables["confusion"] = confusion_table(outcome.census)
     if len(outcome.levels) > 1:
-        found["levels"] = levels_table(outcome.census)
+        tables["levels"] = levels_table(outcome.census)
     if outcome.choice is not None:
-        found["k_curve"] = curve_table(outcome.choice)
+        tables["k_curve"] = curve_table(outcome.choice)
     if len(outcome.scan.rejected):
-        found["rejected"] = outcome.scan.rejected
+        tables["rejected"] = outcome.scan.rejected
     make_folder(folder)
-    for name, table in found.items():
+    for name, table in tables.items():
         write_table(join(folder, f"{name}.parquet"), table)
-    delete_others(folder, {f"{name}.parquet" for name in found})
+    remove_stale(folder, _OWN_TABLES, {f"{name}.parquet" for name in tables})
     text = json.dumps(outcome.scores, indent=2, ensure_ascii=False) + "\n"
     write_bytes(join(folder, "scores.json"), text.encode())
-
-
-def delete_others(folder: str, keep: set[str]) -> None:
-    """Delete Parquet files of ``folder`` that are not in ``keep``: what an earlier run left."""
-    filesystem, inner = open_filesystem(folder)
-    selector = pafs.FileSelector(inner, allow_not_found=True)
-    for info in filesystem.get_file_info(selector):
-        stale = info.base_name.endswith(".parquet") and info.base_name not in keep
-        if info.type == pafs.FileType.File and stale:
-            filesystem.delete_file(info.path)
 
 
 MOST_NAMED = 500

@@ -27,6 +27,10 @@ FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 EMBEDDINGS_FOLDER = "embeddings"
 """Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
 _LANCE = ".lance"
+PUBLISHED_TAG = "published"
+"""The tag that a store gives the version that readers are to see."""
+_STORE_DOCUMENTS = "documents.lance"
+_STORE_MARK = "store.json"
 _SUFFIXES = (".parquet", ".npy", _LANCE)
 ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
@@ -61,6 +65,8 @@ class Piece:
     part: int
     rows: int
     read: Callable[[Sequence[str], int], Iterator[pa.RecordBatch]] | None = None
+    version: int | None = None
+    """Lance's number of the version that the fragment is read in."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,11 @@ class FileSummary:
 def find_files(uri: str) -> list[str]:
     """Files of vectors and Lance datasets at ``uri``, sorted, as paths on its filesystem.
 
-    Of an embedding job's output folder only ``embeddings/`` is looked at. Raises
-    :class:`InputError` where there are none.
+    Of an embedding job's output folder only ``embeddings/`` is looked at, of a store its
+    documents. Raises :class:`InputError` where there are none.
     """
-    results = join(uri, EMBEDDINGS_FOLDER)
+    inside = _STORE_DOCUMENTS if exists(join(uri, _STORE_MARK)) else EMBEDDINGS_FOLDER
+    results = join(uri, inside)
     infos = match_files(results if exists(results) else uri, datasets=(_LANCE,))
     paths = [info.path for info in infos if info.path.endswith(_SUFFIXES)]
     if not paths:
@@ -147,20 +154,37 @@ def _describe_lance(path: str, columns: Columns) -> FileSummary:
         fingerprint.decode() if fingerprint else None,
         id_kind,
         dataset.schema,
-        [Piece(path, f.fragment_id, f.count_rows()) for f in dataset.get_fragments()],
+        [
+            Piece(path, fragment.fragment_id, fragment.count_rows(), version=dataset.version)
+            for fragment in dataset.get_fragments()
+        ],
     )
 
 
-def _open_lance(path: str) -> Any:
+def _open_lance(path: str, version: int | None = None) -> Any:
+    """A dataset in a version; by default the published one of a store, else the newest.
+
+    A store's newest version may be one that was refused, or a night's that is not finished.
+    """
     import lance  # slow, and few inputs are of this kind
 
     options = s3_settings(path) if path.startswith("s3://") else {}
     if options.get("endpoint", "").startswith("http://"):
         options["allow_http"] = "true"
     try:
-        return lance.dataset(split_options(path)[0], storage_options=options)
+        dataset = lance.dataset(split_options(path)[0], version, storage_options=options)
+        if version is not None:
+            return dataset
+        tags = dataset.tags.list()
+        if PUBLISHED_TAG in tags:
+            return dataset.checkout_version(tags[PUBLISHED_TAG]["version"])
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not a Lance dataset: {_first_line(error)}") from error
+    base, given = split_options(path)
+    store, _, name = base.rpartition("/")
+    if name == _STORE_DOCUMENTS and exists(join(store, _STORE_MARK) + given):
+        raise InputError(f"{store} is a store that has published no version yet")
+    return dataset
 
 
 def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
@@ -251,7 +275,7 @@ def read_batches(
     elif piece.path.endswith(".npy"):
         yield from _read_npy(filesystem, piece, columns, block_rows)
     elif split_options(piece.path)[0].endswith(_LANCE):
-        fragment = _open_lance(piece.path).get_fragment(piece.part)
+        fragment = _open_lance(piece.path, piece.version).get_fragment(piece.part)
         rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
         yield from fragment.to_batches(columns=columns.names(), batch_size=rows)
     else:

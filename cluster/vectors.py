@@ -155,8 +155,10 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
             yield _checked_block(batch, piece.path, source, columns)
 
 
-def read_centroids(uri: str) -> np.ndarray:
+def read_centroids(uri: str) -> tuple[np.ndarray, str | None]:
     """Centroids, float32 (k, d), from ``centroids.parquet`` or an ``.npy``, in their order.
+
+    With them the fingerprint of the encoder whose vectors they are of, where the file carries one.
 
     Raises :class:`InputError` for a file that holds none.
     """
@@ -166,7 +168,7 @@ def read_centroids(uri: str) -> np.ndarray:
     ids = np.concatenate([block.ids.to_numpy(zero_copy_only=False) for block in blocks])
     if not np.array_equal(np.sort(ids), np.arange(len(ids))):
         raise InputError(f"{uri}: cluster_id must number the centroids from 0 to {len(ids) - 1}")
-    return np.concatenate([block.vectors for block in blocks])[np.argsort(ids)]
+    return np.concatenate([block.vectors for block in blocks])[np.argsort(ids)], source.fingerprint
 
 
 def hash_ids(ids: pa.Array, seed: int) -> np.ndarray:

@@ -7,7 +7,8 @@ submit it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/
 from collections.abc import Sequence
 from functools import partial
 
-from cluster.clustering import ClusterConfig, cluster_corpus
+from cluster.clustering import cluster_corpus
+from cluster.config import MAY_CHANGE, ClusterConfig
 from cluster.outcome import Brief
 from pipelines.runtime.command import run_job
 
@@ -21,5 +22,11 @@ def ask_model(model: str, levels: Sequence[Sequence[Brief]]) -> list[list[str | 
 
 
 if __name__ == "__main__":
-    work = partial(cluster_corpus, namer=ask_model)
-    run_job("cluster_corpus", ClusterConfig, work, inputs=("embeddings",))
+    run_job(
+        "cluster_corpus",
+        ClusterConfig,
+        partial(cluster_corpus, namer=ask_model),
+        inputs=("embeddings",),
+        may_change=MAY_CHANGE,
+        keep_complete=True,
+    )

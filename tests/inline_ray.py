@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from cluster import clustering
+from cluster import work
 from pipelines.embedding import encode as vectors
 from pipelines.nightly import clusters
 from pipelines.nightly import job as reindex
@@ -47,7 +47,7 @@ def run_inline(patch: pytest.MonkeyPatch) -> None:
     """Make nights run in this process."""
     patch.setattr(stages, "unit_dataset", inline_units)
     patch.setattr(vectors, "unit_dataset", inline_units)
-    for module in (clustering, clusters):
+    for module in (work, clusters):
         patch.setattr(module, "run_on_shards", _on_shards)
     for module in (reindex, clusters):
         patch.setattr(module, "map_on_ray", lambda function, items: map(function, items))

@@ -62,7 +62,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output, join, open_filesystem, remove_folder
 from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.packaged import demo_corpus
-from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.run_record import RunRecord, require_unchanged
 from pipelines.runtime.units import configure_ray_data
 
 RESERVED_COLUMNS = ("text_sha256", "embedding")
@@ -222,11 +222,8 @@ def confirm_complete(
     config: EmbedConfig, files: Sequence[CorpusFile], previous: Mapping[str, Any]
 ) -> JobResult:
     """The result of a complete run, where the corpus is still the one it was made from."""
-    if listing_digest(listing_of(files)) != previous["metrics"].get("corpus_digest"):
-        raise InputError(
-            f"{config.output} holds the embeddings of this corpus as it was at "
-            f"{previous['started_at']}; it has changed since: choose another --output"
-        )
+    digest = listing_digest(listing_of(files))
+    require_unchanged(config.output, previous, "corpus_digest", digest)
     remove_folder(join(config.output, WORK_FOLDER))
     return JobResult(summary={"nothing to do": f"{config.output} is complete, corpus unchanged"})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -29,15 +29,14 @@ from cluster.census import (
 )
 from cluster.clustering import (
     KEPT_DOCUMENTS,
-    ClusterConfig,
     choose_levels,
     fit_level,
     pool_of,
     scan_corpus,
-    start_from,
 )
+from cluster.config import ClusterConfig, ClusterOptions
 from cluster.identity import Identity, NewClusters, OldClusters, identify_clusters
-from cluster.kmeans import Fit
+from cluster.kmeans import Fit, start_from
 from cluster.on_ray import run_on_shards
 from cluster.outcome import Outcome, describe_outcome
 from cluster.sample import Scan
@@ -132,18 +131,9 @@ def cluster_config(config: NightConfig, old: OldClusters | None, changed: float)
     if old is not None and old.centroids is not None and number == str(there) and changed < 1:
         needed = min(MOST_WARM_ITERATIONS, max(1, round(100 * changed)))
         iterations = config.warm_iterations or needed
-    return ClusterConfig(
-        embeddings=config.store,
-        output="",
-        num_clusters=number,
-        label_column=config.label_column,
-        metric=config.metric,
-        fit=config.fit,
-        max_iterations=iterations,
-        sample_documents=config.sample_documents,
-        map_documents=config.map_documents,
-        seed=config.seed,
-    )
+    shared = {f.name: getattr(config, f.name) for f in fields(ClusterOptions)}
+    shared |= {"num_clusters": number, "max_iterations": iterations}
+    return ClusterConfig(embeddings=config.store, output="", **shared)
 
 
 def open_candidate(candidate: Candidate, config: NightConfig) -> VectorSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
+from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
 from pipelines.embedding.job import EmbedConfig
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
@@ -17,7 +18,6 @@ TEXT = "text"
 STORE_COLUMNS = ("id", "text_sha256", "embedding", "cluster_id", "distance")
 STORE_TIMES = ("first_seen", "last_changed")
 DEMO_LABEL = "label"
-_CLUSTERS = {"decides": "clusters"}
 _FRACTIONS = ("max_deleted", "max_rejected_fraction", "max_drift", "max_imbalance")
 
 
@@ -27,7 +27,7 @@ def decides_clusters() -> set[str]:
 
 
 @dataclass(frozen=True)
-class NightConfig(EncoderConfig):
+class NightConfig(ClusterOptions, EncoderConfig):
     """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
 
     corpus: str = ""
@@ -52,25 +52,17 @@ class NightConfig(EncoderConfig):
     """Store vectors in half precision; decided by a store's first night."""
     chunk_tokens: int = 0
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
-    num_clusters: str = field(default="auto", metadata=_CLUSTERS)
+    num_clusters: Words = field(default="auto", metadata=DECIDES_CLUSTERS)
     """How many clusters: a number, or 'auto': chosen on the first night, then kept."""
-    metric: Literal["euclidean", "cosine"] = field(default="euclidean", metadata=_CLUSTERS)
-    """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
-    fit: str = field(default="sample:200000", metadata=_CLUSTERS)
-    """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
-    warm: bool = field(default=True, metadata=_CLUSTERS)
+    warm: bool = field(default=True, metadata=DECIDES_CLUSTERS)
     """Go on from the centroids of the version before; without, cluster from scratch."""
-    max_iterations: int = field(default=100, metadata=_CLUSTERS)
+    max_iterations: int = field(default=100, metadata=DECIDES_CLUSTERS)
     """Iterations of k-means at most, where it starts from scratch or with more clusters."""
-    warm_iterations: int = field(default=0, metadata=_CLUSTERS)
+    warm_iterations: int = field(default=0, metadata=DECIDES_CLUSTERS)
     """Iterations that go on from the version before, where few keep ids stable; 0: one for each
     percent of the documents that changed, 1 to 25."""
-    label_column: str | None = field(default=None, metadata=_CLUSTERS)
+    label_column: str | None = field(default=None, metadata=DECIDES_CLUSTERS)
     """Column of known labels to score against; carried along."""
-    sample_documents: int = field(default=20_000, metadata=_CLUSTERS)
-    """Documents drawn for keywords, examples and scores without labels."""
-    map_documents: int = 3_000
-    """Documents drawn for the report's map."""
     map_method: Literal["pca", "umap"] = "pca"
     """How the report's map is made: pca is quick and moves little from night to night."""
     max_deleted: float = 0.2
@@ -86,8 +78,6 @@ class NightConfig(EncoderConfig):
     """Check `imbalance`: 0 where clusters are equal, 1 where one holds everything."""
     accept: tuple[CheckName, ...] = ()
     """Checks that may fail this time; `encoder` publishes the vectors of another encoder."""
-    seed: int = field(default=0, metadata=_CLUSTERS)
-    """Decides every draw; the same seed gives the same bits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,14 +86,15 @@ class NightConfig(EncoderConfig):
         for name in _FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.max_iterations < 1 or self.warm_iterations < 0:
-            raise InputError("max_iterations must be at least 1, warm_iterations not negative")
+        if self.warm_iterations < 0:
+            raise InputError(f"warm_iterations is {self.warm_iterations}; it must not be negative")
         if self.max_score_drop < 0:
             raise InputError(f"max_score_drop is {self.max_score_drop}; it must not be negative")
         if self.num_clusters != "auto" and not self.num_clusters.isdecimal():
             raise InputError(
                 f"num_clusters is {self.num_clusters!r}; a night takes one number, or auto"
             )
+        self.check_options()
         unknown = sorted(set(self.accept) - set(get_args(CheckName)))
         if unknown:
             raise InputError(

@@ -139,6 +139,21 @@ def require_complete(folder: str) -> dict[str, Any]:
     return run
 
 
+def require_unchanged(folder: str, previous: Mapping[str, Any], name: str, digest: str) -> None:
+    """Raise :class:`InputError` unless a complete run read what is there now.
+
+    ``name`` is the metric under which the run kept the digest of what it read.
+    """
+    kept = previous.get("metrics", {}).get(name)
+    if kept == digest:
+        return
+    since = "it has changed since" if kept else "that run kept no digest to compare it by"
+    raise InputError(
+        f"{folder} holds the result of {previous.get('job')!r} from its input as it was at "
+        f"{previous.get('started_at')}; {since}: choose another --output, or delete that folder"
+    )
+
+
 def describe_input(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run keeps of another whose output it reads, to tell later whether it is still that."""
     found = {name: run.get(name) for name in ("job", "run_id", "started_at", "source_sha256")}

@@ -12,7 +12,8 @@ import ray
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from cluster.clustering import ClusterConfig, cluster_corpus
+from cluster.clustering import cluster_corpus
+from cluster.config import ClusterConfig
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.lloyd import ArrayVectors
 from cluster.on_ray import RayVectors

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.clustering import start_from
+from cluster.kmeans import start_from
 
 THREE = np.array([[0, 0], [10, 0], [0, 10]], dtype=np.float32)
 

@@ -1,0 +1,171 @@
+"""Options of a clustering, and those of them that a nightly run shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import default_output
+
+DECIDES_CLUSTERS = {"decides": "clusters"}
+"""Metadata of a field on which the clusters of given vectors depend."""
+_RESTARTS = 3
+
+
+def _as_words(value: Any) -> Any:
+    """What YAML reads as a number, a list or a truth value, as a command line would have it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ",".join(str(part) for part in value)
+    return str(value) if isinstance(value, int) else value
+
+
+Words = Annotated[str, BeforeValidator(_as_words)]
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How vectors are clustered and shown, whichever job does it."""
+
+    num_clusters: Words = field(default="auto", metadata=DECIDES_CLUSTERS)
+    """How many clusters: a number, 'auto', or several ('10,20,50') for one level each."""
+    metric: Literal["euclidean", "cosine"] = field(default="euclidean", metadata=DECIDES_CLUSTERS)
+    """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
+    fit: str = field(default="sample:200000", metadata=DECIDES_CLUSTERS)
+    """Vectors to fit centroids on: 'sample:N' draws N rows by a hash of their ids, or 'all'."""
+    max_iterations: int = field(default=25, metadata=DECIDES_CLUSTERS)
+    """Iterations of k-means at most."""
+    label_column: str | None = field(default=None, metadata=DECIDES_CLUSTERS)
+    """Column of known labels to score against; rows without a label are left out of the scores."""
+    sample_documents: int = field(default=20_000, metadata=DECIDES_CLUSTERS)
+    """Documents drawn for keywords, diverse examples and scores without labels."""
+    map_documents: int = 3_000
+    """Documents drawn for the report's map."""
+    seed: int = field(default=0, metadata=DECIDES_CLUSTERS)
+    """Decides every draw; the same seed gives the same bits."""
+
+    def check_options(self) -> None:
+        """Raise :class:`InputError` for a value that cannot be used."""
+        self.levels()
+        self.fit_rows()
+        for name in ("max_iterations", "sample_documents", "map_documents"):
+            require_at_least_one(self, name)
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
+
+    def levels(self) -> list[int]:
+        """The numbers of clusters asked for, ascending; empty for 'auto'."""
+        if self.num_clusters == "auto":
+            return []
+        try:
+            levels = sorted({int(part) for part in self.num_clusters.split(",")})
+        except ValueError as error:
+            raise InputError(
+                f"--num-clusters is {self.num_clusters!r}; it must be a number, 'auto', or numbers "
+                "joined by commas"
+            ) from error
+        if levels[0] < 1:
+            raise InputError(f"--num-clusters is {self.num_clusters}; at least 1 is needed")
+        return levels
+
+    def fit_rows(self) -> int | None:
+        """Rows to fit on, None for all."""
+        kind, _, number = self.fit.partition(":")
+        if self.fit == "all":
+            return None
+        if kind == "sample" and number.isdecimal() and int(number) > 0:
+            return int(number)
+        raise InputError(f"--fit is {self.fit!r}; it must be 'all' or 'sample:N' with N above 0")
+
+
+def require_at_least_one(config: object, name: str) -> None:
+    """Raise :class:`InputError` unless the setting ``name`` is 1 or more."""
+    if getattr(config, name) < 1:
+        flag = "--" + name.replace("_", "-")
+        raise InputError(f"{flag} is {getattr(config, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who reads and assigns vectors; decides no result."""
+
+    num_workers: int = 0
+    """Workers that read and assign; 0 for one a CPU of the Ray cluster."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for a worker."""
+    gpus_per_worker: int = 0
+    """GPUs that Ray reserves for a worker; FAISS uses them where its GPU build is installed."""
+
+    def check_workers(self) -> None:
+        """Raise :class:`InputError` for numbers that cannot be."""
+        if self.num_workers < 0 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
+            raise InputError(
+                f"--num-workers is {self.num_workers}, --cpus-per-worker {self.cpus_per_worker}, "
+                f"--gpus-per-worker {self.gpus_per_worker}; CPUs must be above 0, the others not "
+                "below"
+            )
+
+
+MAY_CHANGE = tuple(f.name for f in fields(Workers))
+"""Settings with which a run may go on that began with others."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig(Workers, ClusterOptions):
+    """Settings of one clustering run."""
+
+    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
+    """Vectors: output of embed_corpus, a store, or any Parquet, .npy or Lance."""
+    output: str = field(default_factory=lambda: default_output("cluster_corpus"))
+    """Folder to write to; an unfinished run in it is gone on with."""
+    text_column: str = "text"
+    """Column of texts for keywords and examples; without it the report has none."""
+    id_column: str = "id"
+    """Column of unique ids, strings or integers."""
+    embedding_column: str = "embedding"
+    """Column of vectors."""
+    restarts: int = _RESTARTS
+    """Independent k-means++ starts, of which the best is kept."""
+    two_level: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_words)] = "auto"
+    """Cluster coarsely first, then within: much faster for many clusters; auto: from 2,000 on."""
+    initial_centroids: str | None = None
+    """Start from these centroids (centroids.parquet of an earlier run) and keep their numbers."""
+    max_clusters: int = 0
+    """Most clusters that 'auto' tries; 0 for the square root of the sample, 20 to 150."""
+    duplicate_similarity: float = 0.98
+    """Cosine from which documents of a cluster are near-duplicates; 0 for no search."""
+    name_model: str | None = None
+    """Instruct LLM that names each cluster from its keywords and documents; none by default."""
+    drop_bad_vectors: bool = False
+    """Leave out vectors that cannot be clustered and list them, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        self.check_options()
+        self.check_workers()
+        require_at_least_one(self, "restarts")
+        if not 0 <= self.duplicate_similarity <= 1:
+            raise InputError(
+                f"--duplicate-similarity is {self.duplicate_similarity}; it must be from 0 to 1"
+            )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Refuse settings that would have no effect beside the others."""
+        if self.max_clusters and self.num_clusters != "auto":
+            raise InputError("--max-clusters bounds --num-clusters auto; leave one of them out")
+        if self.max_clusters < 0 or self.max_clusters == 1:
+            raise InputError(f"--max-clusters is {self.max_clusters}; it must be at least 2")
+        if self.initial_centroids is None:
+            return
+        if len(self.levels()) != 1:
+            raise InputError("--initial-centroids needs --num-clusters with one number")
+        for name, default in (("restarts", _RESTARTS), ("two_level", "auto")):
+            if getattr(self, name) != default:
+                raise InputError(
+                    f"--{name.replace('_', '-')} has no effect beside --initial-centroids, which "
+                    "are the one start: leave one of them out"
+                )

@@ -1,6 +1,8 @@
 """Vectors to groups: k-means, scores, keywords and a report that a person can read.
 
-``clustering``    options and the whole run
+``config``        options of a clustering, and those that a night shares
+``clustering``    the whole run
+``work``          what a stopped run has done, so that the same command goes on
 ``vectors``       vectors on disk as blocks of checked arrays
 ``vector_files``  files of vectors, format by format
 ``sample``        one pass that checks, counts and draws a sample

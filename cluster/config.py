@@ -137,7 +137,7 @@ class ClusterConfig(Workers, ClusterOptions):
     max_clusters: int = 0
     """Most clusters that 'auto' tries; 0 for the square root of the sample, 20 to 150."""
     duplicate_similarity: float = 0.98
-    """Cosine from which documents of a cluster are near-duplicates; 0 for no search."""
+    """Cosine from which documents are near-duplicates; 0 for no search."""
     name_model: str | None = None
     """Instruct LLM that names each cluster from its keywords and documents; none by default."""
     drop_bad_vectors: bool = False

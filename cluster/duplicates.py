@@ -1,79 +1,298 @@
-"""Near-duplicates: documents of one cluster whose vectors point almost the same way."""
+"""Near-duplicates, exactly: pairs of vectors by their cosine, and the rule that says who is kept.
+
+Documents stand in one order, their ranks; 0 comes first. A document is removed exactly if one that
+is kept comes before it and is at least that similar, and the first such keeps it. So a removed
+document never keeps another, and what is removed depends on vectors and ranks alone.
+
+Pairs are sought in cells of a k-means. Of two unit vectors at most r apart on either side of the
+plane halfway between two centroids, one lies within r/2 of that plane: where every vector visits
+the cells across a plane that near, each pair meets in a cell, and none is missed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cluster.distances import squared_lengths
 
-SLICE = 20_000
-"""Documents compared with each other at most, so that cost grows with n and not with n²."""
-_ROWS_AT_A_TIME = 1_024
+MOST_PAIRS = 16
+"""Pairs of a document that are looked at in one round, those with the earliest documents."""
+_LEFT_ROWS = 1_024
+_RIGHT_ROWS = 4_096
+_EXACT_BYTES = 32 << 20
+_VISIT_ROWS = 2_048
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Duplicates:
-    """Rows that repeat an earlier row of their cluster."""
+class Pairs:
+    """Pairs of ranks with their similarity, by ``later``, then ``earlier``; each pair once."""
 
-    rows: np.ndarray
+    later: np.ndarray
     """int64 (m,)."""
-    originals: np.ndarray
-    """int64 (m,), the first row that is similar enough."""
+    earlier: np.ndarray
+    """int64 (m,), each below its ``later``."""
     similarities: np.ndarray
-    """float32 (m,), cosine of the two."""
-    sliced_clusters: int
-    """Clusters too large to compare as a whole: repeats across their slices are not found."""
+    """float32 (m,), of the two."""
+    overfull: np.ndarray
+    """int64: ranks of which only the first 16 pairs are listed."""
 
 
-def find_duplicates(
-    vectors: np.ndarray, cluster_ids: np.ndarray, distances: np.ndarray, similarity: float
-) -> Duplicates:
-    """For each row the first earlier row of its cluster with at least that cosine, if any.
+@dataclass(frozen=True)
+class Decisions:
+    """What becomes of each rank."""
 
-    ``vectors`` float32 (n, d), ``cluster_ids`` int (n,), ``distances`` float (n,) to the centroid:
-    a cluster of more than 20,000 is cut into slices of similar distance. Zero vectors have no
-    direction and are passed over.
+    keepers: np.ndarray
+    """int64 (n,): the rank that keeps a removed document; -1 where it is kept, or undecided."""
+    similarities: np.ndarray
+    """float32 (n,), of the removed to its keeper; NaN elsewhere."""
+    undecided: np.ndarray
+    """bool (n,): all the pairs looked at so far are with removed documents, and there are more."""
+
+
+def to_units(vectors: np.ndarray) -> np.ndarray:
+    """float32 (n, d) of length 1; rows of zeros stay as they are."""
+    lengths = np.sqrt(squared_lengths(vectors)).astype(np.float32)
+    return vectors / np.where(lengths > 0, lengths, np.float32(1))[:, None]
+
+
+def exact_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float32 (m,): the cosine of each row of ``left`` with its row of ``right``, by float64.
+
+    The same bits whatever rows stand beside it; 1 for rows that are equal.
     """
-    lengths = np.sqrt(squared_lengths(vectors))
-    order = np.lexsort((np.arange(len(vectors)), cluster_ids))
-    order = order[lengths[order] > 0]
-    groups = np.split(order, np.flatnonzero(np.diff(cluster_ids[order])) + 1)
-    found = []
-    sliced = 0
-    for group in groups:
-        sliced += len(group) > SLICE
-        for part in _slices(group, distances):
-            units = vectors[part] / lengths[part, None].astype(np.float32)
-            found += _repeats(units, part, similarity)
-    rows, originals, similarities = zip(*found, strict=True) if found else ((), (), ())
-    sort = np.argsort(rows, kind="stable")
-    return Duplicates(
-        np.array(rows, dtype=np.int64)[sort],
-        np.array(originals, dtype=np.int64)[sort],
-        np.array(similarities, dtype=np.float32)[sort],
-        sliced,
+    wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
+    products = np.einsum("ij,ij->i", wide_left, wide_right)
+    lengths = squared_lengths(left) * squared_lengths(right)
+    return (products / np.sqrt(lengths)).astype(np.float32)
+
+
+class Cells:
+    """The Voronoi cells of centroids, float32 (k, d), and which of them a unit vector visits.
+
+    With all its visits each pair of at least ``similarity`` meets in the cell of one of the two.
+    """
+
+    def __init__(self, centroids: np.ndarray, similarity: float) -> None:
+        self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        self._norms = squared_lengths(self.centroids).astype(np.float32)
+        self._reach = np.sqrt(2 - 2 * similarity) / 2
+        # What rounding may take from a difference of two squared distances near 1.
+        self._slack = np.float32(8 * _ROUNDING * np.sqrt(self.centroids.shape[1]))
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    def visits(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Home cells, int32 (n,), then rows and cells, int64 and int32 (v,), of all visits."""
+        homes, rows, cells = [], [], []
+        for start in range(0, len(units), _VISIT_ROWS):
+            block = units[start : start + _VISIT_ROWS]
+            scores = block @ self.centroids.T
+            scores *= np.float32(-2)
+            scores += self._norms
+            home = scores.argmin(axis=1)
+            scores -= scores[np.arange(len(block)), home][:, None]
+            order = np.argsort(home, kind="stable")
+            for group in np.split(order, np.flatnonzero(np.diff(home[order])) + 1):
+                apart = self.centroids - self.centroids[home[group[0]]]
+                limit = 2 * self._reach * np.sqrt(np.einsum("ij,ij->i", apart, apart))
+                near = scores[group] <= limit.astype(np.float32) + self._slack
+                near[:, home[group[0]]] = False
+                row, cell = np.nonzero(near)
+                rows.append(start + group[row])
+                cells.append(cell)
+            homes.append(home)
+        if not homes:
+            return np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32)
+        joined = np.concatenate(homes).astype(np.int32)
+        return joined, np.concatenate(rows), np.concatenate(cells).astype(np.int32)
+
+
+class PairSearch:
+    """Pairs of at least ``similarity`` in the cells that it is given, one after the other.
+
+    With ``fixed`` the first so many ranks are another set of documents, all kept: only pairs of one
+    of them with one of the others count.
+    """
+
+    def __init__(self, similarity: float, fixed: int = 0) -> None:
+        self._similarity = np.float32(similarity)
+        self._fixed = fixed
+        self._found: list[Pairs] = []
+        self._count = 0
+
+    def add_cell(
+        self,
+        members: np.ndarray,
+        member_ranks: np.ndarray,
+        visitors: np.ndarray,
+        visitor_ranks: np.ndarray,
+    ) -> None:
+        """Pairs of ``visitors`` with ``members``, unit vectors (n, d), ranks int64 (n,)."""
+        for top in range(0, len(visitors), _LEFT_ROWS):
+            left = slice(top, top + _LEFT_ROWS)
+            for start in range(0, len(members), _RIGHT_ROWS):
+                right = slice(start, start + _RIGHT_ROWS)
+                self._add_tile(
+                    visitors[left], visitor_ranks[left], members[right], member_ranks[right]
+                )
+
+    def add_members(self, members: np.ndarray, ranks: np.ndarray) -> None:
+        """Pairs among the ``members`` of one cell, unit vectors (n, d), ranks int64 (n,)."""
+        for start in range(0, len(members), _LEFT_ROWS):
+            rows = slice(start, start + _LEFT_ROWS)
+            self._add_tile(members[rows], ranks[rows], members[rows], ranks[rows])
+            rest = slice(start + _LEFT_ROWS, None)
+            self.add_cell(members[rest], ranks[rest], members[rows], ranks[rows])
+
+    def pairs(self) -> Pairs:
+        """All that was found, each pair once."""
+        return merge_pairs(self._found)
+
+    def _add_tile(
+        self, left: np.ndarray, left_ranks: np.ndarray, right: np.ndarray, right_ranks: np.ndarray
+    ) -> None:
+        margin = np.float32(_ROUNDING * np.sqrt(left.shape[1]))
+        products = left @ right.T
+        i, j = np.nonzero(products >= self._similarity - margin)
+        if not len(i):
+            return
+        later = np.maximum(left_ranks[i], right_ranks[j])
+        earlier = np.minimum(left_ranks[i], right_ranks[j])
+        wanted = later != earlier
+        if self._fixed:
+            wanted &= (earlier < self._fixed) & (later >= self._fixed)
+        near = products[i, j] < self._similarity + margin
+        close = np.flatnonzero(wanted & near)
+        wanted[close] = self._cosines(left, right, i[close], j[close]) >= self._similarity
+        chosen = np.flatnonzero(wanted)
+        order, overfull = _first_pairs(later[chosen], earlier[chosen])
+        chosen = chosen[order]
+        found = self._cosines(left, right, i[chosen], j[chosen])
+        self._found.append(Pairs(later[chosen], earlier[chosen], found, overfull))
+        self._count += len(chosen)
+        if self._count > 4_000_000:
+            self._found = [merge_pairs(self._found)]
+            self._count = 0
+
+    def _cosines(
+        self, left: np.ndarray, right: np.ndarray, i: np.ndarray, j: np.ndarray
+    ) -> np.ndarray:
+        step = max(1, _EXACT_BYTES // (8 * left.shape[1]))
+        parts = [
+            exact_cosines(left[i[start : start + step]], right[j[start : start + step]])
+            for start in range(0, len(i), step)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _first_pairs(later: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of each ``later``'s first 16 different pairs in order, and who has more."""
+    order = np.lexsort((earlier, later))
+    a, b = later[order], earlier[order]
+    order = order[np.append(True, (np.diff(a) != 0) | (np.diff(b) != 0))] if len(order) else order
+    a = later[order]
+    starts = np.searchsorted(a, a)
+    place = np.arange(len(a)) - starts
+    return order[place < MOST_PAIRS], np.unique(a[place >= MOST_PAIRS])
+
+
+def merge_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """All pairs of the ``parts``, each once and of each document only the first 16."""
+    if not parts:
+        none = np.empty(0, dtype=np.int64)
+        return Pairs(none, none, np.empty(0, dtype=np.float32), none)
+    later = np.concatenate([part.later for part in parts])
+    earlier = np.concatenate([part.earlier for part in parts])
+    order, overfull = _first_pairs(later, earlier)
+    similarities = np.concatenate([part.similarities for part in parts])[order]
+    before = [part.overfull for part in parts]
+    return Pairs(
+        later[order], earlier[order], similarities, np.unique(np.concatenate([*before, overfull]))
     )
 
 
-def _slices(group: np.ndarray, distances: np.ndarray) -> list[np.ndarray]:
-    if len(group) <= SLICE:
-        return [group]
-    by_distance = group[np.argsort(distances[group], kind="stable")]
-    return [np.sort(part) for part in np.array_split(by_distance, -(-len(group) // SLICE))]
+def no_decisions(count: int) -> Decisions:
+    """Every one of ``count`` ranks undecided."""
+    return Decisions(
+        np.full(count, -1, dtype=np.int64),
+        np.full(count, np.nan, dtype=np.float32),
+        np.ones(count, dtype=bool),
+    )
 
 
-def _repeats(
-    units: np.ndarray, rows: np.ndarray, similarity: float
-) -> list[tuple[int, int, float]]:
-    """(row, first earlier row that is similar enough, their cosine), in the order of ``rows``."""
-    found = []
-    for start in range(0, len(units), _ROWS_AT_A_TIME):
-        stop = min(start + _ROWS_AT_A_TIME, len(units))
-        cosines = units[start:stop] @ units[:stop].T
-        similar = np.tril(cosines >= similarity, k=start - 1)
-        for i in np.flatnonzero(similar.any(axis=1)):
-            j = int(similar[i].argmax())
-            found.append((int(rows[start + i]), int(rows[j]), float(cosines[i, j])))
-    return found
+def decide(pairs: Pairs, before: Decisions) -> Decisions:
+    """What the undecided of ``before`` become by their ``pairs`` with what is not removed.
+
+    A round decides at least the first of them, in practice nearly all: undecided stays one that
+    has more pairs than are listed, or whose keeper depends on such a one.
+    """
+    keepers, similarities = before.keepers.copy(), before.similarities.copy()
+    undecided = np.zeros(len(keepers), dtype=bool)
+    overfull = set(pairs.overfull.tolist())
+    later, starts = np.unique(pairs.later, return_index=True)
+    ends = np.append(starts, len(pairs.later))[1:]
+    earlier = pairs.earlier.tolist()
+    for rank, start, end in zip(later.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        if not before.undecided[rank]:
+            continue
+        for place in range(start, end):
+            other = earlier[place]
+            if undecided[other]:
+                undecided[rank] = True
+                break
+            if keepers[other] < 0:
+                keepers[rank], similarities[rank] = other, pairs.similarities[place]
+                break
+        else:
+            undecided[rank] = rank in overfull
+    return Decisions(keepers, similarities, undecided)
+
+
+def find_duplicates(
+    vectors: np.ndarray, similarity: float, centroids: np.ndarray | None = None
+) -> Decisions:
+    """Decisions on ``vectors``, float32 (n, d), that stand in the order of their ranks.
+
+    ``centroids``, float32 (k, d), only decide how long it takes. Zero vectors have no direction
+    and are kept.
+    """
+    units = to_units(vectors)
+    usable = np.flatnonzero(units.any(axis=1))
+    if centroids is None:
+        centroids = np.zeros((1, vectors.shape[1]), dtype=np.float32)
+    cells = Cells(centroids, similarity)
+    decisions = no_decisions(len(vectors))
+    while len(usable) and decisions.undecided.any():
+        home, rows, visited = cells.visits(units[usable])
+        search = PairSearch(similarity)
+        for members, visitors in _by_cell(home, rows, visited, len(cells)):
+            inside, outside = usable[members], usable[visitors]
+            search.add_members(units[inside], inside)
+            search.add_cell(units[inside], inside, units[outside], outside)
+        decisions = decide(search.pairs(), decisions)
+        usable = usable[decisions.keepers[usable] < 0]
+    return decisions
+
+
+def _by_cell(
+    home: np.ndarray, rows: np.ndarray, visited: np.ndarray, k: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each cell its members and its visitors, as rows."""
+    return list(
+        zip(
+            split_by(np.arange(len(home)), home, k),
+            split_by(rows, visited, k),
+            strict=True,
+        )
+    )
+
+
+def split_by(values: np.ndarray, keys: np.ndarray, count: int) -> list[np.ndarray]:
+    """``values`` (n,) in ``count`` lists by their ``keys``, integers below ``count``; in order."""
+    order = np.argsort(keys, kind="stable")
+    return np.split(values[order], np.cumsum(np.bincount(keys, minlength=count))[:-1])

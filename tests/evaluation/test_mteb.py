@@ -12,7 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
+from mteb.types import PromptType
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import SENTENCES, tiny_model
+from torch.utils.data import DataLoader
 
 from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
 from pipelines.evaluation.contestants import distinct, parse_contestant
@@ -30,7 +35,7 @@ from pipelines.evaluation.leaderboard import (
     rank,
     to_markdown,
 )
-from pipelines.evaluation.mteb import MtebEncoder
+from pipelines.evaluation.mteb import MtebEncoder, load_peer
 from pipelines.evaluation.tasks import (
     PACKAGED_TASKS,
     TRACKS,
@@ -257,6 +262,46 @@ def test_prompts_follow_the_task_and_change_the_revision(tiny_model_folder):
     assert prompted.embedder.prompt_of(mteb.get_task("NFCorpus").metadata, "query") == (
         "Query: {text}"
     )
+
+
+def peer(folder, model, prompts=None):
+    """A sentence-transformers folder without a normalisation."""
+    modules = [Transformer(str(model)), Pooling(64, "mean")]
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(folder))
+    return str(folder)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_peer_has_its_own_prompts_as_in_a_stock_mteb_script(config, tiny_model_folder, tmp_path):
+    prompts = {"Clustering": "Identify the topic of this: "}
+    folders = [peer(tmp_path / "bare", tiny_model_folder),
+               peer(tmp_path / "prompted", tiny_model_folder, prompts)]  # fmt: skip
+    run(replace(config, compare=tuple(folders)))
+    results = scores_of(config)["results"]
+    for name, folder in zip(("bare", "prompted"), folders, strict=True):
+        task = LabelledCorpusTask("topics", *sorted_documents())  # a used one draws others
+        stock = mteb.evaluate(SentenceTransformer(folder), task, cache=None, co2_tracker=False)
+        expected = stock.task_results[0].get_score()
+        assert results[name]["tasks"]["topics"]["score"] == pytest.approx(expected, abs=1e-6)
+    assert results["prompted"]["task_prompts"] == prompts
+    assert results["bare"]["task_prompts"] == {}
+    draws = [results[name]["tasks"]["topics"]["draws"] for name in results]
+    assert draws[0] != draws[1]
+
+
+def test_a_peers_queries_and_documents_have_their_own_prompts(tiny_model_folder, tmp_path):
+    prompts = {"query": "Query: ", "document": "Passage: "}
+    folder = peer(tmp_path / "sides", tiny_model_folder, prompts)
+    loaded = load_peer(Path(folder), "sides", "cpu")
+    stock = SentenceTransformer(folder, device="cpu")
+    metadata = mteb.get_task("NFCorpus").metadata
+    inputs = DataLoader(Dataset.from_dict({"text": SENTENCES[:3]}))
+    for side, encode in ((PromptType.query, stock.encode_query),
+                         (PromptType.document, stock.encode_document)):  # fmt: skip
+        found = loaded.encode(
+            inputs, task_metadata=metadata, hf_split="test", hf_subset="default", prompt_type=side
+        )
+        np.testing.assert_allclose(found, encode(SENTENCES[:3]), atol=1e-5)
 
 
 def test_a_paired_bootstrap_sees_what_draws_have_in_common():

@@ -280,7 +280,8 @@ def write_short_texts(path: Path, count: int, repeats: float = 0.0, seed: int = 
 
 def state(folder: Path, documents: int) -> dict[str, Any]:
     """Everything but the encoder at a large number of ids, and what going on then costs."""
-    from pipelines.corpus.files import Columns, find_files, inspect_files
+    from pipelines.corpus.files import Columns, find_files
+    from pipelines.corpus.readers import inspect_files
     from pipelines.embedding.keys import (
         AssembleSettings,
         ScanSettings,

@@ -19,18 +19,14 @@ from pipelines.runtime.files import (
     exists,
     join,
     match_files,
-    s3_settings,
     split_options,
 )
+from pipelines.runtime.tables import STORE_DOCUMENTS, STORE_MARK, open_lance
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 EMBEDDINGS_FOLDER = "embeddings"
 """Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
 _LANCE = ".lance"
-PUBLISHED_TAG = "published"
-"""The tag that a store gives the version that readers are to see."""
-_STORE_DOCUMENTS = "documents.lance"
-_STORE_MARK = "store.json"
 _SUFFIXES = (".parquet", ".npy", _LANCE)
 ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
@@ -87,7 +83,7 @@ def find_files(uri: str) -> list[str]:
     Of an embedding job's output folder only ``embeddings/`` is looked at, of a store its
     documents. Raises :class:`InputError` where there are none.
     """
-    inside = _STORE_DOCUMENTS if exists(join(uri, _STORE_MARK)) else EMBEDDINGS_FOLDER
+    inside = STORE_DOCUMENTS if exists(join(uri, STORE_MARK)) else EMBEDDINGS_FOLDER
     results = join(uri, inside)
     infos = match_files(results if exists(results) else uri, datasets=(_LANCE,))
     paths = [info.path for info in infos if info.path.endswith(_SUFFIXES)]
@@ -146,7 +142,7 @@ def _describe_npy(filesystem: pafs.FileSystem, path: str, columns: Columns) -> F
 
 
 def _describe_lance(path: str, columns: Columns) -> FileSummary:
-    dataset = _open_lance(path)
+    dataset = open_lance(path)
     id_kind = _check_columns(dataset.schema, columns, path)
     fingerprint = (dataset.schema.metadata or {}).get(FINGERPRINT_KEY)
     return FileSummary(
@@ -159,32 +155,6 @@ def _describe_lance(path: str, columns: Columns) -> FileSummary:
             for fragment in dataset.get_fragments()
         ],
     )
-
-
-def _open_lance(path: str, version: int | None = None) -> Any:
-    """A dataset in a version; by default the published one of a store, else the newest.
-
-    A store's newest version may be one that was refused, or a night's that is not finished.
-    """
-    import lance  # slow, and few inputs are of this kind
-
-    options = s3_settings(path) if path.startswith("s3://") else {}
-    if options.get("endpoint", "").startswith("http://"):
-        options["allow_http"] = "true"
-    try:
-        dataset = lance.dataset(split_options(path)[0], version, storage_options=options)
-        if version is not None:
-            return dataset
-        tags = dataset.tags.list()
-        if PUBLISHED_TAG in tags:
-            return dataset.checkout_version(tags[PUBLISHED_TAG]["version"])
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not a Lance dataset: {_first_line(error)}") from error
-    base, given = split_options(path)
-    store, _, name = base.rpartition("/")
-    if name == _STORE_DOCUMENTS and exists(join(store, _STORE_MARK) + given):
-        raise InputError(f"{store} is a store that has published no version yet")
-    return dataset
 
 
 def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
@@ -275,7 +245,7 @@ def read_batches(
     elif piece.path.endswith(".npy"):
         yield from _read_npy(filesystem, piece, columns, block_rows)
     elif split_options(piece.path)[0].endswith(_LANCE):
-        fragment = _open_lance(piece.path, piece.version).get_fragment(piece.part)
+        fragment = open_lance(piece.path, piece.version or "").get_fragment(piece.part)
         rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
         yield from fragment.to_batches(columns=columns.names(), batch_size=rows)
     else:

@@ -47,8 +47,7 @@ FREE_OF_RAY = (
 )
 KNOW_LANCE = {
     "pipelines/store/documents.py",
-    "pipelines/corpus/tables.py",
-    "cluster/vector_files.py",
+    "pipelines/runtime/tables.py",
 }
 
 

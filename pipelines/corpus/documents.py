@@ -1,22 +1,25 @@
 """From rows as found to documents: each is accepted, or rejected with its reason.
 
-A document has a text that is not blank and an id that is a string or an integer. Where its file
-has no id column, its id is the SHA-256 of its text.
+A document has a text that is not blank and an id that is a string or an integer. Where its row
+has no id, its id is the SHA-256 of its text. :func:`check_rows` is the one loop over rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem
 from pipelines.corpus.kept_columns import valid_table, value_kind, values_to_json
-from pipelines.corpus.readers import RowBatch
+from pipelines.corpus.readers import ABSENT, RowBatch, read_shard
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import is_transient
 
 EXCERPT_CHARACTERS = 200
 REJECTED_SCHEMA = pa.schema(
@@ -43,6 +46,8 @@ class Checker:
     kept_schema: pa.Schema | None
     clip_characters: int
     rows: int = 0
+    hashed_ids: int = 0
+    """Documents whose id is the hash of their text, as their row has none."""
     reasons: Counter[str] = field(default_factory=Counter)
     id_kinds: set[str] = field(default_factory=set)
     kept_kinds: dict[str, set[str]] = field(default_factory=dict)
@@ -52,25 +57,16 @@ class Checker:
         accepted: dict[str, list[Any]] = {name.name: [] for name in DOCUMENT_FIELDS}
         rejected: list[tuple[str | None, str, str]] = []
         places = []
-        ids = batch.ids
-        if ids is None:  # content hashes
-            self.id_kinds.add("str")
-            ids = [None] * len(batch.texts)
-        for place, (found, found_id) in enumerate(zip(batch.texts, ids, strict=True)):
-            text, raw, reason = check_text(found)
-            row_id, id_reason = None, None
-            if batch.ids is not None:
-                row_id, id_reason = check_id(found_id)
-            reason = batch.problems[place] or id_reason or reason
-            if reason:
-                rejected.append((row_id, reason, excerpt_of(found)))
+        for place, row in enumerate(check_rows(batch)):
+            if row.reason:
+                rejected.append((row.id, row.reason, excerpt_of(batch.texts[place])))
                 continue
-            if batch.ids is not None:
-                self.id_kinds.add(value_kind(found_id if isinstance(found_id, int) else row_id))
+            self.id_kinds.add("str" if row.own_id is None else value_kind(row.own_id))
+            self.hashed_ids += row.id is None
             accepted["row"].append(self.rows + place)
-            accepted["id"].append(row_id)
-            accepted["text_sha256"].append(hashlib.sha256(raw).digest())
-            accepted["text"].append(text[: self.clip_characters])
+            accepted["id"].append(row.id)
+            accepted["text_sha256"].append(hashlib.sha256(row.raw).digest())
+            accepted["text"].append(row.text[: self.clip_characters])
             places.append(place)
         self.rows += len(batch.texts)
         self.reasons.update(reason for _, reason, _ in rejected)
@@ -95,6 +91,68 @@ class Checker:
             name: values_to_json(values, self.kept_kinds.setdefault(name, set()))
             for name, values in found.items()
         }
+
+
+class CheckedRow(NamedTuple):
+    """A row as a document, or why it is none; ``id`` is None where its text's hash is its id."""
+
+    id: str | None
+    own_id: int | str | None
+    """The id as the row has it: an integer or a string."""
+    text: str
+    raw: bytes
+    reason: str | None
+
+
+def check_rows(batch: RowBatch) -> Iterator[CheckedRow]:
+    """The one loop over rows: each of a batch checked, in order."""
+    for place, found in enumerate(batch.texts):
+        text, raw, reason = check_text(found)
+        own_id: Any = ABSENT if batch.ids is None else batch.ids[place]
+        row_id, id_reason = (None, None) if own_id is ABSENT else check_id(own_id)
+        kept_id = own_id if isinstance(own_id, int) and not id_reason else row_id
+        problem = batch.problems[place]
+        yield CheckedRow(row_id, kept_id, text, raw, problem or id_reason or reason)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document and the values of its kept columns, in their order."""
+
+    id: str
+    text: str
+    kept: tuple[Any, ...]
+
+
+def read_documents(shard: Shard, columns: Columns, left_out: Counter[str]) -> Iterator[Document]:
+    """The documents of a shard; why other rows are none is counted in ``left_out``.
+
+    Raises :class:`InputError` naming the file where it cannot be read any further.
+    """
+    try:
+        for batch in read_shard(shard, columns):
+            kept = batch.kept
+            if isinstance(kept, pa.Table):
+                kept = [_plain_list(column) for column in kept.columns]
+            for place, row in enumerate(check_rows(batch)):
+                if row.reason:
+                    left_out[row.reason] += 1
+                    continue
+                values = tuple(_as_text(column[place]) for column in kept)
+                yield Document(row.id or hashlib.sha256(row.raw).hexdigest(), row.text, values)
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and is_transient(error):
+            raise
+        raise InputError(
+            f"{shard.file.path}: {describe_problem(error)}; mend or remove the file"
+        ) from error
+
+
+def require_readable(files: Sequence[CorpusFile]) -> None:
+    """Raise :class:`InputError`, naming it, for a file that cannot be looked into."""
+    for file in files:
+        if file.problem:
+            raise InputError(f"{file.path}: {file.problem}; mend or remove the file")
 
 
 def check_text(found: Any) -> tuple[str, bytes, str | None]:
@@ -154,11 +212,12 @@ def _kind_name(value: Any) -> str:
     return names.get(type(value), "an object" if isinstance(value, dict) else "no string")
 
 
+def _as_text(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
 def _plain_list(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = column.cast(pa.large_binary())
     return column.to_pylist()

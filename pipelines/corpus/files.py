@@ -1,52 +1,114 @@
-"""A corpus as files: find them, look into each, check their columns, cut them into scan shards.
+"""A corpus as files: which there are, in which format, and how each is cut into shards.
 
-In: a path (file, folder or glob, local or remote) and the columns wanted. Out: a list of
-:class:`CorpusFile`, each with the shards in which :mod:`pipelines.corpus.readers` reads it. A
-file that cannot be looked into is kept with its ``problem``, so that one bad file hides no other.
+In: a path (file, folder, glob or table, local or remote) and how it is to be read. Out: a list of
+:class:`CorpusFile`, not yet looked into; :func:`pipelines.corpus.readers.inspect_files` does that.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
+from pipelines.corpus.streams import read_head
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     in_threads,
     match_files,
     open_filesystem,
+    read_bytes,
     with_inner_path,
     with_retries,
 )
+from pipelines.runtime.tables import LANCE_SUFFIX, TableView, table_files
 
-Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
+Format = Literal[
+    "parquet", "arrow", "lance", "jsonl", "json", "csv", "tsv", "text", "document", "wet"
+]
+TextUnit = Literal["line", "file"]
 
 FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".arrows": "arrow",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".tab": "tsv",
     ".txt": "text",
+    ".wet": "wet",
 }
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-DELIMITERS = {"csv": ",", "tsv": "\t"}
+DOCUMENT_SUFFIXES = (".txt", ".md", ".markdown")
+"""With ``--text-unit file`` a file of these names is one document."""
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".lz4": "lz4"}
+NEVER_COMPRESSED = ("parquet", "arrow", "lance")
+WHOLE_SCHEMA = ("parquet", "arrow", "lance", "csv", "tsv")
+"""Formats in which a file says all its columns."""
 DEFAULT_ID_COLUMN = "id"
-_HEAD_BYTES = 1 << 20
-_COMPRESSED_GROWTH = 4
+_METADATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_HIVE = re.compile(r"([^=/]+)=([^/]*)")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How a corpus is read where its files do not say so themselves."""
+
+    version: str = ""
+    """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
+    text_unit: TextUnit = "line"
+    """What is a document of .txt files: a line, or (with .md files too) a whole file."""
+    csv_delimiter: str = ""
+    """What parts the fields of CSV and TSV; found by default."""
+    csv_quote: str = ""
+    """Quotation mark of CSV and TSV, or `none`; found by default."""
+    csv_escape: str = ""
+    """What stands before a quotation mark of the text, a backslash or `none`; found by default."""
+    csv_header: tuple[str, ...] = ()
+    """Names of the columns of CSV and TSV whose first row is data already."""
+
+    def check_options(self) -> None:
+        """Raise :class:`InputError` for values that mean nothing."""
+        if self.text_unit not in get_args(TextUnit):
+            raise InputError(f"text_unit is {self.text_unit!r}; known are {get_args(TextUnit)}")
+        for name in ("csv_delimiter", "csv_quote", "csv_escape"):
+            value = getattr(self, name).replace("\\t", "\t")
+            if len(value) > 1 and not (value == "none" and name != "csv_delimiter"):
+                raise InputError(f"{name} is {value!r}; required is one character")
+
+    @property
+    def reading(self) -> CorpusOptions:
+        """These options alone, of a configuration that has more."""
+        return CorpusOptions(**{n: getattr(self, n) for n in CorpusOptions.__dataclass_fields__})
+
+
+class Dialect(NamedTuple):
+    """How a file of CSV or TSV is written; without ``quote`` its fields are not quoted.
+
+    ``escape`` stands before a quotation mark of the text, which else is doubled. ``header`` names
+    the columns where the file does not.
+    """
+
+    delimiter: str
+    quote: str
+    escape: str
+    header: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,9 +121,16 @@ class Columns:
 
     def id_of(self, file: CorpusFile) -> str | None:
         """The id column of one file, or None where its ids are content hashes."""
-        if self.id is None:
-            return DEFAULT_ID_COLUMN if DEFAULT_ID_COLUMN in file.columns else None
-        return self.id
+        if self.id is not None:
+            return self.id
+        # a line may have an id though those at the file's beginning have none
+        own = DEFAULT_ID_COLUMN in file.columns or file.format in ("jsonl", "document", "wet")
+        return DEFAULT_ID_COLUMN if own else None
+
+    def wanted(self, file: CorpusFile) -> list[str]:
+        """Names to read of one file, each once."""
+        row_id = self.id_of(file)
+        return list(dict.fromkeys([self.text, *([row_id] if row_id else []), *self.keep]))
 
 
 @dataclass(frozen=True)
@@ -69,7 +138,9 @@ class CorpusFile:
     """One file of a corpus: where it is, which state of it, and what is in it.
 
     ``text_bytes`` estimates the uncompressed size; ``rows`` is None where only reading tells;
-    ``bounds`` cut the file into shards: row groups of Parquet, bytes of lines, else (0, 1).
+    ``bounds`` cut the file into shards: row groups of Parquet, record batches of Arrow, fragments
+    of Lance, bytes of lines, else (0, 1). ``view`` says what the file's place, in a table or in
+    folders named ``key=value``, adds to it.
     """
 
     path: str
@@ -82,6 +153,36 @@ class CorpusFile:
     rows: int | None = None
     bounds: tuple[int, ...] = (0, 1)
     problem: str | None = None
+    view: TableView = field(default_factory=TableView)
+    dialect: Dialect | None = None
+    encoding: str = "utf-8"
+    newline: str = "\n"
+    head_is_all: bool = True
+    """Whether ``columns`` are those of all rows, and not of the first MiB of lines."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "view", TableView(*self.view))  # a list, where JSON made it one
+        if self.dialect is not None:
+            object.__setattr__(self, "dialect", Dialect(*self.dialect))
+
+    @property
+    def state(self) -> list[Any]:
+        """What tells two states of the file apart."""
+        state: list[Any] = [self.size_bytes, self.modified_ns]
+        if self.view.deleted:
+            state.append(hashlib.sha256(self.view.deleted.encode()).hexdigest()[:16])
+        return state
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Its columns, and those that its place gives it."""
+        return tuple(dict.fromkeys([*self.columns, *self.view.constants]))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a column, or ``column.field`` may be a field of one."""
+        return name in self.all_columns or (
+            self.format == "jsonl" and name.split(".")[0] in self.columns
+        )
 
     def shards(self) -> list[Shard]:
         """The file's pieces, in order."""
@@ -100,87 +201,117 @@ class Shard:
     @property
     def name(self) -> str:
         """Names the piece and the state of its file, so that a changed file is read anew."""
-        file = self.file
-        key = json.dumps([file.path, file.size_bytes, file.modified_ns, self.start, self.stop])
+        key = json.dumps([self.file.path, *self.file.state, self.start, self.stop])
         return hashlib.sha256(key.encode()).hexdigest()[:20]
 
+    def to_unit(self) -> dict[str, Any]:
+        """The shard as plain JSON values for a worker; of the file's bounds only its own."""
+        return asdict(replace(self.file, bounds=(self.start, self.stop)))
 
-def find_files(corpus: str) -> list[CorpusFile]:
+    @classmethod
+    def from_unit(cls, unit: Mapping[str, Any]) -> Shard:
+        """Undo :meth:`to_unit`."""
+        file = CorpusFile(**unit)
+        return cls(file, *file.bounds)
+
+
+@dataclass(frozen=True)
+class CorpusListing:
+    """The files of a corpus in the order of their paths, and why others there are not read."""
+
+    files: list[CorpusFile]
+    passed_over: dict[str, str]
+
+
+def find_files(corpus: str, options: CorpusOptions | None = None) -> list[CorpusFile]:
+    """The files of :func:`find_corpus`."""
+    return find_corpus(corpus, options).files
+
+
+def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusListing:
     """Every file of a corpus in the order of their paths, not yet looked into.
 
     Raises :class:`InputError` where there is no such path or no file of a known format.
     """
-    files = match_files(corpus)
-    known = [info for info in files if known_format(info.path)]
-    if not known:
-        raise InputError(f"no file of a known format at {corpus}. {_formats_known()}")
-    if len(known) < len(files):
-        other = next(i.path for i in files if known_format(i.path) is None)
-        log.warning("not read: %d files of unknown format, %s", len(files) - len(known), other)
-    return [_corpus_file(corpus, i) for i in known]
+    options = options or CorpusOptions()
+    infos = match_files(corpus, datasets=(LANCE_SUFFIX,))
+    refuse_files_of_tables(corpus, infos)
+    places = [with_inner_path(corpus, info.path) for info in infos]
+    files: list[CorpusFile] = []
+    passed_over: dict[str, str] = {}
+    for info, path in zip(infos, places, strict=True):
+        if info.type == pafs.FileType.Directory:
+            files += _table(path, options)
+        elif known := known_format(info.path, options.text_unit):
+            files.append(
+                CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known, view=_place(info.path))
+            )
+        else:
+            passed_over[path] = "unknown format"
+    files, metadata = _without_metadata(files, alone=len(infos) == 1)
+    passed_over |= metadata
+    if options.text_unit == "file":
+        files = [_as_document(file, corpus) for file in files]
+    if not files:
+        why = "".join(f" {path}: {reason}." for path, reason in [*metadata.items()][:1])
+        if len(infos) == 1:
+            raise InputError(f"{corpus}: {passed_over[places[0]]}. {_formats_known()}")
+        raise InputError(f"no file of a known format at {corpus}.{why} {_formats_known()}")
+    for reason in dict.fromkeys(passed_over.values()):
+        names = [path for path, other in passed_over.items() if other == reason]
+        log.warning("not read: %d files of %s, %s", len(names), reason, names[0])
+    return CorpusListing(sorted(files, key=lambda file: file.path), passed_over)
 
 
-def known_format(path: str) -> tuple[Format, str | None] | None:
+def known_format(path: str, text_unit: TextUnit = "line") -> tuple[Format, str | None] | None:
     """Format and compression that a file's name tells, or None."""
     name = path.rpartition("/")[2].lower()
     stem, dot, suffix = name.rpartition(".")
     compression = COMPRESSIONS.get(dot + suffix)
     if compression:
         stem, dot, suffix = stem.rpartition(".")
+    if text_unit == "file" and dot + suffix in DOCUMENT_SUFFIXES:
+        return "document", compression
     found = FORMATS.get(dot + suffix)
-    return None if found is None or (compression and found == "parquet") else (found, compression)
+    return (
+        None
+        if found is None or (compression and found in NEVER_COMPRESSED)
+        else (found, compression)
+    )
 
 
-def inspect_files(
-    files: Sequence[CorpusFile], columns: Columns, *, shard_bytes: int
-) -> list[CorpusFile]:
-    """Look into every file: its columns, size and shards of about ``shard_bytes``.
-
-    Raises :class:`InputError` where a readable file lacks a wanted column.
-    """
-    seen = in_threads(lambda file: inspect_file(file, columns, shard_bytes), list(files))
-    for file in seen:
-        if not file.problem:
-            check_columns(file, columns)
-    return seen
-
-
-def inspect_file(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
-    """One file looked into; where that fails its ``problem`` says why."""
-    if not file.size_bytes:
-        return replace(file, problem="the file is empty")
-    try:
-        if file.format == "parquet":
-            return with_retries(lambda: _inspect_parquet(file, columns, shard_bytes), file.path)
-        head = with_retries(lambda: _read_head(file), file.path)
-    except (OSError, pa.ArrowException) as error:
-        return replace(file, problem=describe_problem(error))
-    growth = _COMPRESSED_GROWTH if file.compression else 1
-    seen = replace(file, text_bytes=file.size_bytes * growth)
-    if file.format in DELIMITERS:
-        text = io.StringIO(head.decode("utf-8-sig", errors="replace"), newline="")
-        header = next(csv.reader(text, delimiter=DELIMITERS[file.format]), [])
-        return replace(seen, columns=tuple(header))
-    names = (columns.text,) if file.format == "text" else tuple(_json_keys(head))
-    if file.compression:
-        return replace(seen, columns=names)
-    starts = range(0, max(1, file.size_bytes - shard_bytes // 2), shard_bytes)
-    return replace(seen, columns=names, bounds=(*starts, file.size_bytes))
-
-
-def check_columns(file: CorpusFile, columns: Columns) -> None:
-    """Raise :class:`InputError` where ``file`` lacks a wanted column, naming those it has."""
-    if not file.columns and file.format == "jsonl":
-        return
-    wanted = [("text", columns.text), *(("kept", name) for name in columns.keep)]
-    if columns.id is not None:
-        wanted.insert(1, ("id", columns.id))
-    for role, name in wanted:
-        if name not in file.columns:
+def refuse_files_of_tables(address: str, infos: Sequence[pafs.FileInfo]) -> None:
+    """Raise :class:`InputError` where single files of a Delta, Iceberg or Hudi table are named."""
+    filesystem, inner = open_filesystem(address)
+    if not any(info.path == inner for info in infos) and not re.search(r"[*?\[]", inner):
+        return  # a folder, whose search has seen the tables in it
+    folders = {str(PurePosixPath(i.path).parent) for i in infos if i.type == pafs.FileType.File}
+    for folder in [*folders]:
+        path = PurePosixPath(folder)
+        while _HIVE.fullmatch(path.name):
+            path = path.parent
+            folders.add(str(path))
+        if path.name == "data":
+            folders.add(str(path.parent))
+    marks = ("_delta_log", ".hoodie", "metadata/version-hint.text")
+    places = [f"{folder}/{mark}" for folder in sorted(folders) for mark in marks]
+    found = with_retries(lambda: filesystem.get_file_info(places), address) if places else []
+    for info in found:
+        if info.type != pafs.FileType.NotFound:
             raise InputError(
-                f"{file.path} has no {role} column {name!r}; its columns are "
-                f"{', '.join(file.columns)}"
+                f"{address} names files within a table ({info.path}), some of which may hold rows "
+                "that were deleted or replaced. Give the table's folder"
             )
+
+
+def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
+    """Path, size and time of change of every file: the state of a corpus."""
+    return [[file.path, *file.state] for file in files]
+
+
+def listing_digest(listing: Sequence[Sequence[Any]]) -> str:
+    """SHA-256 of a listing."""
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def describe_problem(error: BaseException) -> str:
@@ -189,73 +320,110 @@ def describe_problem(error: BaseException) -> str:
     return f"it cannot be read: {lines[0][:300]}"
 
 
-def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
-    filesystem, inner = open_filesystem(file.path)
-    with pq.ParquetFile(inner, filesystem=filesystem) as parquet:
-        metadata, schema = parquet.metadata, parquet.schema_arrow
-    wanted = {columns.text, *columns.keep}
-    bounds, pending, total = [0], 0, 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        chunks = (group.column(c) for c in range(group.num_columns))
-        size = sum(
-            c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in wanted
-        )
-        if pending and pending + size > shard_bytes:
-            bounds.append(index)
-            pending = 0
-        pending += size
-        total += size
-    bounds.append(metadata.num_row_groups)
-    return replace(
-        file,
-        columns=tuple(schema.names),
-        text_bytes=total,
-        rows=metadata.num_rows,
-        bounds=tuple(bounds),
-    )
+def _table(path: str, options: CorpusOptions) -> list[CorpusFile]:
+    form: Format = "lance" if path.endswith(LANCE_SUFFIX) else "parquet"
+    return [
+        CorpusFile(file.path, file.size_bytes, file.modified_ns, form, None, view=file.view)
+        for file in table_files(path, options.version)
+    ]
 
 
-def _read_head(file: CorpusFile) -> bytes:
-    filesystem, inner = open_filesystem(file.path)
-    with filesystem.open_input_stream(inner, compression=file.compression) as stream:
-        return stream.read(_HEAD_BYTES)
+def _place(inner: str) -> TableView:
+    """What folders named ``key=value`` say of the files in them."""
+    parts = [_HIVE.fullmatch(part) for part in inner.split("/")[:-1]]
+    constants = {
+        unquote(part[1]): None if part[2] == _HIVE_NULL else unquote(part[2])
+        for part in parts
+        if part
+    }
+    return TableView(constants=constants)
 
 
-def _json_keys(head: bytes) -> dict[str, None]:
-    """Keys of the objects in the first lines, in their order; lines that are none are left."""
-    lines = head.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    keys: dict[str, None] = {}
-    for line in lines[:-1] if len(head) == _HEAD_BYTES and len(lines) > 1 else lines:
-        keys.update(dict.fromkeys(_object_keys(line)))
-    return keys
+def _as_document(file: CorpusFile, corpus: str) -> CorpusFile:
+    if file.format != "document":
+        return file
+    root = open_filesystem(corpus)[1]
+    root = re.split(r"[*?\[]", root)[0] if re.search(r"[*?\[]", root) else root + "/"
+    inner = open_filesystem(file.path)[1]
+    folder = root.rpartition("/")[0] + "/"
+    name = inner.removeprefix(folder) if inner.startswith(folder) else inner.rpartition("/")[2]
+    constants = {**file.view.constants, DEFAULT_ID_COLUMN: name, "path": name}
+    return replace(file, view=TableView(constants=constants))
 
 
-def _object_keys(line: bytes) -> Iterator[str]:
+# ---- which .json files and Arrow files are documents
+
+
+def _without_metadata(
+    files: list[CorpusFile], *, alone: bool
+) -> tuple[list[CorpusFile], dict[str, str]]:
+    """The files that hold documents, ``.json`` as JSON lines, and what the others are."""
+    passed_over: dict[str, str] = {}
+    shards = _saved_datasets(files)
+    kept = []
+    is_only_kind = all(file.format == "json" for file in files)
+    unsure = [file for file in files if file.format == "json"]
+    reasons = dict(zip([f.path for f in unsure], in_threads(_json_problem, unsure), strict=True))
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if file.format == "arrow" and folder in shards and name not in shards[folder]:
+            passed_over[file.path] = "a dataset's cache"
+        elif file.format != "json":
+            kept.append(file)
+        elif not alone and (name in _METADATA_NAMES or name.endswith(".metadata.json")):
+            passed_over[file.path] = "a dataset's description"
+        elif (reason := reasons[file.path]) in (None, _ONE_OBJECT):
+            if reason and not is_only_kind:
+                passed_over[file.path] = "a single JSON object"
+            else:
+                kept.append(replace(file, format="jsonl"))
+        elif reason is not None:
+            passed_over[file.path] = reason
+    return kept, passed_over
+
+
+JSON_ARRAY = "a JSON array; it must be JSON lines, one object a line: jq -c '.[]' FILE"
+_ONE_OBJECT = "one object"
+
+
+def _json_problem(file: CorpusFile) -> str | None:
+    """Why a ``.json`` file is no JSON lines; :data:`_ONE_OBJECT` where it has but one line."""
+    if not file.size_bytes:
+        return None
     try:
-        value: Any = json.loads(line)
+        head = with_retries(lambda: read_head(file.path, file.compression), file.path)
+    except (OSError, pa.ArrowException):
+        return None  # looking into the file will say why
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    if text.startswith("["):
+        return JSON_ARRAY
+    lines = text.split("\n", 1)
+    try:
+        first = json.loads(lines[0])
     except (ValueError, RecursionError):
-        return iter(())
-    return iter(value if isinstance(value, dict) else ())
+        return "JSON over several lines; it must be JSON lines, one object a line"
+    if not isinstance(first, dict):
+        return "JSON, but not of objects"
+    return None if len(lines) > 1 and lines[1].strip() else _ONE_OBJECT
 
 
-def _corpus_file(corpus: str, info: pafs.FileInfo) -> CorpusFile:
-    known = known_format(info.path)
-    assert known is not None
-    path = with_inner_path(corpus, info.path)
-    return CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known)
+def _saved_datasets(files: Iterable[CorpusFile]) -> dict[str, set[str]]:
+    """Folders that ``save_to_disk`` wrote, and the names of their data files."""
+    shards = {}
+    for file in files:
+        folder, _, name = file.path.rpartition("/")
+        if name == "state.json":
+            try:
+                parts = json.loads(read_bytes(file.path)).get("_data_files", [])
+                shards[folder] = {part["filename"] for part in parts}
+            except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
+                continue
+    return shards
 
 
 def _formats_known() -> str:
     packed = ", ".join(COMPRESSIONS)
-    return f"Known are {', '.join(FORMATS)}; all but Parquet also with {packed}"
-
-
-def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
-    """Path, size and time of change of every file: the state of a corpus."""
-    return [[file.path, file.size_bytes, file.modified_ns] for file in files]
-
-
-def listing_digest(listing: Sequence[Sequence[Any]]) -> str:
-    """SHA-256 of a listing."""
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return (
+        f"Known are {', '.join(FORMATS)} (with --text-unit file also .md), tables of Delta, "
+        f"Iceberg and Lance; those of text also with {packed}"
+    )

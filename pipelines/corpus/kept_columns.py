@@ -1,8 +1,8 @@
 """Columns that are carried from corpus to output, whatever its formats.
 
-Where every file is Parquet their Arrow types are kept. Where JSON or CSV is among the files, only
-reading all rows tells a column's type: until then each value travels as JSON text, and every
-shard notes which kinds of value it saw.
+Where every file stores columns (Parquet, Arrow, Lance) their Arrow types are kept. Where JSON or
+CSV is among the files, only reading all rows tells a column's type: until then each value travels
+as JSON text, and every shard notes which kinds of value it saw.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
 from pipelines.corpus.files import CorpusFile
+from pipelines.runtime.arrow import plain_type
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import in_threads, open_filesystem, with_retries
+from pipelines.runtime.files import in_threads, with_retries
 
 _INT64 = range(-(2**63), 2**63)
 _KIND_TYPES: dict[frozenset[str], pa.DataType] = {
@@ -28,15 +29,18 @@ _KIND_TYPES: dict[frozenset[str], pa.DataType] = {
 }
 
 
-def parquet_schema(files: Sequence[CorpusFile], keep: Sequence[str]) -> pa.Schema | None:
-    """Types of the kept columns where all files are Parquet, else None.
+def parquet_schema(
+    files: Sequence[CorpusFile], keep: Sequence[str], text: str = ""
+) -> pa.Schema | None:
+    """Types of the kept columns where all files store columns with types, else None.
 
-    Raises :class:`InputError` where two files' types have no common one.
+    Bytes of the column ``text``, which is to be embedded, are kept as strings. Raises
+    :class:`InputError` where two files' types have no common one.
     """
     readable = [file for file in files if not file.problem]
-    if not readable or any(file.format != "parquet" for file in readable):
+    if not readable or any(file.format not in TYPED_FORMATS for file in readable):
         return None
-    schemas = in_threads(lambda file: _kept_schema(file, keep), readable)
+    schemas = in_threads(lambda file: _kept_schema(file, keep, text), readable)
     unified = schemas[0]
     for file, schema in zip(readable, schemas, strict=True):
         try:
@@ -45,7 +49,7 @@ def parquet_schema(files: Sequence[CorpusFile], keep: Sequence[str]) -> pa.Schem
             raise InputError(
                 f"kept columns of {file.path} differ from other files': {error}"
             ) from error
-    return unified.remove_metadata()
+    return pa.schema([f.with_type(plain_type(f.type)) for f in unified])
 
 
 def values_to_json(values: Iterable[Any], kinds: set[str]) -> pa.Array:
@@ -94,13 +98,11 @@ def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
         column = table.column(field.name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
         try:
             column.validate(full=True)
+            columns.append(column.cast(field.type))
         except pa.ArrowInvalid:
-            column = pa.array(decode_strings(column, "replace"), field.type)
-        columns.append(column.cast(field.type))
+            columns.append(pa.array(decode_strings(column, "replace"), field.type))
     return pa.table(columns, schema=schema)
 
 
@@ -110,16 +112,16 @@ def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
     return [None if value is None else value.decode("utf-8", errors) for value in raw]
 
 
-def _kept_schema(file: CorpusFile, keep: Sequence[str]) -> pa.Schema:
-    filesystem, inner = open_filesystem(file.path)
-    schema = with_retries(lambda: pq.read_schema(inner, filesystem=filesystem), file.path)
-    fields = [schema.field(name) for name in keep]
-    return pa.schema(
-        [
-            pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
-            for f in fields
-        ]
-    )
+def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
+    about = with_retries(lambda: columns_of(file), file.path)
+    kinds = {name: about.type_of(name) or pa.null() for name in keep}
+    if text in kinds and _is_bytes(kinds[text]):
+        kinds[text] = pa.string()
+    return pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _valid(text: str) -> str:

@@ -1,30 +1,69 @@
-"""Rows of one shard, in bounded batches, one problem a row.
+"""Rows of one shard, in bounded batches, one problem a row; and what a file holds before that.
 
-In: a :class:`~pipelines.corpus.files.Shard`. Out: :class:`RowBatch` after :class:`RowBatch`,
-with what stood where a text and an id were expected. A row that cannot be parsed keeps its place,
-with a problem; only a file that cannot be read any further raises.
+In: a :class:`~pipelines.corpus.files.CorpusFile`, or a shard of one. Out: the file with its
+columns and shards (:func:`inspect_files`), or :class:`RowBatch` after :class:`RowBatch`, with what
+stood where a text and an id were expected (:func:`read_shard`). A row that cannot be parsed keeps
+its place, with a problem; only a file that cannot be read any further raises.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.corpus.files import DELIMITERS, Columns, Shard
-from pipelines.runtime.files import open_filesystem
+from pipelines.corpus.columnar import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    TYPED_FORMATS,
+    inspect_columnar,
+    read_columnar,
+)
+from pipelines.corpus.delimited import BadRow, Sniffed, parse_rows, read_rows, sniff
+from pipelines.corpus.files import (
+    JSON_ARRAY,
+    WHOLE_SCHEMA,
+    Columns,
+    CorpusFile,
+    CorpusOptions,
+    Dialect,
+    Shard,
+    describe_problem,
+)
+from pipelines.corpus.streams import (
+    HEAD_BYTES,
+    LONGEST_LINE_BYTES,
+    UTF_8,
+    encoding_by_mark,
+    encoding_problem,
+    line_end,
+    open_stream,
+    read_head,
+    split_lines,
+)
+from pipelines.corpus.web_archives import COLUMNS as WET_COLUMNS
+from pipelines.corpus.web_archives import read_archive
+from pipelines.runtime.arrow import id_column
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import in_threads, with_retries
 
-BATCH_ROWS = 4096
-BATCH_BYTES = 8 << 20
-LONGEST_LINE_BYTES = 64 << 20
-_BLOCK_BYTES = 4 << 20
-_BOM = b"\xef\xbb\xbf"
+_COMPRESSED_GROWTH = 4
+_DELIMITED = ("csv", "tsv")
+
+log = logging.getLogger(__name__)
+
+
+class Absent:
+    """Stands where a row has no id of its own, so that the hash of its text becomes its id."""
+
+
+ABSENT = Absent()
 
 
 @dataclass
@@ -32,8 +71,8 @@ class RowBatch:
     """Some consecutive rows as they were found, not yet checked.
 
     ``problems`` says of a row why it could not be parsed; its text is then the raw line. ``ids``
-    is None where the file has no id column. ``kept`` holds the kept columns, as an Arrow table or
-    as one list of values a column.
+    is None where the file has no id column, and holds :data:`ABSENT` for a row without an id.
+    ``kept`` holds the kept columns, as an Arrow table or as one list of values a column.
     """
 
     texts: list[Any] = field(default_factory=list)
@@ -73,27 +112,31 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[RowBatch]:
     Raises ``OSError`` or ``pyarrow.ArrowException`` where the file cannot be read any further;
     what came before has been yielded.
     """
-    if shard.file.format == "parquet":
-        yield from _read_parquet(shard, columns)
+    file = shard.file
+    id_name = columns.id_of(file)
+    if file.format in TYPED_FORMATS:
+        for table in read_columnar(shard, columns):
+            yield _columnar_batch(table, columns, id_name)
         return
-    rows = _read_csv if shard.file.format in DELIMITERS else _read_lines
-    id_column = columns.id_of(shard.file)
 
     def new_batch() -> RowBatch:
-        return RowBatch(ids=None if id_column is None else [], kept=[[] for _ in columns.keep])
+        return RowBatch(ids=None if id_name is None else [], kept=[[] for _ in columns.keep])
 
     batch = new_batch()
     try:
-        for row in rows(shard, columns, id_column):
+        for row in _ROW_READERS[file.format](shard, columns, id_name):
             if isinstance(row, _Problem):
-                batch.add_problem(row.raw, row.problem)
+                for _ in range(row.lines):
+                    batch.add_problem(row.raw, row.problem)
             else:
                 batch.add(*row)
             if batch.full:
                 yield batch
                 batch = new_batch()
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         yield batch
+        if isinstance(error, UnicodeError):
+            raise OSError(str(error)) from error
         raise
     if batch.texts:
         yield batch
@@ -103,151 +146,302 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[RowBatch]:
 class _Problem:
     raw: str
     problem: str
+    lines: int = 1
+    """How many rows it stands for."""
 
 
 _Row = tuple[Any, Any, list[Any], int] | _Problem
 
 
-def _read_parquet(shard: Shard, columns: Columns) -> Iterator[RowBatch]:
-    filesystem, inner = open_filesystem(shard.file.path)
-    id_column = columns.id_of(shard.file)
-    names = list(dict.fromkeys([columns.text, *([id_column] if id_column else []), *columns.keep]))
-    with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=_BLOCK_BYTES) as parquet:
-        rows = max(1, shard.file.rows or 1)
-        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, shard.file.text_bytes)))
-        groups = list(range(shard.start, shard.stop))
-        for found in parquet.iter_batches(batch_rows, row_groups=groups, columns=names):
-            table = pa.Table.from_batches([found])
-            yield RowBatch(
-                texts=_plain_values(table.column(columns.text)),
-                problems=[None] * len(table),
-                ids=None if id_column is None else _plain_values(table.column(id_column)),
-                kept=table.select(list(columns.keep)),
-                size_bytes=table.nbytes,
-            )
+def _columnar_batch(table: pa.Table, columns: Columns, id_name: str | None) -> RowBatch:
+    ids = None
+    if id_name is not None:
+        ids = [v for chunk in table.column(id_name).chunks for v in _values(id_column(chunk))]
+    return RowBatch(
+        texts=[v for chunk in table.column(columns.text).chunks for v in _values(chunk)],
+        problems=[None] * len(table),
+        ids=ids,
+        kept=table.select(list(columns.keep)),
+        size_bytes=table.nbytes,
+    )
 
 
-def _plain_values(column: pa.ChunkedArray) -> list[Any]:
+def _values(column: pa.Array) -> list[Any]:
     """Python values; strings as bytes, since Parquet files do not always hold valid UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     return column.to_pylist()
 
 
-def _read_lines(shard: Shard, columns: Columns, id_column: str | None) -> Iterator[_Row]:
-    is_text = shard.file.format == "text"
-    for line in split_lines(shard):
-        if line is None:
-            yield _Problem("", f"line longer than {LONGEST_LINE_BYTES >> 20} MiB")
-        elif is_text:
-            yield line, None, [line] * len(columns.keep), len(line)
-        else:
-            yield _parse_json(line, columns, id_column)
-
-
-def _parse_json(line: bytes, columns: Columns, id_column: str | None) -> _Row:
-    raw = line[:1000].decode("utf-8", "replace")
-    if not line.strip():
-        return _Problem(raw, "blank line")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        return _Problem(raw, "line is not valid UTF-8")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return _Problem(raw, "malformed JSON line")
-    if not isinstance(value, dict):
-        return _Problem(raw, "JSON line is not an object")
-    kept = [value.get(name) for name in columns.keep]
-    row_id = None if id_column is None else value.get(id_column)
-    return value.get(columns.text), row_id, kept, len(line)
-
-
-def split_lines(shard: Shard) -> Iterator[bytes | None]:
-    """Lines that begin within the shard, without their ends; None for one that is too long."""
+def _lines(shard: Shard) -> Iterator[bytes | None]:
     file = shard.file
-    filesystem, inner = open_filesystem(file.path)
-    ranged = not file.compression
-    if ranged:
-        stream = filesystem.open_input_file(inner)
-        stream.seek(max(0, shard.start - 1))
-    else:
-        stream = filesystem.open_input_stream(inner, compression=file.compression)
-    with stream:
-        lines = _lines_of(stream)
-        position = max(0, shard.start - 1) if ranged else 0
-        if ranged and shard.start:
-            position += next(lines)[1]
-        first = position == 0
-        for line, size in lines:
-            if ranged and position >= shard.stop:
-                return
-            position += size
-            if line is not None:
-                line = line.removeprefix(_BOM) if first else line
-                line = line.removesuffix(b"\r")
-            first = False
-            yield line
+    return split_lines(
+        file.path,
+        file.compression,
+        encoding=file.encoding,
+        newline=file.newline,
+        start=shard.start,
+        stop=shard.stop,
+    )
 
 
-def _lines_of(stream: pa.NativeFile) -> Iterator[tuple[bytes | None, int]]:
-    """Each line without its newline (None if it is too long) and its size with it."""
-    parts: list[bytes] = []
-    size = 0
-    while block := stream.read(_BLOCK_BYTES):
-        start = 0
-        while (end := block.find(b"\n", start)) >= 0:
-            size += end + 1 - start
-            if size > LONGEST_LINE_BYTES:
-                yield None, size
-            else:
-                yield b"".join([*parts, block[start:end]]), size
-            parts, size, start = [], 0, end + 1
-        size += len(block) - start
-        if size <= LONGEST_LINE_BYTES:
-            parts.append(block[start:])
+def _read_text(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
+    constants = shard.file.view.constants
+    for line in _lines(shard):
+        if line is None:
+            yield _too_long()
         else:
-            parts = []
-    if size:
-        yield (None if size > LONGEST_LINE_BYTES else b"".join(parts)), size
+            yield line, None, [constants.get(name, line) for name in columns.keep], len(line)
 
 
-def _read_csv(shard: Shard, columns: Columns, id_column: str | None) -> Iterator[_Row]:
-    filesystem, inner = open_filesystem(shard.file.path)
-    csv.field_size_limit(LONGEST_LINE_BYTES)
-    binary = filesystem.open_input_stream(inner, compression=shard.file.compression)
-    with io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as stream:
-        rows = csv.reader(stream, delimiter=DELIMITERS[shard.file.format], strict=True)
-        header = next(rows)
-        places = {name: header.index(name) for name in header}
-        text_place = places[columns.text]
-        id_place = None if id_column is None else places[id_column]
-        keep_places = [places[name] for name in columns.keep]
-        while True:
-            line = rows.line_num
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                swallowed = rows.line_num - line
-                over = f" over {swallowed} lines" if swallowed > 1 else ""
-                yield _Problem(f"line {line + 1}", f"malformed CSV row{over}: {error}")
-                continue
-            if row is None:
-                return
-            if len(row) != len(header):
-                raw = ",".join(row)
-                found = f"row has {len(row)} fields, the header has {len(header)}"
-                yield _Problem(_readable(raw), found if row else "blank line")
-                continue
-            row_id = None if id_place is None else row[id_place]
-            kept = [_readable(row[place]) for place in keep_places]
-            yield row[text_place], row_id, kept, sum(map(len, row))
+def _read_json(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
+    constants = shard.file.view.constants
+    for line in _lines(shard):
+        if line is None:
+            yield _too_long()
+            continue
+        value, problem = _parse_object(line)
+        if problem:
+            yield _Problem(line[:1000].decode("utf-8", "replace"), problem)
+            continue
+        row_id: Any = None
+        if id_name is not None:
+            absent = None if columns.id else ABSENT
+            row_id = _value_of(value, id_name, constants.get(id_name, absent))
+        kept = [_value_of(value, name, constants.get(name)) for name in columns.keep]
+        yield _value_of(value, columns.text, None), row_id, kept, len(line)
 
 
-def _readable(text: str) -> str:
+def _parse_object(line: bytes) -> tuple[dict[str, Any], str | None]:
+    """The object of a line, or why there is none."""
+    if not line.strip():
+        return {}, "blank line"
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return {}, "line is not valid UTF-8"
+    except (ValueError, RecursionError):
+        return {}, "malformed JSON line"
+    return (value, None) if isinstance(value, dict) else ({}, "JSON line is not an object")
+
+
+def _value_of(value: dict[str, Any], name: str, absent: Any) -> Any:
+    """What an object has under a key, or under ``key.key``."""
+    if name in value or "." not in name:
+        return value.get(name, absent)
+    first, _, rest = name.partition(".")
+    inner = value.get(first)
+    return _value_of(inner, rest, absent) if isinstance(inner, dict) else absent
+
+
+def _too_long() -> _Problem:
+    return _Problem("", f"line longer than {LONGEST_LINE_BYTES >> 20} MiB")
+
+
+def _read_delimited(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
+    file = shard.file
+    places = {name: place for place, name in enumerate(file.columns)}
+    constants = file.view.constants
+    text_place = places[columns.text]
+    for row in read_rows(file):
+        if isinstance(row, BadRow):
+            yield _Problem(f"line {row.line}" if row.line else "", row.problem, row.lines)
+            continue
+        row_id = row[places[id_name]] if id_name in places else constants.get(id_name or "")
+        kept = [
+            _readable(row[places[name]]) if name in places else constants.get(name)
+            for name in columns.keep
+        ]
+        yield row[text_place], row_id, kept, sum(len(field or "") for field in row)
+
+
+def _readable(text: str | None) -> str | None:
     """Undecodable bytes, which the reader has kept as lone surrogates, as U+FFFD."""
+    if text is None or text.isascii():
+        return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _read_document(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
+    file = shard.file
+    constants = file.view.constants
+    with open_stream(file.path, file.compression, file.encoding) as stream:
+        text = stream.read(LONGEST_LINE_BYTES + 1)
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    kept = [constants.get(name, text) for name in columns.keep]
+    if len(text) > LONGEST_LINE_BYTES:
+        yield _Problem(file.path, f"file longer than {LONGEST_LINE_BYTES >> 20} MiB")
+    else:
+        yield text, constants.get(id_name or ""), kept, len(text)
+
+
+def _read_wet(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
+    constants = shard.file.view.constants
+    for record in read_archive(shard.file):
+        text = record["text"]
+        if text is None:
+            yield _Problem(str(record["id"]), f"record longer than {LONGEST_LINE_BYTES >> 20} MiB")
+            continue
+        kept = [record.get(name, constants.get(name)) for name in columns.keep]
+        yield record.get(columns.text), record.get(id_name or ""), kept, len(text)
+
+
+_ROW_READERS: dict[str, Callable[[Shard, Columns, str | None], Iterator[_Row]]] = {
+    "jsonl": _read_json,
+    "text": _read_text,
+    "csv": _read_delimited,
+    "tsv": _read_delimited,
+    "document": _read_document,
+    "wet": _read_wet,
+}
+
+
+# ---- looking into files
+
+
+def inspect_files(
+    files: Sequence[CorpusFile],
+    columns: Columns,
+    *,
+    shard_bytes: int,
+    options: CorpusOptions | None = None,
+) -> list[CorpusFile]:
+    """Look into every file: its columns, size and shards of about ``shard_bytes``.
+
+    Raises :class:`InputError` where the files lack a wanted column.
+    """
+    options = options or CorpusOptions()
+    sniffed: dict[str, Sniffed] = {}
+    inspection = Inspection(columns, shard_bytes, options, sniffed)
+    seen = _with_dialects(in_threads(inspection.inspect, list(files)), sniffed)
+    check_columns(seen, columns)
+    return seen
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Looks into files one by one; ``sniffed`` gets the dialects of those of CSV and TSV."""
+
+    columns: Columns
+    shard_bytes: int
+    options: CorpusOptions
+    sniffed: dict[str, Sniffed]
+
+    def inspect(self, file: CorpusFile) -> CorpusFile:
+        """One file looked into; where that fails its ``problem`` says why."""
+        if not file.size_bytes:
+            return replace(file, problem="the file is empty")
+        if file.format in ("document", "wet"):
+            names = (self.columns.text,) if file.format == "document" else WET_COLUMNS
+            growth = _COMPRESSED_GROWTH if file.compression else 1
+            return replace(file, columns=names, text_bytes=file.size_bytes * growth)
+        try:
+            return with_retries(lambda: self._look_into(file), file.path)
+        except (OSError, pa.ArrowException, UnicodeError) as error:
+            return replace(file, problem=describe_problem(error))
+
+    def _look_into(self, file: CorpusFile) -> CorpusFile:
+        if file.format in TYPED_FORMATS:
+            return inspect_columnar(file, self.columns, self.shard_bytes)
+        head = read_head(file.path, file.compression)
+        encoding = encoding_by_mark(head)
+        if encoding != file.encoding:
+            head = read_head(file.path, file.compression, encoding)
+        if problem := encoding_problem(head):
+            return replace(file, problem=problem)
+        seen = replace(
+            file,
+            text_bytes=file.size_bytes * (_COMPRESSED_GROWTH if file.compression else 1),
+            encoding=encoding,
+            newline=line_end(head),
+            head_is_all=len(head) < HEAD_BYTES,
+        )
+        if file.format in _DELIMITED:
+            self.sniffed[file.path] = sniff(head, file.format, self.options)
+            return _with_header(seen, head, self.sniffed[file.path].dialect)
+        names = (self.columns.text,) if file.format == "text" else tuple(_json_keys(head))
+        if file.format == "jsonl" and not names and head.lstrip().startswith(b"["):
+            return replace(file, problem=f"it holds {JSON_ARRAY}")
+        seen = replace(seen, columns=names)
+        if file.compression or encoding != UTF_8:
+            return seen
+        starts = range(0, max(1, file.size_bytes - self.shard_bytes // 2), self.shard_bytes)
+        return replace(seen, bounds=(*starts, file.size_bytes))
+
+
+def _with_header(file: CorpusFile, head: bytes, dialect: Dialect) -> CorpusFile:
+    """The file with its dialect and the names that its header or the user gives its columns."""
+    text = io.StringIO(head.decode("utf-8-sig", "replace"), newline="")
+    header = next(parse_rows(text, dialect), [])
+    if isinstance(header, BadRow):
+        return replace(file, problem=f"its header: {header.problem}")
+    names = dialect.header or tuple(name or "" for name in header)
+    if dialect.header and len(header) != len(dialect.header):
+        raise InputError(
+            f"{file.path}: --csv-header names {len(dialect.header)} columns, its first row has "
+            f"{len(header)}"
+        )
+    return replace(file, columns=names, dialect=dialect, head_is_all=True)
+
+
+def _with_dialects(files: list[CorpusFile], sniffed: Mapping[str, Sniffed]) -> list[CorpusFile]:
+    """The files with the one dialect that some of them show and none contradicts; a log line."""
+    for form in _DELIMITED:
+        mine = [file for file in files if file.format == form and file.dialect]
+        shown = {s.dialect for f in mine if (s := sniffed[f.path]).sure}
+        for place, file in enumerate(files):
+            if len(shown) != 1 or file not in mine or sniffed[file.path].sure:
+                continue
+            (dialect,) = shown
+            if dialect != file.dialect:
+                head = read_head(file.path, file.compression, file.encoding)
+                files[place] = _with_header(file, head, dialect)
+    counts = Counter((f.format, f.dialect) for f in files if f.dialect and not f.problem)
+    for (form, dialect), count in counts.items():
+        log.info("%s, %d files: %s", form, count, describe_dialect(dialect))
+    return files
+
+
+def describe_dialect(dialect: Dialect) -> str:
+    """A dialect in words, for people."""
+    quote = f"quoted with {dialect.quote}" if dialect.quote else "not quoted"
+    escape = f", escaped with {dialect.escape}" if dialect.escape else ""
+    return f"fields parted by {dialect.delimiter!r}, {quote}{escape}"
+
+
+def _json_keys(head: bytes) -> dict[str, None]:
+    """Keys of the objects in the first lines, in their order; lines that are none are left."""
+    lines = head.removeprefix(b"\xef\xbb\xbf").splitlines()
+    keys: dict[str, None] = {}
+    for line in lines[:-1] if len(head) >= HEAD_BYTES and len(lines) > 1 else lines:
+        try:
+            value: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        keys.update(dict.fromkeys(value if isinstance(value, dict) else ()))
+    return keys
+
+
+def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
+    """Raise :class:`InputError` for a wanted column that is nowhere, naming those there are.
+
+    Each file must have the text, and the id where one is named, if its header says all its
+    columns. Kept columns, and keys of JSON lines, are null where a file or a line has none.
+    """
+    files = [file for file in files if not file.problem]
+    wanted = [("text", columns.text), *(("kept", name) for name in columns.keep)]
+    if columns.id is not None:
+        wanted.insert(1, ("id", columns.id))
+    for role, name in wanted:
+        lacking = [file for file in files if not file.has(name)]
+        everywhere = len(lacking) == len(files)
+        for file in lacking:
+            must = file.format in WHOLE_SCHEMA and role != "kept"
+            may_come = file.format == "jsonl" and not (file.head_is_all and file.columns)
+            if must or (everywhere and not ((may_come and role != "text") or not file.columns)):
+                raise InputError(
+                    f"{file.path} has no {role} column {name!r}; its columns are "
+                    f"{', '.join(file.all_columns)}"
+                )
+        if lacking and everywhere:
+            log.warning("no line looked at has %s column %r", role, name)

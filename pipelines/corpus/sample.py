@@ -13,14 +13,14 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.corpus.documents import check_id, check_text
-from pipelines.corpus.files import Columns, CorpusFile, Shard, find_files, inspect_files
-from pipelines.corpus.readers import read_shard
+from pipelines.corpus.documents import read_documents, require_readable
+from pipelines.corpus.files import Columns, Shard, find_files
+from pipelines.corpus.readers import inspect_files
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, join, make_folder, read_bytes, write_bytes
 from pipelines.runtime.segments import bytes_to_table, table_to_bytes
@@ -103,13 +103,11 @@ def sample_corpus(
         Columns(text_column, id_column, keep), documents, seed, label_column is not None, distinct
     )
     files = inspect_files(find_files(corpus), settings.columns, shard_bytes=SHARD_BYTES)
-    for file in files:
-        if file.problem:
-            raise InputError(f"{file.path}: {file.problem}; mend or remove the file")
+    require_readable(files)
     shards = {shard.name: shard for file in files for shard in file.shards()}
     folder = join(work, "samples")
     make_folder(folder)
-    units = {name: asdict(shard) for name, shard in shards.items()}
+    units = {name: shard.to_unit() for name, shard in shards.items()}
     receipts = run_stage(work, "sample", units, functools.partial(sample_shard, settings, folder))
     paths = [join(folder, f"{name}.arrow") for name in shards]
     tables = in_threads(lambda path: bytes_to_table(read_bytes(path)), paths)
@@ -130,14 +128,15 @@ def sample_shard(
     settings: SampleSettings, folder: str, name: str, unit: Mapping[str, Any]
 ) -> Receipt:
     """Draw from one shard and write what was drawn as one file."""
-    shard = Shard(CorpusFile(**unit["file"]), unit["start"], unit["stop"])
+    shard = Shard.from_unit(unit)
     left_out: Counter[str] = Counter()
     counted = Counter[str]()
     rows = _documents(shard, settings, left_out, counted)
     drawn = _lowest(rows, settings)
     table = pa.Table.from_pylist(drawn, SCHEMA)
     write_bytes(join(folder, f"{name}.arrow"), table_to_bytes(table), create_folder=False)
-    return {"read": counted["rows"], "left_out": dict(left_out)}
+    read = counted["documents"] + left_out.total()
+    return {"read": read, "left_out": dict(left_out)}
 
 
 def text_digest(text: str, seed: int = 0) -> bytes:
@@ -149,31 +148,18 @@ def text_digest(text: str, seed: int = 0) -> bytes:
 def _documents(
     shard: Shard, settings: SampleSettings, left_out: Counter[str], counted: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    for batch in read_shard(shard, settings.columns):
-        counted["rows"] += len(batch.texts)
-        kept = (
-            list(batch.kept.to_pydict().values())
-            if isinstance(batch.kept, pa.Table)
-            else batch.kept
-        )
-        for place, found in enumerate(batch.texts):
-            text, raw, reason = check_text(found)
-            row_id: str | None = None
-            if batch.ids is not None and not reason:
-                row_id, reason = check_id(batch.ids[place])
-            label = kept[0][place] if settings.labelled else None
-            if settings.labelled and (label is None or label == ""):
-                reason = reason or "label is missing"
-            reason = batch.problems[place] or reason
-            if reason:
-                left_out[reason] += 1
-                continue
-            yield {
-                "digest": text_digest(text, settings.seed),
-                "id": row_id or hashlib.sha256(raw).hexdigest(),
-                "text": text,
-                "label": None if label is None else str(label),
-            }
+    for document in read_documents(shard, settings.columns, left_out):
+        label = document.kept[0] if settings.labelled else None
+        if settings.labelled and (label is None or label == ""):
+            left_out["label is missing"] += 1
+            continue
+        counted["documents"] += 1
+        yield {
+            "digest": text_digest(document.text, settings.seed),
+            "id": document.id,
+            "text": document.text,
+            "label": None if label is None else str(label),
+        }
 
 
 def _lowest(rows: Iterable[dict[str, Any]], settings: SampleSettings) -> list[dict[str, Any]]:

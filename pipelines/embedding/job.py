@@ -27,11 +27,11 @@ from pipelines.corpus.files import (
     Columns,
     CorpusFile,
     find_files,
-    inspect_files,
     listing_digest,
     listing_of,
 )
 from pipelines.corpus.kept_columns import parquet_schema
+from pipelines.corpus.readers import inspect_files
 from pipelines.embedding.encode import (
     ChunkEncoder,
     EncodeSettings,
@@ -277,7 +277,7 @@ def settle_run(
     scan = ScanSettings(
         work=work,
         columns=config.columns,
-        kept_schema=parquet_schema(seen, config.columns.keep),
+        kept_schema=parquet_schema(seen, config.columns.keep, config.text_column),
         partitions=plan.partitions,
         clip_characters=tokenizer.clip_characters,
         max_tokens=config.max_tokens,

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +63,7 @@ def scan_corpus(
         return earlier
     make_folder(join(settings.work, "rejected"))
     shards = {shard.name: shard for file in files for shard in file.shards()}
-    units = {name: asdict(shard) for name, shard in shards.items()}
+    units = {name: shard.to_unit() for name, shard in shards.items()}
     function = functools.partial(scan_shard, settings)
     scanned = combine_receipts(files, shards, run_stage(settings.work, "scan", units, function))
     problems = scanned.problems
@@ -93,7 +93,7 @@ class _Pending:
 
 def scan_shard(settings: ScanSettings, name: str, unit: dict) -> Receipt:
     """Read one shard; the receipt says what was found and what could not be read."""
-    shard = Shard(CorpusFile(**unit["file"]), unit["start"], unit["stop"])
+    shard = Shard.from_unit(unit)
     checker = Checker(settings.columns.keep, settings.kept_schema, settings.clip_characters)
     problems: list[str] = []
     pending = _Pending()

@@ -140,7 +140,8 @@ def match_files(path: str, *, datasets: tuple[str, ...] = ()) -> list[pafs.FileI
     folders, none among them. A folder is searched with all below it, also one that a glob matches.
     What exists under a name is meant by it, though the name may also be read as a glob. Names that
     begin with ``.`` or ``_`` are passed over unless they are spelled out. A folder whose name ends
-    in one of ``datasets`` is not searched but given itself.
+    in one of ``datasets``, and the folder of a Delta, Iceberg or Hudi table, is not searched but
+    given itself.
 
     Raises :class:`InputError` where nothing is at ``path``; a glob may match nothing.
     """
@@ -204,18 +205,33 @@ def _search(
     if not parts and place.path.endswith(datasets):
         return [place]
     prefix = place.path.rstrip("/") + "/"
+    entries = filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True))
+    below = [info.path.removeprefix(prefix).split("/") for info in entries]
+    tables = {tuple(names[:depth]) for names in below for depth in _table_depths(names)}
+    if () in tables and not parts:
+        return [place]
     matches = {}
-    for info in filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True)):
+    for info, names in zip(entries, below, strict=True):
         if info.type != pafs.FileType.File:
             continue
-        names = info.path.removeprefix(prefix).split("/")
-        within = [depth for depth, name in enumerate(names[:-1], 1) if name.endswith(datasets)]
+        within = [
+            depth
+            for depth, name in enumerate(names[:-1], 1)
+            if name.endswith(datasets) or tuple(names[:depth]) in tables
+        ]
         if within:
             names = names[: within[0]]
             info = pafs.FileInfo(prefix + "/".join(names), pafs.FileType.Directory)
         if _fits(names, parts):
             matches[info.path] = info
     return list(matches.values())
+
+
+def _table_depths(names: Sequence[str]) -> list[int]:
+    """How deep the folders of Delta, Hudi and Iceberg tables are in a path below some folder."""
+    marks = [depth for depth, name in enumerate(names) if name in ("_delta_log", ".hoodie")]
+    is_iceberg = names[-1].endswith(".metadata.json") and names[-2:-1] == ["metadata"]
+    return [*marks, len(names) - 2] if is_iceberg else marks
 
 
 def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,17 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.documents import check_id, check_text
+from pipelines.corpus.documents import read_documents, require_readable
 from pipelines.corpus.files import (
     Columns,
     CorpusFile,
     Shard,
     find_files,
-    inspect_files,
     listing_digest,
     listing_of,
 )
-from pipelines.corpus.readers import read_shard
+from pipelines.corpus.readers import inspect_files
 from pipelines.encoder.chat import clean_answer
 from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.runtime.command import JobResult
@@ -227,9 +226,7 @@ def find_corpus(config: PairsConfig) -> Sequence[CorpusFile]:
     corpus = config.corpus or str(training_corpus())
     shard_bytes = _SHARD_BYTES.get(config.method, _PLAIN_SHARD_BYTES)
     files = inspect_files(find_files(corpus), config.columns, shard_bytes=shard_bytes)
-    for file in files:
-        if file.problem:
-            raise InputError(f"{file.path}: {file.problem}; mend or remove the file")
+    require_readable(files)
     return files
 
 
@@ -243,7 +240,7 @@ def make_pairs(
     configure_ray_data()
     make_folder(join(output, PAIRS_FOLDER))
     shards = {shard.name: shard for file in files for shard in file.shards()}
-    units = {name: asdict(shard) for name, shard in shards.items()}
+    units = {name: shard.to_unit() for name, shard in shards.items()}
     function = functools.partial(make_shard_pairs, config, join(output, PAIRS_FOLDER))
     if config.method in PLAIN_METHODS:
         receipts = run_stage(work, "make", units, function)
@@ -268,9 +265,13 @@ def make_shard_pairs(
     config: PairsConfig, folder: str, name: str, unit: dict[str, Any], rewriter: Any = None
 ) -> Receipt:
     """Make the pairs of one shard and write them as one file; what was made and what was not."""
-    shard = Shard(CorpusFile(**unit["file"]), unit["start"], unit["stop"])
+    shard = Shard.from_unit(unit)
     left_out: Counter[str] = Counter()
-    documents = list(read_documents(shard, config.columns, left_out))
+    documents = [
+        (document.id, document.text, *map(str, document.kept))
+        for document in read_documents(shard, config.columns, left_out)
+    ]
+    read = len(documents) + left_out.total()
     if rewriter is None:
         rows = list(plain_pairs(config, documents, left_out))
     else:
@@ -285,28 +286,7 @@ def make_shard_pairs(
     table = table.append_column("method", pa.array([config.method] * len(table), pa.string()))
     with atomic_output(join(folder, f"{name}.parquet")) as sink:
         pq.write_table(table, sink)
-    read = len(documents) + sum(v for k, v in left_out.items() if k.startswith(("text ", "id ")))
     return {"documents": read, "pairs": len(table), "left_out": dict(left_out)}
-
-
-def read_documents(
-    shard: Shard, columns: Columns, left_out: Counter[str]
-) -> Iterator[tuple[str, ...]]:
-    """(id, text) or (id, text, label) of each document of a shard; the others are counted."""
-    for batch in read_shard(shard, columns):
-        kept = batch.kept.to_pydict() if isinstance(batch.kept, pa.Table) else None
-        labels = list(kept.values()) if kept is not None else batch.kept
-        for place, found in enumerate(batch.texts):
-            text, raw, reason = check_text(found)
-            row_id: str | None = None
-            if batch.ids is not None and not reason:
-                row_id, reason = check_id(batch.ids[place])
-            reason = batch.problems[place] or reason
-            if reason:
-                left_out[reason] += 1
-                continue
-            document = row_id or content_id(raw)
-            yield (document, text, *(str(column[place]) for column in labels))
 
 
 def plain_pairs(

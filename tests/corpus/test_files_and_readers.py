@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus import readers
+from pipelines.corpus import streams
 from pipelines.corpus.documents import Checker, check_id, check_text
-from pipelines.corpus.files import Columns, Shard, find_files, inspect_files
+from pipelines.corpus.files import Columns, Shard, find_files
 from pipelines.corpus.kept_columns import (
     json_to_values,
     parquet_schema,
     resolve_type,
     values_to_json,
 )
-from pipelines.corpus.readers import read_shard
+from pipelines.corpus.readers import inspect_files, read_shard
 from pipelines.runtime.errors import InputError
 
 
@@ -157,13 +157,13 @@ def test_malformed_rows_keep_their_place_and_say_why(tmp_path):
 def test_an_unclosed_quote_tells_how_many_lines_it_swallowed(tmp_path):
     write(tmp_path / "a.csv", 'text\nok\n"never closed\n' + "x\n" * 100)
     rows = rows_of(tmp_path / "a.csv")
-    assert len(rows) == 2
-    assert "over 101 lines" in rows[1][2]
+    assert len(rows) == 102  # what it swallowed counts as rejected, line by line
+    assert all("over 101 lines" in row[2] for row in rows[1:])
 
 
 def test_a_line_that_is_too_long_is_one_problem(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST_LINE_BYTES", 1000)
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 256)
+    monkeypatch.setattr(streams, "LONGEST_LINE_BYTES", 1000)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 256)
     write(tmp_path / "a.txt", "short\n" + "x" * 5000 + "\nend\n")
     found = rows_of(tmp_path / "a.txt")
     assert [row[2] is None for row in found] == [True, False, True]

@@ -145,13 +145,12 @@ class Echo:
 
 
 def test_rewritten_pairs_are_checked_and_counted(corpus, tmp_path):
-    from dataclasses import asdict
 
     from pipelines.training.pairs import find_corpus
 
     config = PairsConfig(corpus=corpus, method="paraphrase", label_column="topic")
     (shard,) = find_corpus(config)[0].shards()
-    receipt = make_shard_pairs(config, str(tmp_path), "part", asdict(shard), Echo())
+    receipt = make_shard_pairs(config, str(tmp_path), "part", shard.to_unit(), Echo())
     assert receipt["left_out"]["refusal"] == 1
     rows = pq.read_table(tmp_path / "part.parquet").to_pylist()
     assert len(rows) == receipt["pairs"]

@@ -1,0 +1,165 @@
+"""Files and datasets that store columns: Parquet, Arrow (files and streams) and Lance.
+
+In: a :class:`~pipelines.corpus.files.CorpusFile` or a shard of one. Out: the same file with its
+columns and shards, or the shard's rows as Arrow tables of the columns wanted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from pipelines.corpus.files import Columns, CorpusFile, Shard
+from pipelines.runtime.arrow import FileColumns, file_columns, read_parquet
+from pipelines.runtime.files import open_filesystem
+from pipelines.runtime.tables import open_lance, unpack_rows
+
+TYPED_FORMATS = ("parquet", "arrow", "lance")
+BATCH_ROWS = 4096
+BATCH_BYTES = 8 << 20
+_IPC_MAGIC = b"ARROW1"
+
+
+def columns_of(file: CorpusFile) -> FileColumns:
+    """The columns of a file with their plain types, from its header."""
+    filesystem, inner = open_filesystem(file.path)
+    if file.format == "parquet":
+        return file_columns(pq.read_schema(inner, filesystem=filesystem), file.view)
+    if file.format == "lance":
+        return file_columns(open_lance(file.path, file.view.version).schema, file.view)
+    with _open_arrow(file) as reader:
+        return file_columns(reader.schema, file.view)
+
+
+def inspect_columnar(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
+    """A file looked into: its columns, its size and its shards."""
+    inspect = {"parquet": _inspect_parquet, "arrow": _inspect_arrow, "lance": _inspect_lance}
+    return inspect[file.format](file, columns, shard_bytes)
+
+
+def read_columnar(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+    """The rows of a shard in order: columns of :meth:`Columns.wanted`, nulls where one is not."""
+    file = shard.file
+    wanted = columns.wanted(file)
+    rows = max(1, file.rows or 1)
+    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, file.text_bytes)))
+    filesystem, inner = open_filesystem(file.path)
+    if file.format == "parquet":
+        groups = range(shard.start, shard.stop)
+        yield from read_parquet(filesystem, inner, file.view, wanted, groups, batch_rows)
+        return
+    batches = _lance_batches(shard, wanted, batch_rows)
+    if file.format == "arrow":
+        batches = _arrow_batches(shard, batch_rows)
+    about: FileColumns | None = None
+    for batch in batches:
+        about = about or file_columns(batch.schema, file.view)
+        yield about.select(pa.Table.from_batches([batch]), wanted, 0)
+
+
+def _names_of(about: FileColumns, columns: Columns) -> tuple[str, ...]:
+    """Names of the columns, and of those fields of structs that are wanted."""
+    wanted = [columns.text, *([columns.id] if columns.id else []), *columns.keep]
+    fields = [name for name in wanted if about.type_of(name) is not None]
+    return tuple(dict.fromkeys([*about.schema.names, *fields]))
+
+
+def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
+    filesystem, inner = open_filesystem(file.path)
+    with pq.ParquetFile(inner, filesystem=filesystem) as parquet:
+        metadata, own = parquet.metadata, parquet.schema_arrow
+    about = file_columns(own, file.view)
+    seen = replace(file, columns=_names_of(about, columns))
+    read = {path.split(".")[0] for path in about.paths(columns.wanted(seen))}
+    bounds = [0]
+    total = pending = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        chunks = (group.column(c) for c in range(group.num_columns))
+        size = sum(
+            c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in read
+        )
+        if pending and pending + size > shard_bytes:
+            bounds.append(index)
+            pending = 0
+        pending += size
+        total += size
+    bounds.append(metadata.num_row_groups)
+    gone = len(unpack_rows(file.view.deleted)) if file.view.deleted else 0
+    rows = metadata.num_rows - gone
+    return replace(seen, text_bytes=total, rows=rows, bounds=tuple(bounds))
+
+
+def _inspect_lance(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
+    dataset = open_lance(file.path, file.view.version)
+    about = file_columns(dataset.schema, file.view)
+    counts = [fragment.count_rows() for fragment in dataset.get_fragments()]
+    row_bytes = max(1, file.size_bytes // max(1, sum(counts)))
+    bounds, pending = [0], 0
+    for index, count in enumerate(counts):
+        if pending and (pending + count) * row_bytes > shard_bytes:
+            bounds.append(index)
+            pending = 0
+        pending += count
+    return replace(
+        file,
+        columns=_names_of(about, columns),
+        text_bytes=file.size_bytes,
+        rows=sum(counts),
+        bounds=(*bounds, len(counts)),
+    )
+
+
+def _lance_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    dataset = open_lance(shard.file.path, shard.file.view.version)
+    about = file_columns(dataset.schema, shard.file.view)
+    names = list(dict.fromkeys(path.split(".")[0] for path in about.paths(wanted)))
+    for fragment in dataset.get_fragments()[shard.start : shard.stop]:
+        yield from fragment.to_batches(columns=names, batch_size=rows)
+
+
+@contextmanager
+def _open_arrow(file: CorpusFile) -> Iterator[Any]:
+    """A reader of an Arrow file or of an Arrow stream."""
+    filesystem, inner = open_filesystem(file.path)
+    with filesystem.open_input_file(inner) as source:
+        magic = source.read(len(_IPC_MAGIC))
+        source.seek(0)
+        if magic.startswith(b"FEA1"):
+            raise pa.ArrowInvalid("it is Feather version 1; write it as Parquet")
+        is_file = magic == _IPC_MAGIC
+        open_reader = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+        with open_reader(source) as reader:
+            yield reader
+
+
+def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
+    with _open_arrow(file) as reader:
+        names = _names_of(file_columns(reader.schema, file.view), columns)
+        count = getattr(reader, "num_record_batches", 0)
+    seen = replace(file, columns=names, text_bytes=file.size_bytes)
+    if not count:
+        return seen  # a stream is read in one go
+    step = max(1, round(shard_bytes * count / file.size_bytes))
+    return replace(seen, bounds=(*range(0, count, step), count))
+
+
+def _arrow_batches(shard: Shard, rows: int) -> Iterator[pa.RecordBatch]:
+    with _open_arrow(shard.file) as reader:
+        if hasattr(reader, "num_record_batches"):
+            batches = (reader.get_batch(i) for i in range(shard.start, shard.stop))
+        else:
+            batches = iter(reader)
+        for batch in batches:
+            size = max(1, min(rows, BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
+            for start in itertools.count(0, size):
+                if start >= len(batch):
+                    break
+                yield batch.slice(start, size)

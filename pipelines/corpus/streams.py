@@ -1,0 +1,226 @@
+"""The bytes of text files: uncompressed, as UTF-8, and line by line.
+
+In: an address of a text file, how it is compressed and encoded. Out: a stream or its lines. What
+cannot be decompressed any further raises ``OSError``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import lzma
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+import zstandard
+
+from pipelines.runtime.files import open_filesystem
+
+LONGEST_LINE_BYTES = 64 << 20
+HEAD_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
+UTF_8 = "utf-8"
+_LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` writes
+_BYTE_ORDER_MARKS = {  # the longer first: that of UTF-16 begins that of UTF-32
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_FEWEST_BAD_LINES = 5
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
+
+
+@contextmanager
+def open_stream(
+    path: str, compression: str | None, encoding: str = UTF_8, start: int = 0
+) -> Iterator[Any]:
+    """A text file's bytes as UTF-8; of an uncompressed UTF-8 file from the byte ``start`` on."""
+    filesystem, inner = open_filesystem(path)
+    codec = compression if compression in ("gzip", "bz2", "lz4") else None
+    if not compression and encoding == UTF_8:
+        stream = filesystem.open_input_file(inner)
+        stream.seek(start)
+    else:
+        stream = filesystem.open_input_stream(inner, compression=codec)
+    with stream:
+        unpacked: Any = stream
+        if compression in ("xz", "zstd"):
+            packed: Any = _Xz(stream) if compression == "xz" else _Zstd(stream)
+            unpacked = io.BufferedReader(packed, BLOCK_BYTES)
+        if encoding != UTF_8:
+            source = unpacked if codec or unpacked is stream else pa.PythonFile(unpacked, "r")
+            unpacked = pa.transcoding_input_stream(source, encoding, UTF_8)
+        yield unpacked
+
+
+class _Unpacked(io.RawIOBase):
+    """Uncompressed content of a stream of one or more compressed pieces, one behind the other."""
+
+    errors: tuple[type[Exception], ...] = ()
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._piece: Any = None
+        self._rest = b""
+        self._content = memoryview(b"")
+
+    def _new_piece(self) -> Any:
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` as far as one step gives; ``OSError`` where the content is cut off."""
+        while not self._content:
+            data = self._rest or self._packed.read(1 << 20)
+            if not data:
+                if self._piece is not None:
+                    raise OSError("Truncated compressed stream")
+                return 0
+            self._rest = b""
+            try:
+                self._piece = self._piece or self._new_piece()
+                self._content = memoryview(self._piece.decompress(data))
+            except self.errors as error:
+                raise OSError(str(error)) from error
+            if self._piece.eof:
+                self._rest = self._piece.unused_data.lstrip(b"\0" if self.pads else b"")
+                self._piece = None
+        size = min(len(self._content), len(buffer))
+        buffer[:size] = self._content[:size]
+        self._content = self._content[size:]
+        return size
+
+    pads = False
+    """Whether zero bytes may stand behind a piece."""
+
+
+class _Xz(_Unpacked):
+    errors = (lzma.LZMAError,)
+    pads = True
+
+    def _new_piece(self) -> Any:
+        return lzma.LZMADecompressor()
+
+
+class _Zstd(_Unpacked):
+    """pyarrow's own refuses the windows that ``zstd --long`` writes."""
+
+    errors = (zstandard.ZstdError,)
+
+    def _new_piece(self) -> Any:
+        return zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
+
+
+def read_head(path: str, compression: str | None, encoding: str = UTF_8) -> bytes:
+    """The first MiB of a text file as UTF-8, uncompressed, or more to hold one whole line."""
+    with open_stream(path, compression, encoding) as stream:
+        head = b""
+        while len(head) < LONGEST_LINE_BYTES:
+            block = _read_fully(stream, HEAD_BYTES)
+            head += block
+            if len(block) < HEAD_BYTES or b"\n" in head or b"\r" in head:
+                return head
+        return head
+
+
+def _read_fully(stream: Any, size: int) -> bytes:
+    parts = []
+    while size and (block := stream.read(size)):
+        parts.append(bytes(block))
+        size -= len(block)
+    return b"".join(parts)
+
+
+def encoding_by_mark(head: bytes) -> str:
+    """The encoding that a byte order mark tells; UTF-8 without one."""
+    return next((n for mark, n in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), UTF_8)
+
+
+def encoding_problem(head: bytes) -> str | None:
+    """Why the beginning of a file is not UTF-8 text, where it is plainly something else."""
+    even, odd = head[:4096:2].count(0), head[1:4096:2].count(0)
+    if bool(even) != bool(odd) and even + odd > max(8, len(head[:4096]) // 3):
+        return (
+            "every other byte is zero: it is UTF-16 without a byte order mark; convert it: "
+            "iconv -f UTF-16LE -t UTF-8"
+        )
+    bad = good = 0
+    for line in head.split(b"\n")[:-1] or [head]:
+        if not _NOT_ASCII.search(line):
+            continue
+        try:
+            line.decode()
+            good += 1
+        except UnicodeDecodeError:
+            bad += 1
+    if bad >= _FEWEST_BAD_LINES and bad > 2 * good:
+        return (
+            f"{bad} of its first lines are not UTF-8: it is in another encoding, such as "
+            "Windows-1252; convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        )
+    return None
+
+
+def line_end(head: bytes) -> str:
+    """What ends the lines: a carriage return alone where there is no newline, else a newline."""
+    return "\r" if b"\r" in head.rstrip(b"\r\n") and b"\n" not in head else "\n"
+
+
+def split_lines(
+    path: str,
+    compression: str | None,
+    *,
+    encoding: str = UTF_8,
+    newline: str = "\n",
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[bytes | None]:
+    """Lines without their ends, None for one that is too long.
+
+    Of an uncompressed UTF-8 file only those that begin in the bytes [start, stop).
+    """
+    ranged = not compression and encoding == UTF_8
+    begin = max(0, start - 1) if ranged else 0
+    with open_stream(path, compression, encoding, begin) as stream:
+        lines = _lines_of(stream, newline.encode())
+        position = begin
+        if ranged and start:
+            position += next(lines)[1]
+        first = position == 0
+        for line, size in lines:
+            if ranged and stop is not None and position >= stop:
+                return
+            position += size
+            if line is not None:
+                line = line.removeprefix(codecs.BOM_UTF8) if first else line
+                line = line.removesuffix(b"\r")
+            first = False
+            yield line
+
+
+def _lines_of(stream: Any, end: bytes) -> Iterator[tuple[bytes | None, int]]:
+    """Each line without its newline (None if it is too long) and its size with it."""
+    parts: list[bytes] = []
+    size = 0
+    while block := stream.read(BLOCK_BYTES):
+        start = 0
+        while (stop := block.find(end, start)) >= 0:
+            size += stop + 1 - start
+            if size > LONGEST_LINE_BYTES:
+                yield None, size
+            else:
+                yield b"".join([*parts, block[start:stop]]), size
+            parts, size, start = [], 0, stop + 1
+        size += len(block) - start
+        if size <= LONGEST_LINE_BYTES:
+            parts.append(block[start:])
+        else:
+            parts = []
+    if size:
+        yield (None if size > LONGEST_LINE_BYTES else b"".join(parts)), size

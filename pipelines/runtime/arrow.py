@@ -1,0 +1,319 @@
+"""Arrow columns of any writer as plain types, and Parquet files as their table has them.
+
+Dictionaries, extension types and views are the writer's business: :func:`plain_type` says what
+their values are, :func:`plain_column` gives them so. :func:`read_parquet` adds the columns that a
+table, a folder's name or pandas' index holds beside the file, and leaves out deleted rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipelines.runtime.tables import TableView, unpack_rows
+
+_NAMES_KEY = b"huggingface"
+_UUID = "arrow.uuid"
+_BUFFER_BYTES = 4 << 20
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values: without dictionary, extension, view or null type.
+
+    UUIDs are strings, so are columns of nothing but nulls; maps are lists of ``key`` and ``value``.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.string() if kind.extension_name == _UUID else plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_null(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_map(kind):
+        return pa.list_(
+            pa.struct({"key": plain_type(kind.key_type), "value": plain_type(kind.item_type)})
+        )
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(plain_type(f.type)) for f in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(plain_type(kind.value_type))
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return pa.list_(plain_type(kind.value_type))
+    return kind
+
+
+def plain_column(column: pa.Array) -> pa.Array:
+    """The same values as a column of :func:`plain_type`."""
+    kind = column.type
+    target = plain_type(kind)
+    if kind == target:
+        return column
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == _UUID:
+            return uuid_strings(column.storage)
+        return plain_column(column.storage)
+    if pa.types.is_dictionary(kind):
+        return plain_column(column.dictionary_decode())
+    if pa.types.is_run_end_encoded(kind):
+        return plain_column(pc.run_end_decode(column))
+    if pa.types.is_string_view(kind):  # by way of bytes, which need not be UTF-8
+        return column.cast(pa.binary_view()).cast(pa.binary()).view(pa.string())
+    if pa.types.is_null(kind):
+        return pa.nulls(len(column), pa.string())
+    try:
+        return column.cast(target)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return _nested(column, target)
+
+
+def _nested(column: pa.Array, target: pa.DataType) -> pa.Array:
+    """A nested column value by value, where pyarrow has no cast for what it holds."""
+    values = column.to_pylist()
+    if pa.types.is_map(column.type):
+        values = [
+            None if pairs is None else [{"key": k, "value": v} for k, v in pairs]
+            for pairs in values
+        ]
+    return pa.array([_without_uuids(value) for value in values], target)
+
+
+def _without_uuids(value: Any) -> Any:
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, list):
+        return [_without_uuids(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_uuids(item) for name, item in value.items()}
+    return value
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """Every column of a table as :func:`plain_column` has it; metadata stays."""
+    columns = [
+        pa.chunked_array([plain_column(chunk) for chunk in column.chunks], plain_type(column.type))
+        for column in table.columns
+    ]
+    fields = [f.with_type(c.type) for f, c in zip(table.schema, columns, strict=True)]
+    return pa.table(columns, schema=pa.schema(fields, metadata=table.schema.metadata))
+
+
+def uuid_strings(column: pa.Array) -> pa.Array:
+    """16 bytes a value, as the 36 characters of a UUID."""
+    values = column.to_pylist()
+    return pa.array([None if v is None else str(uuid.UUID(bytes=v)) for v in values], pa.string())
+
+
+def id_column(column: pa.Array) -> pa.Array:
+    """Ids as strings, bytes that may be UTF-8, or integers, where that is what they mean.
+
+    16 bytes of fixed size are UUIDs, other fixed sizes are given in hexadecimal, decimals without
+    a fraction are integers (strings where they exceed 64 bits). Other types stay as they are.
+    """
+    column = plain_column(column)
+    kind = column.type
+    if pa.types.is_fixed_size_binary(kind):
+        if kind.byte_width == 16:
+            return uuid_strings(column)
+        values = column.to_pylist()
+        return pa.array([None if v is None else v.hex() for v in values], pa.string())
+    if pa.types.is_decimal(kind) and kind.scale == 0:
+        with contextlib.suppress(pa.ArrowInvalid):
+            return column.cast(pa.int64())
+        return column.cast(pa.string())
+    return column
+
+
+def label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the values of columns that ``datasets`` keeps as numbers of a ClassLabel."""
+    try:
+        about = json.loads((schema.metadata or {}).get(_NAMES_KEY, b"{}"))
+        features = about.get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        return {}
+    return {
+        name: list(feature["names"])
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if feature.get("names") and name in schema.names
+    }
+
+
+def named_labels(column: pa.Array, names: Sequence[str]) -> pa.Array:
+    """A ClassLabel's numbers as its names; null where there is none (-1)."""
+    numbers = column.to_pylist()
+    return pa.array(
+        [names[n] if n is not None and 0 <= n < len(names) else None for n in numbers], pa.string()
+    )
+
+
+# ---- columns that a file has, or that stand beside it
+
+
+@dataclass(frozen=True)
+class FileColumns:
+    """The columns of one file under its table's view.
+
+    ``schema`` has their plain types, with names that the table gives them; ``sources`` says where
+    each is: a path of names in the file, or None for one that stands beside it.
+    """
+
+    own: pa.Schema
+    view: TableView
+    index: Mapping[str, range]
+
+    @functools.cached_property
+    def labels(self) -> dict[str, list[str]]:
+        """Names of the values of ClassLabel columns."""
+        return label_names(self.own)
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """Names and plain types of all columns; metadata is the file's."""
+        names = self.view.names
+        fields: dict[str, pa.Field] = {}
+        for name, there in (names or {name: name for name in self.own.names}).items():
+            places = [] if there is None else self.own.get_all_field_indices(there)
+            fields[name] = pa.field(name, self._type(name, places))
+        for name, value in self.view.constants.items():
+            fields.setdefault(name, pa.field(name, pa.scalar(value).type))
+        for name in self.index:
+            fields.setdefault(name, pa.field(name, pa.int64()))
+        return pa.schema(list(fields.values()), metadata=self.own.metadata)
+
+    def _type(self, name: str, places: list[int]) -> pa.DataType:
+        if not places:
+            return pa.null()
+        if self.own.names[places[0]] in self.labels:
+            return pa.string()
+        return plain_type(self.own.field(places[0]).type)
+
+    def type_of(self, name: str) -> pa.DataType | None:
+        """Plain type of a column or of a struct's field ``column.field``; None for neither."""
+        if name in self.schema.names:
+            return self.schema.field(name).type
+        kind: pa.DataType | None = None
+        first, *rest = name.split(".")
+        if first in self.schema.names and rest:
+            kind = self.schema.field(first).type
+            for part in rest:
+                if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+                    return None
+                kind = kind.field(part).type
+        return kind
+
+    def paths(self, wanted: Sequence[str]) -> list[str]:
+        """What to read of the file for these columns."""
+        found = []
+        for name in wanted:
+            first = name if name in self.schema.names else name.split(".")[0]
+            there = first if self.view.names is None else self.view.names.get(first)
+            if there is not None and there in self.own.names:
+                found.append(there if first == name else ".".join([there, *name.split(".")[1:]]))
+        return list(dict.fromkeys(found))
+
+    def select(self, table: pa.Table, wanted: Sequence[str], first_row: int) -> pa.Table:
+        """The columns wanted of a batch read from the file, nulls for those that are nowhere."""
+        columns = [self._column(table, name, first_row) for name in wanted]
+        return pa.table(columns, names=list(wanted))
+
+    def _column(self, table: pa.Table, name: str, first_row: int) -> pa.ChunkedArray:
+        first, *rest = [name] if name in self.schema.names else name.split(".")
+        there = first if self.view.names is None else self.view.names.get(first)
+        if there is not None and there in table.column_names:
+            column = table.column(there)
+            for part in rest:
+                column = pc.struct_field(column, part)
+            names = None if rest else self.labels.get(there)
+            chunks = [plain_column(chunk) for chunk in column.chunks]
+            if names:
+                chunks = [named_labels(chunk, names) for chunk in chunks]
+            kind = pa.string() if names else plain_type(column.type)
+            return pa.chunked_array(chunks, kind)
+        if name in self.view.constants:
+            value = self.view.constants[name]
+            return pa.chunked_array([pa.array([value] * len(table), pa.scalar(value).type)])
+        if name in self.index:
+            numbers = self.index[name]
+            rows = np.arange(first_row, first_row + len(table), dtype=np.int64)
+            return pa.chunked_array([pa.array(numbers.start + rows * numbers.step)])
+        return pa.chunked_array([pa.nulls(len(table))])
+
+
+def file_columns(own: pa.Schema, view: TableView | None = None) -> FileColumns:
+    """The columns of a file with this schema."""
+    index = {} if view and view.names is not None else _pandas_index(own)
+    return FileColumns(own, view or TableView(), index)
+
+
+def _pandas_index(schema: pa.Schema) -> dict[str, range]:
+    """An evenly spaced index with a name, which pandas keeps in the metadata only."""
+    try:
+        columns = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {
+        about["name"]: range(about["start"], about["stop"], about["step"])
+        for about in columns
+        if isinstance(about, dict) and about.get("kind") == "range" and about.get("name")
+        if about["name"] not in schema.names
+    }
+
+
+def read_parquet(
+    filesystem: pafs.FileSystem,
+    inner: str,
+    view: TableView | None,
+    wanted: Sequence[str],
+    groups: range,
+    batch_rows: int,
+) -> Iterator[pa.Table]:
+    """Columns of some row groups in order, in batches; deleted rows are left out.
+
+    Args:
+        filesystem: holds the file at ``inner``.
+        inner: the file's path there.
+        view: the file's place in its table.
+        wanted: names of columns, or of a struct's field as ``column.field``.
+        groups: the row groups.
+        batch_rows: rows of a batch at most.
+    """
+    # A buffered reader holds pages instead of the row group's whole column.
+    with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as parquet:
+        columns = file_columns(parquet.schema_arrow, view)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(groups.stop)]
+        row = sum(sizes[: groups.start])
+        deleted = unpack_rows(view.deleted) if view and view.deleted else None
+        paths = columns.paths(wanted)
+        if paths:
+            batches = parquet.iter_batches(batch_rows, row_groups=list(groups), columns=paths)
+        else:
+            batches = _empty_batches(sum(sizes) - row, batch_rows)
+        for batch in batches:
+            table = columns.select(pa.Table.from_batches([batch]), wanted, row)
+            rows = np.arange(row, row + len(table))
+            row += len(table)
+            if deleted is not None and (gone := np.isin(rows, deleted)).any():
+                table = table.take(np.flatnonzero(~gone))
+            yield table
+
+
+def _empty_batches(rows: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches without a column but with rows."""
+    for start in range(0, rows, batch_rows):
+        count = min(batch_rows, rows - start)
+        struct = pa.array([{}] * count, pa.struct([]))
+        yield pa.RecordBatch.from_struct_array(struct)

@@ -1,0 +1,420 @@
+"""Delta, Iceberg and Lance tables as the files that make up one version of them.
+
+In: the address of a table's folder, and which version is wanted. Out: its data files, each with
+what turns the file's rows and columns into the table's (:class:`TableView`): a table's folder also
+holds rows that were deleted or replaced, and files of other versions.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    exists,
+    in_threads,
+    join,
+    open_filesystem,
+    s3_settings,
+    split_options,
+    with_inner_path,
+    with_retries,
+)
+
+LANCE_SUFFIX = ".lance"
+PUBLISHED_TAG = "published"
+"""The tag that a store gives the version that readers are to see."""
+STORE_DOCUMENTS = "documents.lance"
+STORE_MARK = "store.json"
+_CURRENT = "its current version"
+
+
+class TableView(NamedTuple):
+    """How the rows and columns of a file become those of its table.
+
+    ``names`` gives the file's column for each of the table's (None: the file has none, its values
+    are null); without it the names are the file's own. ``constants`` are columns of one value.
+    ``deleted`` packs the numbers of rows that are no more. ``version`` is that of a Lance dataset.
+    """
+
+    names: Mapping[str, str | None] | None = None
+    constants: Mapping[str, Any] = {}
+    deleted: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One data file of a table's version; of Lance the dataset itself."""
+
+    path: str
+    """Its address."""
+    size_bytes: int
+    modified_ns: int
+    view: TableView
+
+
+def table_kind(address: str) -> str | None:
+    """Which kind of table a folder is: delta, iceberg, lance, hudi; None where it is none."""
+    filesystem, inner = open_filesystem(address)
+    if inner.rstrip("/").endswith(LANCE_SUFFIX):
+        return "lance"
+    marks = {"_delta_log": "delta", ".hoodie": "hudi", "metadata": "iceberg"}
+    infos = with_retries(
+        lambda: filesystem.get_file_info([f"{inner.rstrip('/')}/{mark}" for mark in marks]), address
+    )
+    for info, kind in zip(infos, marks.values(), strict=True):
+        if info.type != pafs.FileType.Directory:
+            continue
+        if kind != "iceberg" or _newest_metadata(address):
+            return kind
+    return None
+
+
+def table_files(address: str, version: str = "") -> list[TableFile]:
+    """The data files of a table in the order of their paths.
+
+    Args:
+        address: the table's folder.
+        version: a version's number, an Iceberg snapshot's id, or a time (ISO 8601); the current
+            version without one.
+
+    Raises :class:`InputError` for a kind of table that is not read, for one whose extra is not
+    installed, for a version that there is not, and for deletions that cannot be applied.
+    """
+    kind = table_kind(address)
+    listings = {"delta": _delta_files, "iceberg": _iceberg_files, "lance": _lance_files}
+    if kind not in listings:
+        raise InputError(
+            f"{address} is a Hudi table (.hoodie), which is not read: its folder holds rows that "
+            "were deleted or replaced. Write the rows wanted to Parquet first"
+        )
+    return sorted(listings[kind](address, version), key=lambda file: file.path)
+
+
+def pack_rows(rows: np.ndarray) -> str:
+    """Row numbers, int64 (n,), as text that :func:`unpack_rows` undoes."""
+    if not len(rows):
+        return ""
+    steps = np.diff(np.unique(rows), prepend=0).astype("<i8")
+    return base64.b64encode(zlib.compress(steps.tobytes())).decode()
+
+
+def unpack_rows(packed: str) -> np.ndarray:
+    """Row numbers, int64 (n,), in ascending order."""
+    return np.cumsum(np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8"))
+
+
+def _missing_extra(address: str, kind: str, extra: str) -> InputError:
+    return InputError(
+        f"{address} is {kind} table, whose folder also holds rows that were deleted or replaced; "
+        f"reading its current version needs an extra: pip install 'shoal[{extra}]'"
+    )
+
+
+def _as_time(version: str) -> datetime.datetime | None:
+    """A version that is a time, UTC unless it says otherwise; None for a number."""
+    if version.lstrip("-").isdigit():
+        return None
+    try:
+        time = datetime.datetime.fromisoformat(version)
+    except ValueError as error:
+        raise InputError(
+            f"--version {version}: required is a version's number or a time such as "
+            "2026-01-31T12:00:00"
+        ) from error
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+
+
+def _no_version(address: str, version: str, error: BaseException) -> InputError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(f"{address}: cannot read {version or _CURRENT}: {lines[0][:200]}")
+
+
+# ---- Delta
+
+
+def _delta_files(address: str, version: str) -> Iterator[TableFile]:
+    try:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+    except ImportError as error:
+        raise _missing_extra(address, "a Delta", "delta") from error
+    time = _as_time(version) if version else None
+    try:
+        table = DeltaTable(
+            _uri(address),
+            version=int(version) if version and time is None else None,
+            storage_options=_delta_options(address),
+        )
+        if time is not None:
+            table.load_as_version(time)
+        actions = pa.table(table.get_add_actions(flatten=False)).to_pylist()
+        names = _delta_names(table)
+        deleted = dict(_delta_deletions(table))
+    except (DeltaError, OSError, ValueError) as error:
+        raise _no_version(address, version, error) from error
+    for action in actions:
+        path = unquote(action["path"])
+        inner = "://" in path and unquote(urlsplit(path).path)
+        partition = {k: _constant(v) for k, v in (action.get("partition") or {}).items()}
+        yield TableFile(
+            path if inner else join(address, path),
+            action["size_bytes"],
+            action["modification_time"] * 1_000_000,
+            TableView(names, partition, deleted.get(path, "")),
+        )
+
+
+def _delta_options(address: str) -> dict[str, str]:
+    if not address.startswith("s3://"):
+        return {}
+    settings = s3_settings(address)
+    keys = {"endpoint": "AWS_ENDPOINT_URL", "region": "AWS_REGION"}
+    options = {keys[name]: value for name, value in settings.items()}
+    if settings.get("endpoint", "").startswith("http://"):
+        options["AWS_ALLOW_HTTP"] = "true"
+    return options
+
+
+def _delta_names(table: Any) -> dict[str, str | None] | None:
+    """The file's name of each column, where the table maps them; partition columns left out."""
+    mode = table.metadata().configuration.get("delta.columnMapping.mode", "none")
+    if mode == "none":
+        return None
+    fields = pa.schema(table.schema().to_arrow())
+    key = b"delta.columnMapping.physicalName"
+    partitions = set(table.metadata().partition_columns)
+    return {
+        field.name: (field.metadata or {}).get(key, field.name.encode()).decode()
+        for field in fields
+        if field.name not in partitions
+    }
+
+
+def _delta_deletions(table: Any) -> Iterator[tuple[str, str]]:
+    """(path below the table, packed deleted rows) of every file that has a deletion vector."""
+    root = unquote(urlsplit(table.table_uri).path).rstrip("/") + "/"
+    for batch in pa.RecordBatchReader.from_stream(table.deletion_vectors()):
+        for path, kept in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
+            inside = unquote(urlsplit(path).path).removeprefix(root)
+            flags = kept.values.to_numpy(zero_copy_only=False)
+            yield inside, pack_rows(np.flatnonzero(~flags.astype(bool)))
+
+
+def _constant(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _uri(address: str) -> str:
+    """An address without options, as libraries beside pyarrow take it."""
+    return split_options(address)[0] if "://" in address else open_filesystem(address)[1]
+
+
+# ---- Iceberg
+
+
+def _newest_metadata(address: str) -> str | None:
+    """The metadata file of an Iceberg table's current state, an address; None where none is."""
+    filesystem, inner = open_filesystem(address)
+    selector = pafs.FileSelector(f"{inner.rstrip('/')}/metadata", allow_not_found=True)
+    infos = with_retries(lambda: filesystem.get_file_info(selector), address)
+    found = [info for info in infos if info.base_name.endswith(".metadata.json")]
+    if not found:
+        return None
+    newest = max(found, key=lambda info: (_metadata_number(info.base_name), info.mtime_ns or 0))
+    return with_inner_path(address, newest.path)
+
+
+def _metadata_number(name: str) -> int:
+    """The number that ``00003-UUID.metadata.json`` and ``v3.metadata.json`` begin with."""
+    digits = name.removeprefix("v").split("-")[0].split(".")[0]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _iceberg_files(address: str, version: str) -> Iterator[TableFile]:
+    try:
+        from pyiceberg.exceptions import NotInstalledError, ValidationError
+        from pyiceberg.table import StaticTable
+    except ImportError as error:
+        raise _missing_extra(address, "an Iceberg", "iceberg") from error
+    properties = {}
+    if address.startswith("s3://"):
+        properties = {f"s3.{name}": value for name, value in s3_settings(address).items()}
+    try:
+        metadata = _newest_metadata(address) or address
+        table = StaticTable.from_metadata(_uri(metadata), properties)
+        snapshot = _snapshot(table, version)
+        if snapshot is None:
+            raise ValueError("there is no such snapshot" if version else "it has no snapshot")
+        scan = table.scan(snapshot_id=snapshot.snapshot_id)
+        tasks = list(scan.plan_files())
+        schema = scan.projection()
+        deletions = _iceberg_deletions(address, tasks)
+    except NotInstalledError as error:
+        raise _missing_extra(address, "an Iceberg", "iceberg") from error
+    except (OSError, ValueError, KeyError, ValidationError, NotImplementedError) as error:
+        raise _no_version(address, version, error) from error
+    yield from in_threads(lambda task: _iceberg_file(table, schema, task, deletions), tasks)
+
+
+def _snapshot(table: Any, version: str) -> Any:
+    if not version:
+        return table.current_snapshot()
+    time = _as_time(version)
+    if time is None:
+        return table.snapshot_by_id(int(version))
+    return table.snapshot_as_of_timestamp(int(time.timestamp() * 1000))
+
+
+def _iceberg_file(
+    table: Any, schema: Any, task: Any, deletions: Mapping[str, np.ndarray]
+) -> TableFile:
+    path = _file_address(task.file.file_path)
+    kind = task.file.file_format.value
+    if kind.upper() != "PARQUET":
+        raise InputError(f"{path} is {kind}; of Iceberg tables only Parquet files are read")
+    filesystem, inner = open_filesystem(path)
+    try:
+        info = with_retries(lambda: filesystem.get_file_info(inner), path)
+        own = with_retries(lambda: pq.read_schema(inner, filesystem=filesystem), path)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is not there, though the table's metadata names it: an Iceberg table that was "
+            "moved cannot be read"
+        ) from error
+    ids = {(field.metadata or {}).get(b"PARQUET:field_id"): field.name for field in own}
+    by_name = set(ids) == {None}
+    spec = table.specs()[task.file.spec_id]
+    parts = {
+        part.source_id: task.file.partition[place]
+        for place, part in enumerate(spec.fields)
+        if str(part.transform) == "identity"
+    }
+    names: dict[str, str | None] = {}
+    constants: dict[str, Any] = {}
+    for field in schema.fields:
+        there = field.name if by_name else ids.get(str(field.field_id).encode())
+        if there is not None and there in own.names:
+            names[field.name] = there
+        elif field.field_id in parts:
+            constants[field.name] = _constant(parts[field.field_id])
+        elif getattr(field, "initial_default", None) is not None:
+            constants[field.name] = _constant(field.initial_default)
+        else:
+            names[field.name] = None
+    deleted = pack_rows(deletions.get(task.file.file_path, np.empty(0, np.int64)))
+    return TableFile(path, info.size or 0, info.mtime_ns or 0, TableView(names, constants, deleted))
+
+
+def _iceberg_deletions(address: str, tasks: Iterable[Any]) -> dict[str, np.ndarray]:
+    """The deleted rows of each data file, from position deletes and deletion vectors."""
+    wanted: dict[str, dict[str, None]] = {}
+    sources: dict[str, Any] = {}
+    for task in tasks:
+        for file in task.delete_files:
+            if str(file.content.name) == "EQUALITY_DELETES":
+                raise InputError(
+                    f"{address} has equality deletes, which are not applied: compact the table "
+                    "(rewrite_data_files) or write its rows to Parquet first"
+                )
+            sources[file.file_path] = file
+            wanted.setdefault(file.file_path, {})[task.file.file_path] = None
+    found: dict[str, list[np.ndarray]] = {}
+    for path, positions in zip(
+        sources, in_threads(_read_positions, list(sources.values())), strict=True
+    ):
+        for data_file, rows in positions.items():
+            if data_file in wanted[path]:
+                found.setdefault(data_file, []).append(rows)
+    return {path: np.concatenate(rows) for path, rows in found.items()}
+
+
+def _read_positions(file: Any) -> dict[str, np.ndarray]:
+    path = _file_address(file.file_path)
+    filesystem, inner = open_filesystem(path)
+    kind = file.file_format.value.upper()
+    if kind == "PUFFIN":
+        from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
+        from pyiceberg.table.puffin import PuffinFile
+
+        with filesystem.open_input_stream(inner) as stream:
+            puffin = PuffinFile(stream.read())
+        vectors = deletion_vectors_from_puffin_file(puffin)
+        return {v.referenced_data_file: v.to_vector().to_numpy() for v in vectors}
+    if kind != "PARQUET":
+        raise InputError(f"{path}: deletes in {kind} are not read; compact the table")
+    table = pq.read_table(inner, filesystem=filesystem, columns=["file_path", "pos"])
+    paths = table["file_path"].to_numpy(zero_copy_only=False)
+    rows = table["pos"].to_numpy()
+    return {name: rows[paths == name] for name in set(paths)}
+
+
+def _file_address(location: str) -> str:
+    """A file's location as Iceberg writes it, as an address."""
+    scheme, _, rest = location.partition("://")
+    if scheme == "file":
+        return rest
+    if location.startswith("file:"):
+        return location.removeprefix("file:")
+    return f"s3://{rest}" if scheme in ("s3a", "s3n") else location
+
+
+# ---- Lance
+
+
+def open_lance(address: str, version: str | int = "") -> Any:
+    """A Lance dataset at a version, a tag or a time.
+
+    Without one: the published version of a store, whose newest may be one that was refused or a
+    night's that is not finished; the newest of any other. Raises :class:`InputError` where there
+    is none.
+    """
+    import lance  # slow, and few inputs are of this kind
+
+    options = s3_settings(address) if address.startswith("s3://") else {}
+    if options.get("endpoint", "").startswith("http://"):
+        options["allow_http"] = "true"
+    asked: dict[str, Any] = {}
+    if version and (time := _as_time(str(version))):
+        asked = {"asof": time}
+    elif version:
+        asked = {"version": int(version)}
+    try:
+        dataset = lance.dataset(_uri(address), storage_options=options or None, **asked)
+        tags = {} if version else dataset.tags.list()
+        if PUBLISHED_TAG in tags:
+            return dataset.checkout_version(tags[PUBLISHED_TAG]["version"])
+    except (ValueError, OSError) as error:
+        if version:
+            raise _no_version(address, str(version), error) from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"{address} is not a Lance dataset: {lines[0][:200]}") from error
+    base, given = split_options(address)
+    store, _, name = base.rpartition("/")
+    if not version and name == STORE_DOCUMENTS and exists(join(store, STORE_MARK) + given):
+        raise InputError(f"{store} is a store that has published no version yet")
+    return dataset
+
+
+def _lance_files(address: str, version: str) -> Iterator[TableFile]:
+    dataset = open_lance(address, version)
+    written = next(v for v in dataset.versions() if v["version"] == dataset.version)["timestamp"]
+    size = sum(
+        file.file_size_bytes or 0
+        for fragment in dataset.get_fragments()
+        for file in fragment.metadata.files
+    )
+    time = int(written.timestamp() * 1_000_000) * 1000
+    yield TableFile(address, size or 1, time, TableView(version=dataset.version))

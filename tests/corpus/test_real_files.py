@@ -1,0 +1,440 @@
+"""Corpora as their usual writers leave them, read to documents: no Ray, no model."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import uuid
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import datasets
+import duckdb
+import lance
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from pipelines.corpus.documents import Checker, read_documents
+from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_corpus, find_files
+from pipelines.corpus.kept_columns import json_to_values, parquet_schema, resolve_type
+from pipelines.corpus.readers import inspect_files, read_shard
+from pipelines.runtime.errors import InputError
+
+ROWS = [{"id": number, "text": f"Text number {number}"} for number in range(30)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TEXTS = [row["text"] for row in ROWS]
+
+
+def read(corpus, text="text", row_id=None, keep=(), **options):
+    """Accepted documents (kept columns as they will be stored), and reasons of rejected rows."""
+    columns = Columns(text, row_id, tuple(keep))
+    asked = CorpusOptions(**options)
+    files = inspect_files(
+        find_files(str(corpus), asked), columns, shard_bytes=1 << 20, options=asked
+    )
+    assert not [file.problem for file in files if file.problem]
+    schema = parquet_schema(files, columns.keep, columns.text)
+    checker = Checker(columns.keep, schema, 10**6)
+    rows = []
+    for file in files:
+        for shard in file.shards():
+            unit = json.loads(json.dumps(shard.to_unit()))  # as a worker gets it
+            for batch in read_shard(Shard.from_unit(unit), columns):
+                rows += checker.check(batch)[0].to_pylist()
+    for name in keep if schema is None else ():
+        kind = resolve_type(checker.kept_kinds[name])
+        texts = pa.chunked_array([pa.array([row[f"kept.{name}"] for row in rows], pa.string())])
+        for row, value in zip(rows, json_to_values(texts, kind).to_pylist(), strict=True):
+            row[f"kept.{name}"] = value
+    return rows, dict(checker.reasons)
+
+
+def ids_and_texts(corpus, **arguments):
+    rows, rejected = read(corpus, **arguments)
+    assert not rejected
+    return {row["id"]: row["text"] for row in rows}
+
+
+EXPECTED = {str(row["id"]): row["text"] for row in ROWS}
+
+
+# ---- JSON
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("a.json", bytes),
+        ("c4-train.00000-of-01024.json.gz", gzip.compress),
+        ("a.jsonl.xz", lzma.compress),
+        ("two.jsonl.xz", lambda data: lzma.compress(data[:100]) + lzma.compress(data[100:])),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.lz4", lambda data: pa.compress(data, "lz4", asbytes=True)),
+        ("a.jsonl.zst", zstandard.compress),
+        ("two.jsonl.zst", lambda d: zstandard.compress(d[:99]) + zstandard.compress(d[99:])),
+        ("skip.jsonl.zst", lambda d: b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + zstandard.compress(d)),
+        ("old.jsonl", lambda data: data.replace(b"\n", b"\r")),
+        ("utf16.jsonl", lambda data: data.decode().encode("utf-16")),
+        ("utf32.jsonl.gz", lambda data: gzip.compress(data.decode().encode("utf-32"))),
+    ],
+)
+def test_json_lines_under_every_usual_name(tmp_path, name, pack):
+    if name == "a.jsonl.lz4":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "lz4") as stream:
+            stream.write(LINES.encode())
+        (tmp_path / name).write_bytes(sink.getvalue())
+    else:
+        (tmp_path / name).write_bytes(pack(LINES.encode()))
+    assert ids_and_texts(tmp_path) == EXPECTED
+
+
+def test_a_zstd_frame_with_a_long_window_is_read(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=28)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packed.compress(LINES.encode()) + packed.flush())
+    assert ids_and_texts(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.xz", "a.jsonl.gz"])
+def test_a_cut_file_is_an_error_of_one_line_that_names_it(tmp_path, name):
+    pack = {"zst": zstandard.compress, "xz": lzma.compress, "gz": gzip.compress}
+    rows = [{"text": f"{number} {uuid.uuid4()}"} for number in range(100_000)]
+    data = pack[name[-3:].strip(".")]("".join(json.dumps(r) + "\n" for r in rows).encode())
+    (tmp_path / name).write_bytes(data[:-30])
+    (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    with pytest.raises(InputError, match=rf"{name}: it cannot be read: .*; mend or remove"):
+        list(read_documents(file.shards()[0], Columns(), Counter()))
+    seen = 0
+    with pytest.raises(OSError):
+        for batch in read_shard(file.shards()[0], Columns()):
+            seen += len(batch.texts)
+    assert seen > 50_000
+
+
+def test_writers_of_json_lines_named_json(tmp_path):
+    duckdb.execute(
+        f"COPY (SELECT i AS id, 'Text number ' || i AS text FROM range(30) t(i)) "
+        f"TO '{tmp_path}/duckdb.json'"
+    )
+    assert ids_and_texts(tmp_path) == EXPECTED
+    datasets.Dataset.from_list(ROWS).to_json(str(tmp_path / "datasets.json"))
+    assert ids_and_texts(tmp_path / "datasets.json") == EXPECTED
+
+
+def test_a_json_array_is_refused_as_what_it_is(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    with pytest.raises(InputError, match=r"a\.json: a JSON array; it must be JSON lines"):
+        find_files(str(tmp_path / "a.json"))
+    (tmp_path / "a.json").rename(tmp_path / "a.jsonl")
+    (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    assert "JSON array" in file.problem
+
+
+def test_json_that_describes_data_is_no_document(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    (tmp_path / "dataset_info.json").write_text('{"features": {}}')
+    (tmp_path / "run.json").write_text(json.dumps({"job": "x"}, indent=1))
+    (tmp_path / "one.json").write_text('{"num_examples": 30}')
+    listing = find_corpus(str(tmp_path))
+    assert [Path(file.path).name for file in listing.files] == ["a.jsonl"]
+    assert len(listing.passed_over) == 3
+    assert "dataset_info.json" in caplog.text
+
+
+def test_a_key_that_not_every_line_or_file_has_is_null_there(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "text": "one", "label": "x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"id": 2, "text": "two"}\n')
+    rows, _ = read(tmp_path, keep=["label"])
+    assert [row["kept.label"] for row in rows] == ["x", None]
+    with pytest.raises(InputError, match=r"no kept column 'other'; its columns are id, text"):
+        read(tmp_path, keep=["other"])
+
+
+def test_a_key_of_the_last_line_is_kept_though_the_head_lacks_it(tmp_path):
+    rows = [{"id": n, "text": f"{n} " + "word " * 600} for n in range(500)]
+    rows.append({"id": 500, "text": "last", "label": "x"})
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents, _ = read(tmp_path, keep=["label"])
+    assert [row["kept.label"] for row in documents] == [None] * 500 + ["x"]
+
+
+def test_a_line_without_an_id_gets_its_texts_hash_unless_the_key_was_asked_for(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "no id"}\n{"id": "k", "text": "an id"}\n')
+    rows, rejected = read(tmp_path)
+    assert [row["id"] for row in rows] == [None, "k"]
+    assert not rejected
+    rows, rejected = read(tmp_path, row_id="id")
+    assert [row["id"] for row in rows] == ["k"]
+    assert rejected == {"id is null": 1}
+
+
+def test_a_text_within_an_object_or_a_struct(tmp_path):
+    nested = [{"id": row["id"], "doc": {"text": row["text"], "lang": "en"}} for row in ROWS]
+    pq.write_table(pa.Table.from_pylist(nested), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nested))
+    for name in ("a.parquet", "a.jsonl"):
+        rows, rejected = read(tmp_path / name, text="doc.text", keep=["doc.lang"])
+        assert [row["text"] for row in rows] == TEXTS
+        assert {row["kept.doc.lang"] for row in rows} == {"en"}
+        assert not rejected
+
+
+def test_text_in_another_encoding_is_refused_by_name(tmp_path):
+    lines = "".join(json.dumps({"text": f"café {n}"}, ensure_ascii=False) + "\n" for n in range(9))
+    (tmp_path / "a.jsonl").write_bytes(lines.encode("cp1252"))
+    (tmp_path / "b.jsonl").write_bytes(lines.encode("utf-16-le"))
+    files = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    assert "Windows-1252" in files[0].problem
+    assert "UTF-16" in files[1].problem
+
+
+# ---- CSV and TSV
+
+
+def test_a_tsv_does_not_quote(tmp_path):
+    texts = [*TEXTS]
+    texts[5], texts[25] = '"Quoted from here', 'and to here"'
+    rows = "".join(f"{n}\t{text}\n" for n, text in enumerate(texts))
+    (tmp_path / "two.tsv").write_text("id\ttext\n" + rows)
+    assert list(ids_and_texts(tmp_path).values()) == texts
+    texts[25] = "Text number 25"
+    rows = "".join(f"{n}\t{text}\n" for n, text in enumerate(texts))
+    (tmp_path / "two.tsv").write_text("id\ttext\n" + rows)
+    assert list(ids_and_texts(tmp_path).values()) == texts
+
+
+HARD = [
+    'He said "hi"',
+    "tab\there",
+    "two\nlines",
+    '"',
+    "C:\\new\\table",
+    'ends with \\"',
+    "a,b;c",
+    '""',
+]
+
+
+@pytest.mark.parametrize("sep", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("writer", ["pandas", "polars"])
+def test_quoted_fields_of_any_delimiter_come_back(tmp_path, writer, sep):
+    texts = HARD + TEXTS
+    path = tmp_path / ("a.tsv" if sep == "\t" else "a.csv")
+    ids = [f"k{n}" for n in range(len(texts))]
+    if writer == "pandas":
+        pd.DataFrame({"id": ids, "text": texts}).to_csv(path, sep=sep, index=False)
+    else:
+        pl.DataFrame({"id": ids, "text": texts}).write_csv(path, separator=sep)
+    assert list(ids_and_texts(path).values()) == texts
+
+
+def spark_csv(rows):
+    def field(text):
+        if not any(mark in text for mark in ',"\n'):
+            return text
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    return "".join(",".join(map(field, row)) + "\n" for row in rows)
+
+
+def test_backslash_quoted_csv_as_spark_writes_it(tmp_path):
+    texts = [*TEXTS, *HARD, 'A disk of 5"', 'He said "it, yes", and left']
+    rows = [["id", "text"], *([str(n), text] for n, text in enumerate(texts))]
+    (tmp_path / "part-00000.csv").write_text(spark_csv(rows))
+    # a part in which nothing is escaped, so that only the other tells the dialect
+    (tmp_path / "part-00001.csv").write_text(spark_csv([["id", "text"], ["99", "a, b"]]))
+    read_back = ids_and_texts(tmp_path)
+    assert [*read_back.values()] == [*texts, "a, b"]
+
+
+def test_copy_text_of_postgresql(tmp_path):
+    (tmp_path / "a.tsv").write_text(
+        "id\ttext\tlabel\n1\ttwo\\nlines and a \\\\ and a\\ttab\t\\N\n2\tplain\tx\n"
+    )
+    rows, rejected = read(tmp_path, keep=["label"])
+    assert [row["text"] for row in rows] == ["two\nlines and a \\ and a\ttab", "plain"]
+    assert [row["kept.label"] for row in rows] == [None, "x"]
+    assert not rejected
+
+
+def test_the_dialect_can_be_said(tmp_path):
+    (tmp_path / "a.csv").write_text("1~'it''s, so'\n2~plain\n")
+    rows, _ = read(
+        tmp_path, csv_delimiter="~", csv_quote="'", csv_header=("id", "text"), row_id="id"
+    )
+    assert [row["text"] for row in rows] == ["it's, so", "plain"]
+    with pytest.raises(InputError, match="--csv-header names 3 columns, its first row has 2"):
+        read(tmp_path, csv_delimiter="~", csv_quote="'", csv_header=("a", "b", "c"))
+
+
+def test_rows_that_a_quote_glues_together_are_rejected_line_by_line(tmp_path):
+    texts = [*TEXTS]
+    texts[5], texts[25] = '"from here', 'to here"'
+    content = "id,text,x\n" + "".join(f"{n},{text},1\n" for n, text in enumerate(texts))
+    (tmp_path / "a.csv").write_text(content.replace('to here",1', 'to here"'))
+    rows, rejected = read(tmp_path, csv_quote='"')
+    assert len(rows) + sum(rejected.values()) == 30
+    assert sum(rejected.values()) == 21
+
+
+def test_long_texts_in_quotes_are_no_glued_rows(tmp_path):
+    poem = "\n".join(f"line {n}, of a poem" for n in range(40))
+    (tmp_path / "a.csv").write_text(f'id,text,x\n1,"{poem}",1\n2,short,1\n')
+    assert ids_and_texts(tmp_path) == {"1": poem, "2": "short"}
+
+
+# ---- types of columns
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.large_string(), pa.binary(), pa.binary_view()]
+)
+def test_every_type_of_text_is_read_and_kept_as_string(tmp_path, kind):
+    table = pa.table({"id": range(30), "text": pa.array(TEXTS).cast(pa.binary()).cast(kind)})
+    pq.write_table(table.slice(0, 10), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": range(10, 30), "text": TEXTS[10:]}), tmp_path / "b.parquet")
+    rows, _ = read(tmp_path, keep=["text"])
+    assert [row["kept.text"] for row in rows] == TEXTS
+
+
+def test_ids_that_are_uuids_or_decimals_or_bytes(tmp_path):
+    keys = [uuid.UUID(bytes=b"sixteen letters!"), uuid.uuid4()]
+    raw = [key.bytes for key in keys]
+    storage = pa.array(raw, pa.binary(16))
+    columns = {
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), storage),
+        "fixed": storage,
+        "decimal": pa.array([Decimal(5), Decimal(10**18)], pa.decimal128(38, 0)),
+        "huge": pa.array([Decimal(5), Decimal(10**30)], pa.decimal128(38, 0)),
+        "hash": pa.array([b"\x01\xff", b"ab"], pa.binary(2)),
+    }
+    pq.write_table(pa.table({**columns, "text": ["a", "b"]}), tmp_path / "a.parquet")
+
+    def ids(name):
+        return [row["id"] for row in read(tmp_path, row_id=name)[0]]
+
+    assert ids("uuid") == ids("fixed") == [str(key) for key in keys]
+    assert ids("decimal") == ["5", str(10**18)]
+    assert ids("huge") == ["5", str(10**30)]
+    assert ids("hash") == ["01ff", "6162"]
+
+
+def test_ids_in_the_index_of_pandas(tmp_path):
+    frame = pd.DataFrame({"id": range(100, 400, 10), "text": TEXTS}).set_index("id")
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=7)
+    assert list(ids_and_texts(tmp_path)) == [str(n) for n in range(100, 400, 10)]
+
+
+def test_class_labels_are_kept_by_name(tmp_path):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features)
+    data.to_parquet(tmp_path / "a.parquet")
+    data.save_to_disk(str(tmp_path / "saved"))
+    for name in ("a.parquet", "saved"):
+        rows, _ = read(tmp_path / name, keep=["label"])
+        assert [row["kept.label"] for row in rows] == ["pos", "neg", None]
+
+
+def test_folders_named_key_equals_value_are_columns(tmp_path):
+    duckdb.execute(
+        f"""COPY (SELECT i AS id, 'Text number ' || i AS text, ['cat', 'a/b=c', NULL][1 + i % 3]
+        AS label FROM range(30) t(i)) TO '{tmp_path}/t' (FORMAT parquet, PARTITION_BY (label))"""
+    )
+    rows, _ = read(tmp_path / "t", keep=["label"])
+    assert {row["id"]: row["kept.label"] for row in rows} == {
+        str(n): ["cat", "a/b=c", None][n % 3] for n in range(30)
+    }
+    (tmp_path / "j" / "lang=en").mkdir(parents=True)
+    (tmp_path / "j" / "lang=en" / "a.jsonl").write_text(LINES)
+    rows, _ = read(tmp_path / "j", keep=["lang"])
+    assert {row["kept.lang"] for row in rows} == {"en"}
+
+
+def test_a_first_file_of_nothing_but_nulls_and_a_column_that_one_file_lacks(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "label": pa.nulls(1)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "label": ["x"]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "c.parquet")
+    rows, _ = read(tmp_path, keep=["label"])
+    assert [row["kept.label"] for row in rows] == [None, "x", None]
+
+
+# ---- containers
+
+
+def test_save_to_disk_is_read_without_its_caches(tmp_path):
+    data = datasets.Dataset.from_list(ROWS)
+    data.save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    with pa.OSFile(str(tmp_path / "saved" / "cache-1.arrow"), "wb") as sink:
+        table = pa.Table.from_pylist(ROWS)
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    assert ids_and_texts(tmp_path / "saved") == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "polars"])
+def test_arrow_files_and_streams(tmp_path, kind):
+    table = pa.Table.from_pylist(ROWS)
+    if kind == "polars":
+        pl.DataFrame(ROWS).write_ipc(tmp_path / "a.arrow", compression="zstd")
+    else:
+        new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+        with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+    assert ids_and_texts(tmp_path) == EXPECTED
+
+
+def test_a_lance_dataset_without_its_deleted_rows_at_any_version(tmp_path):
+    dataset = lance.write_dataset(pa.Table.from_pylist(ROWS), str(tmp_path / "docs.lance"))
+    dataset.delete("id < 3")
+    remaining = {key: text for key, text in EXPECTED.items() if int(key) >= 3}
+    assert ids_and_texts(tmp_path / "docs.lance") == remaining
+    assert ids_and_texts(tmp_path) == remaining
+    assert ids_and_texts(tmp_path / "docs.lance", version="1") == EXPECTED
+    with pytest.raises(InputError, match="cannot read 9"):
+        find_files(str(tmp_path / "docs.lance"), CorpusOptions(version="9"))
+
+
+def test_a_wet_file_gives_a_document_a_record(tmp_path):
+    records = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 3\r\n\r\nabc\r\n\r\n"]
+    for number in range(3):
+        body = f"Page {number}\nsecond line\n".encode()
+        records.append(
+            b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://example.org/%d\r\n"
+            b"WARC-Identified-Content-Language: eng\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
+            % (number, len(body), body)
+        )
+    path = tmp_path / "CC-MAIN.warc.wet.gz"
+    path.write_bytes(b"".join(gzip.compress(record) for record in records))
+    rows, _ = read(tmp_path, keep=["language"])
+    assert [row["id"] for row in rows] == [f"http://example.org/{n}" for n in range(3)]
+    assert rows[1]["text"] == "Page 1\nsecond line\n"
+    assert {row["kept.language"] for row in rows} == {"eng"}
+    path.write_bytes(path.read_bytes()[:-25])
+    (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    with pytest.raises(OSError):
+        list(read_shard(file.shards()[0], Columns()))
+
+
+def test_a_file_can_be_a_document(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.md").write_text("# Title\n\nOne text.\n")
+    (tmp_path / "sub" / "b.txt").write_text("Another\nof two lines\n")
+    assert ids_and_texts(tmp_path, text_unit="file") == {
+        "a.md": "# Title\n\nOne text.\n",
+        "sub/b.txt": "Another\nof two lines\n",
+    }
+
+
+def test_a_folder_of_unreadable_kind_is_named(tmp_path):
+    (tmp_path / "a.xlsx").write_bytes(io.BytesIO(b"PK").read())
+    with pytest.raises(InputError, match=r"a\.xlsx: unknown format"):
+        find_files(str(tmp_path / "a.xlsx"))

@@ -2,6 +2,8 @@
 
 ``errors``      what a user is told in one line, with its exit code
 ``files``       paths, local or remote; one glob; files that appear whole or not at all
+``tables``      Delta, Iceberg and Lance tables as the files of one version
+``arrow``       Arrow columns of any writer as plain types; Parquet as its table has it
 ``run_record``  ``run.json``: how a folder was made, and whether it is whole
 ``command``     a command line to one call of a job: parse, Ray, record, answer, exit code
 ``machines``    what the Ray cluster has and can add; where work may run; how many actors

@@ -17,7 +17,9 @@
 ``identity``      which new cluster is which old one
 ``drift``         how far a clustering has moved
 ``describe``      keywords and documents that stand for a cluster
-``duplicates``    near-duplicates
+``duplicates``    which vectors are near-duplicates, exactly, and the rule of who is kept
+``duplicate_search``, ``vector_duplicates``, ``text_duplicates``  that search over Ray
+``deduplication``, ``duplicate_report``  the job of a whole corpus, and its page
 ``outcome``       everything that a clustering says of its levels, as tables
 ``report``        one HTML page
 ``report_data``   what the page shows, as JSON of bounded size

@@ -18,8 +18,11 @@
 ``drift``         how far a clustering has moved
 ``describe``      keywords and documents that stand for a cluster
 ``duplicates``    which vectors are near-duplicates, exactly, and the rule of who is kept
-``duplicate_search``, ``vector_duplicates``, ``text_duplicates``  that search over Ray
-``deduplication``, ``duplicate_report``  the job of a whole corpus, and its page
+``duplicate_search``  ranks, rounds and decisions of a search for them over Ray
+``vector_duplicates``  that search among vectors, none missed
+``text_duplicates``  that search by wording, each pair verified
+``deduplication``  the job that cleans a whole corpus
+``duplicate_report``  its page
 ``outcome``       everything that a clustering says of its levels, as tables
 ``report``        one HTML page
 ``report_data``   what the page shows, as JSON of bounded size

@@ -65,8 +65,9 @@ function showPairs(threshold) {
     const item = element("li");
     const verdict = pair.similarity >= threshold ? "at or above the threshold" : "below it";
     item.append(element("p", `${pair.similarity.toFixed(4)}, ${verdict}`, "hint"));
+    const names = pair.similarity >= threshold ? ["removed", "kept"] : ["one", "other"];
     const couple = element("div", undefined, "couple");
-    couple.append(element("span", pair.id, "hint"), element("span", pair.kept, "hint"));
+    couple.append(element("span", `${names[0]}: ${pair.id}`, "hint"), element("span", `${names[1]}: ${pair.kept}`, "hint"));
     couple.append(element("p", pair.text || "(no text)"), element("p", pair.keptText || "(no text)"));
     item.append(couple);
     return item;

@@ -128,7 +128,7 @@ def _row(row: Mapping[str, Any], similarity: float) -> dict[str, Any]:
 
 
 def _basis(row: Mapping[str, Any], similarity: float) -> str:
-    return "at most, by a sample" if row["similarity"] < similarity - 1e-9 else "about"
+    return "at most" if row["similarity"] < similarity - 1e-9 else "about"
 
 
 def _shown(pair: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
+    check_store,
     exists,
     join,
     match_files,
@@ -117,6 +118,7 @@ def describe_file(
                 head = next(file.iter_batches(_HEAD_ROWS, [filled[0]], columns=[columns.embedding]))
                 dimension = _first_length(plain(head.column(0)), path)
     except (pa.ArrowInvalid, OSError) as error:
+        check_store(address, error)
         raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
     fingerprint = (schema.metadata or {}).get(FINGERPRINT_KEY)
     return FileSummary(

@@ -27,7 +27,7 @@ from cluster.vector_files import (
     read_batches,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import open_filesystem, with_inner_path
+from pipelines.runtime.files import check_store, open_filesystem, with_inner_path
 
 BLOCK_BYTES = 32 << 20
 _PARALLEL_READS = 16
@@ -145,14 +145,22 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
     """The rows of ``shard`` in order, as blocks of about 32 MiB of vectors.
 
     Raises :class:`InputError` naming the file and the first bad row for vectors that are null,
-    of another length, not finite, or (where they are scaled to unit length) zero.
+    of another length, not finite, or (where they are scaled to unit length) zero, and naming a
+    file that is damaged.
     """
     filesystem, _ = open_filesystem(source.uri)
     columns = source.columns if with_text else replace(source.columns, text=None)
     block_rows = max(1, BLOCK_BYTES // (4 * source.dimension))
     for piece in shard.pieces:
-        for batch in read_batches(filesystem, piece, columns, block_rows):
-            yield _checked_block(batch, piece.path, source, columns)
+        try:
+            for batch in read_batches(filesystem, piece, columns, block_rows):
+                yield _checked_block(batch, piece.path, source, columns)
+        except (OSError, pa.ArrowException) as error:
+            if piece.read is not None:
+                raise
+            check_store(with_inner_path(source.uri, piece.path), error)
+            line = str(error).splitlines()[0][:200]
+            raise InputError(f"{piece.path} cannot be read to its end: {line}") from error
 
 
 def read_centroids(uri: str) -> tuple[np.ndarray, str | None]:

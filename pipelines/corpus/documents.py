@@ -19,7 +19,7 @@ from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem
 from pipelines.corpus.kept_columns import valid_table, value_kind, values_to_json
 from pipelines.corpus.readers import ABSENT, RowBatch, read_shard
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import is_transient
+from pipelines.runtime.files import check_store
 
 EXCERPT_CHARACTERS = 200
 REJECTED_SCHEMA = pa.schema(
@@ -141,8 +141,7 @@ def read_documents(shard: Shard, columns: Columns, left_out: Counter[str]) -> It
                 values = tuple(_as_text(column[place]) for column in kept)
                 yield Document(row.id or hashlib.sha256(row.raw).hexdigest(), row.text, values)
     except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and is_transient(error):
-            raise
+        check_store(shard.file.path, error)
         raise InputError(
             f"{shard.file.path}: {describe_problem(error)}; mend or remove the file"
         ) from error

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import unquote
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.corpus.streams import read_head
-from pipelines.runtime.errors import InputError
+from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     in_threads,
     match_files,
@@ -391,7 +392,10 @@ def _json_problem(file: CorpusFile) -> str | None:
     if not file.size_bytes:
         return None
     try:
-        head = with_retries(lambda: read_head(file.path, file.compression), file.path)
+        read = partial(read_head, file.path, file.compression)
+        head = with_retries(read, file.path, decodes=True)
+    except StorageError:
+        raise
     except (OSError, pa.ArrowException):
         return None  # looking into the file will say why
     text = head.decode("utf-8-sig", "replace").lstrip()

@@ -113,7 +113,7 @@ def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
 
 
 def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
-    about = with_retries(lambda: columns_of(file), file.path)
+    about = with_retries(lambda: columns_of(file), file.path, decodes=True)
     kinds = {name: about.type_of(name) or pa.null() for name in keep}
     if text in kinds and _is_bytes(kinds[text]):
         kinds[text] = pa.string()

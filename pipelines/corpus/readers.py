@@ -50,7 +50,7 @@ from pipelines.corpus.streams import (
 from pipelines.corpus.web_archives import COLUMNS as WET_COLUMNS
 from pipelines.corpus.web_archives import read_archive
 from pipelines.runtime.arrow import id_column
-from pipelines.runtime.errors import InputError
+from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import in_threads, with_retries
 
 _COMPRESSED_GROWTH = 4
@@ -336,7 +336,9 @@ class Inspection:
             growth = _COMPRESSED_GROWTH if file.compression else 1
             return replace(file, columns=names, text_bytes=file.size_bytes * growth)
         try:
-            return with_retries(lambda: self._look_into(file), file.path)
+            return with_retries(lambda: self._look_into(file), file.path, decodes=True)
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException, UnicodeError) as error:
             return replace(file, problem=describe_problem(error))
 

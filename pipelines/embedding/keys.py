@@ -25,7 +25,7 @@ from pipelines.corpus.kept_columns import json_to_values
 from pipelines.corpus.readers import RowBatch, read_shard
 from pipelines.embedding.plan import ScanResult, check_same_corpus, combine_receipts
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import in_threads, is_transient, join, make_folder, write_bytes
+from pipelines.runtime.files import check_store, in_threads, join, make_folder, write_bytes
 from pipelines.runtime.segments import read_segment, table_to_bytes, write_segments
 from pipelines.runtime.units import Receipt, run_stage
 
@@ -98,7 +98,7 @@ def scan_shard(settings: ScanSettings, name: str, unit: dict) -> Receipt:
     problems: list[str] = []
     pending = _Pending()
     flushes = tokens = accepted = 0
-    for batch in _until_unreadable(read_shard(shard, settings.columns), problems):
+    for batch in _until_unreadable(read_shard(shard, settings.columns), shard, problems):
         documents, rejected = checker.check(batch)
         pending.accepted.append(documents)
         pending.rejected.append(rejected)
@@ -149,13 +149,14 @@ def split_by(table: pa.Table, partition: np.ndarray, partitions: int) -> list[pa
     return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
 
 
-def _until_unreadable(batches: Iterator[RowBatch], problems: list[str]) -> Iterator[RowBatch]:
+def _until_unreadable(
+    batches: Iterator[RowBatch], shard: Shard, problems: list[str]
+) -> Iterator[RowBatch]:
     """The batches up to where the file cannot be read; why, is added to ``problems``."""
     try:
         yield from batches
     except (OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and is_transient(error):
-            raise
+        check_store(shard.file.path, error)
         problems.append(describe_problem(error))
 
 

@@ -2,8 +2,13 @@
 
 Writing goes through :func:`write_bytes` or :func:`atomic_output`: locally a hidden temporary file
 that is renamed, remotely one upload of finished content. (Leaving pyarrow's own remote stream on
-an exception completes the upload: a half file that looks whole.) A remote store that answers
-errors for a while is asked again for :data:`RETRY_SECONDS`.
+an exception completes the upload: a half file that looks whole.)
+
+A remote store that has trouble for a while is asked again, for some minutes. Who asks depends on
+who knows the kind of the trouble. pyarrow raises a bare ``OSError`` for whatever S3 answers but a
+missing key, be it a refused right or a lost connection, so there its client does it, by the codes
+that it sees (:data:`_S3_ATTEMPTS`). What comes through fsspec raises ``ConnectionError`` and
+``TimeoutError``, and is asked again here. Nothing on a local disk is.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import logging
 import os
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +42,10 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _PARALLEL_REQUESTS = 16
-_TRANSIENT = re.compile(
-    r"AWS Error|curlCode|HTTP status 5\d\d|SlowDown|UNAVAILABLE|connection|timed? ?out",
-    re.IGNORECASE,
-)
-_PERMANENT = re.compile(
-    r"ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|HTTP status (301|400|401|403|404)"
-)
+_S3_ATTEMPTS = 20
+"""With the pauses of the client, which double up to 20 s, about :data:`RETRY_SECONDS`."""
+_S3_SETTINGS = {"endpoint_override", "scheme", "region"}
+_PATIENCE_SECONDS = 30.0
 
 _WILDCARDS = re.compile(r"[*?\[]")
 _OPTIONS = re.compile(r"\?\w+=[^&]*(&\w+=[^&]*)*$")
@@ -75,7 +78,7 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     try:
         if scheme in ("s3", "gs", "gcs"):
             inner, options = split_options(rest)
-            return _open_bucket(f"{scheme}://{inner.split('/')[0]}{options}"), inner
+            return _open_bucket(scheme, inner.split("/")[0], options), inner
         if scheme in ("file", "hf", "abfs", "hdfs"):
             return pafs.FileSystem.from_uri(path)
         filesystem, inner = fsspec.core.url_to_fs(path)
@@ -83,7 +86,9 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     except StorageError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(
+        # asked for a bucket's region, S3 says no more of its trouble than that there is one
+        kind = StorageError if type(error) is OSError and scheme == "s3" else InputError
+        raise kind(
             f"cannot open {path!r}: {_first_line(error)}. Check the {scheme}:// address, "
             "the network and the credentials"
         ) from error
@@ -102,10 +107,20 @@ def with_inner_path(address: str, inner: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _open_bucket(uri: str) -> pafs.FileSystem:
-    """A client for one bucket; it costs a request to find the bucket's region."""
-    opened = with_retries(lambda: pafs.FileSystem.from_uri(uri), uri, seconds=60.0)
-    return opened[0]
+def _open_bucket(scheme: str, bucket: str, options: str) -> pafs.FileSystem:
+    """A client for one bucket; it may cost a request to find the bucket's region."""
+    address = f"{scheme}://{bucket}{options}"
+    filesystem, _ = pafs.FileSystem.from_uri(address)
+    if scheme != "s3" or not dict(parse_qsl(options[1:])).keys() <= _S3_SETTINGS:
+        return filesystem
+    # made anew for its patience; the constructor reads no endpoint from the environment
+    protocol, _, endpoint = s3_settings(address).get("endpoint", "").rpartition("://")
+    return pafs.S3FileSystem(
+        region=filesystem.region,
+        scheme=protocol or "https",
+        endpoint_override=endpoint or None,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+    )
 
 
 def split_options(address: str) -> tuple[str, str]:
@@ -327,35 +342,90 @@ def write_table(path: str, table: pa.Table) -> None:
         pq.write_table(table, stream)
 
 
-def with_retries(action: Callable[[], Result], what: str, seconds: float = RETRY_SECONDS) -> Result:
-    """The result of ``action``, repeated while a remote store has a passing trouble.
+def with_retries(
+    action: Callable[[], Result],
+    path: str,
+    *,
+    seconds: float = RETRY_SECONDS,
+    decodes: bool = False,
+) -> Result:
+    """The result of ``action``, which asks for ``path``, while a remote store may yet answer.
 
-    Raises :class:`StorageError` where the trouble outlasts ``seconds``; any other error as it is.
+    With ``decodes`` the action reads the file's content too, so that what it raises is the store's
+    fault only where the store does not give the bytes.
+
+    Raises :class:`StorageError` where the store's trouble lasts or is none that passes; any other
+    error as it is.
     """
     deadline = time.monotonic() + seconds
     pause = 0.5
     while True:
         try:
-            return action()
-        except OSError as error:
-            if not is_transient(error):
-                raise
+            with _waiting_is_told(path):
+                return action()
+        except (ConnectionError, TimeoutError) as error:
             if time.monotonic() + pause > deadline:
-                raise StorageError(
-                    f"{what}: {_first_line(error)} (asked again for {seconds:.0f} s). Run "
-                    "the same command again: it goes on from here"
-                ) from error
-            log.warning("%s: %s; asking again in %.1f s", what, _first_line(error), pause)
+                raise _lasting_trouble(path, error) from error
+            log.warning("%s: %s; asking again in %.1f s", path, _first_line(error), pause)
+        except OSError as error:
+            if decodes:
+                check_store(path, error)
+            elif _may_be_of_store(path, error):
+                raise _lasting_trouble(path, error) from error
+            raise
         time.sleep(pause * random.uniform(0.7, 1.3))
         pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
-def is_transient(error: OSError) -> bool:
-    """Whether a remote store may well answer the same request a little later."""
+def check_store(path: str, error: BaseException) -> None:
+    """Raise :class:`StorageError` if ``error``, met in reading ``path``, is its store's fault.
+
+    A damaged file and a store that does not answer raise the same kind, so the store is asked.
+    """
     if isinstance(error, StorageError):
-        return False
-    message = str(error)
-    return bool(_TRANSIENT.search(message)) and not _PERMANENT.search(message)
+        raise error
+    if not isinstance(error, OSError) or not _may_be_of_store(path, error):
+        return
+    filesystem, inner = open_filesystem(path)
+    try:
+        with filesystem.open_input_file(inner) as stream:
+            stream.read_at(1, max(0, stream.size() - 1))
+    except FileNotFoundError:
+        return
+    except OSError as trouble:
+        raise _lasting_trouble(path, trouble) from error
+
+
+_SPECIAL = (StorageError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
+
+
+def _may_be_of_store(path: str, error: OSError) -> bool:
+    """Whether a remote store raised what has no more special kind than that."""
+    remote = "://" in path and not path.startswith("file://")
+    return remote and error.errno is None and not isinstance(error, _SPECIAL)
+
+
+def _lasting_trouble(path: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: {_first_line(error)}. Check the network and the credentials, and run the same "
+        "command again: it goes on from here"
+    )
+
+
+@contextlib.contextmanager
+def _waiting_is_told(path: str) -> Iterator[None]:
+    """Log that a remote store lets one wait, which its client does not."""
+    if "://" not in path:
+        yield
+        return
+    told = "%s has not answered for %.0f s; still asking"
+    timer = threading.Timer(_PATIENCE_SECONDS, log.warning, (told, path, _PATIENCE_SECONDS))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:

@@ -26,7 +26,6 @@ from pipelines.runtime.files import (
     list_files,
     make_folder,
     read_bytes,
-    with_retries,
     write_bytes,
 )
 from pipelines.runtime.logs import RUN, current_run, mark_lines
@@ -162,7 +161,7 @@ class _Blame:
 def _do_unit(batch: pa.Table, *, folder: str, function: UnitFunction) -> Iterator[pa.Table]:
     name, unit = take_unit(batch)
     with blame(folder.rpartition("/")[2], name):
-        receipt = json.dumps(with_retries(lambda: function(name, unit), name))
+        receipt = json.dumps(function(name, unit))
         try:
             write_bytes(join(folder, f"{name}.json"), receipt.encode(), create_folder=False)
         except FileNotFoundError as error:

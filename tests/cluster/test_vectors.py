@@ -112,6 +112,17 @@ def test_a_lance_dataset_whose_address_has_options_is_read_as_one(s3_server, mon
     assert vectors.tolist() == MATRIX.tolist()
 
 
+def test_a_file_damaged_behind_its_header_is_named_in_one_line(tmp_path):
+    write(tmp_path / "a.parquet", pa.list_(pa.float32(), 3))
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    content[4:-footer] = b"\xff" * (len(content) - 4 - footer)
+    (tmp_path / "a.parquet").write_bytes(content)
+    source = open_vectors(str(tmp_path), Columns(), rows_per_shard=8)
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read to its end"):
+        read_all(source)
+
+
 def test_small_files_share_a_shard_and_row_groups_part_large_ones(tmp_path):
     for name in ("a.parquet", "b.parquet", "c.parquet"):
         write(tmp_path / name, pa.list_(pa.float32()))

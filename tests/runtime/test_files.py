@@ -1,4 +1,5 @@
 import resource
+import threading
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -94,9 +95,9 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_passing_trouble_is_retried_and_lasting_trouble_told(monkeypatch):
+def test_passing_trouble_of_a_kind_is_retried_and_lasting_trouble_told(monkeypatch):
     monkeypatch.setattr(storage.time, "sleep", lambda _: None)
-    answers = iter([OSError("AWS Error SLOW_DOWN"), OSError("curlCode: 7"), "done"])
+    answers = iter([ConnectionResetError("later"), TimeoutError("later"), "done"])
 
     def action():
         answer = next(answers)
@@ -104,19 +105,106 @@ def test_passing_trouble_is_retried_and_lasting_trouble_told(monkeypatch):
             raise answer
         return answer
 
-    assert with_retries(action, "s3://bucket/key") == "done"
-
-    def denied():
-        raise OSError("AWS Error ACCESS_DENIED during PutObject")
-
-    with pytest.raises(OSError, match="ACCESS_DENIED"):
-        with_retries(denied, "s3://bucket/key")
+    assert with_retries(action, "hf://bucket/key") == "done"
 
     def down():
-        raise OSError("AWS Error NETWORK_CONNECTION")
+        raise ConnectionRefusedError("nobody there")
 
-    with pytest.raises(StorageError, match="Run the same command again"):
-        with_retries(down, "s3://bucket/key", seconds=0.0)
+    with pytest.raises(StorageError, match="run the same command again"):
+        with_retries(down, "hf://bucket/key", seconds=0.0)
+
+
+@pytest.mark.parametrize("name", ["connections", "timeout", "AWS Error curlCode timed out"])
+def test_a_local_disk_is_asked_once_whatever_its_folders_are_called(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(storage.time, "sleep", lambda _: pytest.fail("asked again"))
+    with pytest.raises(FileNotFoundError):
+        read_bytes(str(tmp_path / name / "plan.json"))
+    with pytest.raises(NotADirectoryError):
+        (tmp_path / name).touch()
+        list_files(str(tmp_path / name))
+
+
+class FlakyStore:
+    """A real S3 API server that answers some requests with an error."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.application = DomainDispatcherApplication(create_backend_app)
+        self.answers: list[tuple[int, str]] = []
+        self.forever: tuple[int, str] | None = None
+        self.requests = 0
+        self.server = make_server("127.0.0.1", 0, self.answer, threaded=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, environ, start_response):
+        self.requests += 1
+        status, code = self.forever or (self.answers.pop(0) if self.answers else (200, ""))
+        if not code:
+            return self.application(environ, start_response)
+        start_response(f"{status} Error", [("Content-Type", "application/xml")])
+        return [f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()]
+
+
+@pytest.fixture
+def flaky(monkeypatch):
+    import boto3
+
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 3)
+    storage._open_bucket.cache_clear()
+    server = FlakyStore()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server.port}")
+    boto3.client("s3").create_bucket(Bucket="shoal-flaky")
+    write_bytes("s3://shoal-flaky/a.parquet", b"not parquet at all")
+    server.requests = 0
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+    storage._open_bucket.cache_clear()
+
+
+def test_s3_is_asked_again_where_it_is_busy(flaky):
+    flaky.answers = [(503, "SlowDown"), (500, "InternalError")]
+    assert read_bytes("s3://shoal-flaky/a.parquet") == b"not parquet at all"
+    assert not flaky.answers
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "requests"), [(403, "AccessDenied", 1), (503, "SlowDown", 3)]
+)
+def test_s3_that_refuses_is_told_at_once_and_one_that_stays_busy_at_last(
+    flaky, status, code, requests
+):
+    flaky.forever = (status, code)
+    with pytest.raises(StorageError, match="Check the network and the credentials"):
+        read_bytes("s3://shoal-flaky/a.parquet")
+    assert flaky.requests == requests
+
+
+def test_a_key_that_is_not_there_is_asked_for_once(flaky):
+    with pytest.raises(FileNotFoundError):
+        read_bytes("s3://shoal-flaky/nothing.json")
+    assert flaky.requests == 1
+
+
+def test_a_header_that_s3_does_not_give_is_not_the_users_damaged_file(flaky):
+    from cluster.vectors import Columns as VectorColumns
+    from cluster.vectors import open_vectors
+    from pipelines.corpus.files import Columns, find_files
+    from pipelines.corpus.readers import inspect_files
+
+    address = "s3://shoal-flaky/a.parquet"
+    files = find_files(address)
+    (damaged,) = inspect_files(files, Columns(), shard_bytes=1 << 20)
+    assert "cannot be read" in damaged.problem
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        open_vectors(address, VectorColumns())
+    flaky.forever = (503, "SlowDown")
+    with pytest.raises(StorageError, match="run the same command again"):
+        inspect_files(files, Columns(), shard_bytes=1 << 20)
+    with pytest.raises(StorageError, match="run the same command again"):
+        open_vectors(address, VectorColumns())
 
 
 FILES = (

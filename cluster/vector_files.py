@@ -19,9 +19,9 @@ from pipelines.runtime.files import (
     check_store,
     exists,
     join,
-    match_files,
     split_options,
 )
+from pipelines.runtime.listing import match_files
 from pipelines.runtime.tables import STORE_DOCUMENTS, STORE_MARK, open_lance
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"

@@ -24,12 +24,12 @@ from pipelines.corpus.streams import read_head
 from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     in_threads,
-    match_files,
     open_filesystem,
     read_bytes,
     with_inner_path,
     with_retries,
 )
+from pipelines.runtime.listing import match_files
 from pipelines.runtime.tables import LANCE_SUFFIX, TableView, table_files
 
 Format = Literal[

@@ -1,7 +1,8 @@
 """What every job stands on. No numerics and no stage here; both packages import it.
 
 ``errors``      what a user is told in one line, with its exit code
-``files``       paths, local or remote; one glob; files that appear whole or not at all
+``files``       paths, local or remote; files that appear whole or not at all; one retry rule
+``listing``     what a path names; one glob with one meaning
 ``tables``      Delta, Iceberg and Lance tables as the files of one version
 ``arrow``       Arrow columns of any writer as plain types; Parquet as its table has it
 ``run_record``  ``run.json``: how a folder was made, and whether it is whole

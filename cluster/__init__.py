@@ -5,6 +5,8 @@
 ``work``          what a stopped run has done, so that the same command goes on
 ``vectors``       vectors on disk as blocks of checked arrays
 ``vector_files``  files of vectors, format by format
+``vector_columns``  columns of vectors, whoever wrote them, as lists of numbers
+``matrix_files``  NumPy, fvecs, fbin and FAISS indexes
 ``sample``        one pass that checks, counts and draws a sample
 ``distances``     lengths and differences in float64
 ``kmeans``        centroids of vectors in memory

@@ -1,38 +1,69 @@
 """Files of vectors, format by format: what each holds, and its rows as Arrow batches.
 
-Parquet (row groups), ``.npy`` matrices (ranges of rows) and Lance datasets (fragments).
+Parquet (row groups; alone or as the files of a Delta or Iceberg table), Lance datasets (fragments),
+JSON lines and CSV (whole files), and what :mod:`cluster.matrix_files` reads.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.fs as pafs
+import pyarrow.json
 import pyarrow.parquet as pq
 
+from cluster.matrix_files import MATRIX_SUFFIXES, open_matrix
+from cluster.vector_columns import first_length, vector_column, vector_length
+from pipelines.runtime.arrow import FileColumns, file_columns, id_column, plain_column, read_parquet
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     check_store,
     exists,
     join,
+    open_filesystem,
     split_options,
+    with_inner_path,
 )
 from pipelines.runtime.listing import match_files
-from pipelines.runtime.tables import STORE_DOCUMENTS, STORE_MARK, open_lance
+from pipelines.runtime.tables import (
+    LANCE_SUFFIX,
+    STORE_DOCUMENTS,
+    STORE_MARK,
+    TableView,
+    hive_view,
+    open_lance,
+    refuse_files_of_tables,
+    table_files,
+)
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 EMBEDDINGS_FOLDER = "embeddings"
 """Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
-_LANCE = ".lance"
-_SUFFIXES = (".parquet", ".npy", _LANCE)
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+_USUAL = (*PARQUET_SUFFIXES, ".npy", LANCE_SUFFIX)
 ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
 _TEXT_BYTES = 64 << 20
 _LANCE_TEXT_ROWS = 2_048
+_KNOWN_BEGINNINGS = {
+    b"\x89HDF": "an HDF5 file",
+    b"\x80\x04": "a Python pickle, which may run code",
+    b"\x80\x05": "a Python pickle, which may run code",
+    b"\x80\x02": "a Python pickle, which may run code",
+    b"PK\x03\x04": "a zip archive, such as a PyTorch file",
+    b"SQLite": "an SQLite database",
+    b"\x1f\x8b": "a gzip file of unknown content",
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,8 +82,17 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class VectorFile:
+    """A file or dataset: its path on its filesystem, and its place in a table or folder."""
+
+    path: str
+    address: str
+    view: TableView | None = None
+
+
+@dataclass(frozen=True)
 class Piece:
-    """Rows of one file: a Parquet row group, a Lance fragment, or a range of ``.npy`` rows.
+    """Rows of one file: a Parquet row group, a Lance fragment, or rows of any other from ``part``.
 
     With ``read``, rows from wherever that finds them: it is given the columns' names and the most
     rows of a batch, and must give the same rows in the same order whenever it is called.
@@ -64,11 +104,12 @@ class Piece:
     read: Callable[[Sequence[str], int], Iterator[pa.RecordBatch]] | None = None
     version: int | None = None
     """Lance's number of the version that the fragment is read in."""
+    view: TableView | None = None
 
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What a file holds, by its header."""
+    """What a file holds, by its header; ``dimension`` is 0 where no row has a vector."""
 
     dimension: int
     fingerprint: str | None
@@ -78,94 +119,189 @@ class FileSummary:
     pieces: list[Piece]
 
 
-def find_files(uri: str) -> list[str]:
-    """Files of vectors and Lance datasets at ``uri``, sorted, as paths on its filesystem.
+def find_files(uri: str, version: str = "") -> list[VectorFile]:
+    """Files and datasets of vectors at ``uri``, sorted; of tables those of one version.
 
     Of an embedding job's output folder only ``embeddings/`` is looked at, of a store its
-    documents. Raises :class:`InputError` where there are none.
+    documents. JSON lines, CSV and the like are taken where there is nothing else. Raises
+    :class:`InputError` where there are none.
     """
     inside = STORE_DOCUMENTS if exists(join(uri, STORE_MARK)) else EMBEDDINGS_FOLDER
     results = join(uri, inside)
-    infos = match_files(results if exists(results) else uri, datasets=(_LANCE,))
-    paths = [info.path for info in infos if info.path.endswith(_SUFFIXES)]
-    if not paths:
-        raise InputError(f"{uri} holds no file that ends in {' or '.join(_SUFFIXES)}")
-    return paths
+    infos = match_files(results if exists(results) else uri, datasets=(LANCE_SUFFIX,))
+    refuse_files_of_tables(uri, infos)
+    if len(infos) == 1 and infos[0].type == pafs.FileType.File:
+        check_known(open_filesystem(uri)[0], infos[0].path)
+    usual: list[VectorFile] = []
+    others: list[VectorFile] = []
+    for info in infos:
+        address = with_inner_path(uri, info.path)
+        if info.type == pafs.FileType.Directory:
+            for file in table_files(address, version):
+                usual.append(VectorFile(open_filesystem(file.path)[1], file.path, file.view))
+        elif info.path.endswith(_USUAL) or len(infos) == 1:
+            usual.append(VectorFile(info.path, address, hive_view(info.path)))
+        elif info.path.endswith(MATRIX_SUFFIXES) or _is_text(info.path):
+            others.append(VectorFile(info.path, address, hive_view(info.path)))
+    if not usual and not others:
+        known = ", ".join((*_USUAL, *MATRIX_SUFFIXES[1:], *TEXT_SUFFIXES))
+        raise InputError(f"{uri} holds no file of vectors; known are {known}")
+    return sorted(usual or others, key=lambda file: file.path)
 
 
-def describe_file(
-    filesystem: pafs.FileSystem, path: str, address: str, columns: Columns
-) -> FileSummary:
-    """Dimension, fingerprint, columns and pieces of a file, from its header.
+def _is_text(path: str) -> bool:
+    for packed in COMPRESSIONS:
+        path = path.removesuffix(packed)
+    return path.endswith(TEXT_SUFFIXES)
 
-    ``path`` is that on ``filesystem``, ``address`` the same with its scheme. Raises
-    :class:`InputError` for a file that cannot be read, lacks a column, or has one of a type that
-    cannot be used.
-    """
-    if path.endswith(".npy"):
-        return _describe_npy(filesystem, path, columns)
-    if path.endswith(_LANCE):
-        return _describe_lance(address, columns)
-    try:
-        with filesystem.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            schema = file.schema_arrow
-            id_kind = _check_columns(schema, columns, path)
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            dimension = _vector_length(schema, columns, path)
-            filled = [i for i, rows in enumerate(groups) if rows]
-            if dimension is None and filled:
-                head = next(file.iter_batches(_HEAD_ROWS, [filled[0]], columns=[columns.embedding]))
-                dimension = _first_length(plain(head.column(0)), path)
-    except (pa.ArrowInvalid, OSError) as error:
-        check_store(address, error)
-        raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
-    fingerprint = (schema.metadata or {}).get(FINGERPRINT_KEY)
-    return FileSummary(
-        dimension or 0,
-        fingerprint.decode() if fingerprint else None,
-        id_kind,
-        schema,
-        [Piece(path, i, rows) for i, rows in enumerate(groups) if rows],
+
+def check_known(filesystem: pafs.FileSystem, path: str) -> None:
+    """Raise :class:`InputError`, saying what it is, for a file of a kind that is not read."""
+    if path.endswith((*_USUAL, *MATRIX_SUFFIXES)) or _is_text(path):
+        return
+    with filesystem.open_input_file(path) as stream:
+        begin = stream.read(8)
+    if begin[:4] == b"PAR1":
+        return
+    kind = next((k for mark, k in _KNOWN_BEGINNINGS.items() if begin.startswith(mark)), "")
+    raise InputError(
+        f"{path} is {kind or 'of an unknown format'}; vectors are read from Parquet, Lance, Delta, "
+        f"Iceberg, {', '.join(MATRIX_SUFFIXES)}, JSON lines and CSV"
     )
 
 
-def _describe_npy(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
+def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Columns) -> FileSummary:
+    """Dimension, fingerprint, columns and pieces of a file, from its header.
+
+    Raises :class:`InputError` for a file that cannot be read, lacks a column, or has one of a type
+    that cannot be used.
+    """
+    path = file.path
+    if path.endswith(MATRIX_SUFFIXES):
+        return _describe_matrix(filesystem, path, columns)
+    if path.endswith(LANCE_SUFFIX):
+        return _describe_lance(file, columns)
+    if _is_text(path):
+        return _describe_text(filesystem, path, columns)
+    try:
+        with filesystem.open_input_file(path) as stream:
+            parquet = pq.ParquetFile(stream)
+            about = file_columns(parquet.schema_arrow, file.view)
+            groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        id_kind = _check_columns(about, columns, path)
+        dimension = vector_length(about, columns.embedding, path)
+        filled = [i for i, rows in enumerate(groups) if rows]
+        wanted = [columns.embedding]
+        heads = (
+            batch.column(0).combine_chunks()
+            for i in filled
+            for batch in read_parquet(
+                filesystem, path, file.view, wanted, range(i, i + 1), _HEAD_ROWS
+            )
+        )
+        dimension = first_length(heads, path) if dimension is None else dimension
+    except (pa.ArrowInvalid, OSError) as error:
+        check_store(file.address, error)
+        raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
+    fingerprint = (about.own.metadata or {}).get(FINGERPRINT_KEY)
+    return FileSummary(
+        dimension,
+        fingerprint.decode() if fingerprint else None,
+        id_kind,
+        about.schema,
+        [Piece(path, i, groups[i], view=file.view) for i in filled],
+    )
+
+
+def _describe_matrix(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
     if columns.label is not None:
         raise InputError(
             f"{path} holds vectors only, so there is no label column {columns.label!r}"
         )
-    shape, dtype, _ = _npy_header(filesystem, path)
-    if len(shape) != 2 or dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {dtype} {shape}; required is a matrix of numbers (n, d)")
-    starts = range(0, shape[0], ROWS_PER_SHARD)
-    pieces = [Piece(path, start, min(ROWS_PER_SHARD, shape[0] - start)) for start in starts]
-    return FileSummary(shape[1], None, "int64", pa.schema([]), pieces)
+    matrix = open_matrix(filesystem, path)
+    step = max(1, matrix.rows) if matrix.sequential else ROWS_PER_SHARD
+    starts = range(0, matrix.rows, step)
+    pieces = [Piece(path, start, min(step, matrix.rows - start)) for start in starts]
+    has_names = matrix.ids is not None and matrix.ids.dtype.kind == "U"
+    kind = "string" if has_names else "int64"
+    return FileSummary(matrix.dimension, None, kind, pa.schema([]), pieces)
 
 
-def _describe_lance(path: str, columns: Columns) -> FileSummary:
-    dataset = open_lance(path)
-    id_kind = _check_columns(dataset.schema, columns, path)
+def _describe_lance(file: VectorFile, columns: Columns) -> FileSummary:
+    dataset = open_lance(file.address, file.view.version if file.view else "")
+    about = file_columns(dataset.schema)
+    id_kind = _check_columns(about, columns, file.path)
     fingerprint = (dataset.schema.metadata or {}).get(FINGERPRINT_KEY)
+    dimension = vector_length(about, columns.embedding, file.path)
+    heads = (
+        plain_column(batch.column(0))
+        for batch in dataset.to_batches(columns=[columns.embedding], batch_size=_HEAD_ROWS)
+    )
     return FileSummary(
-        _vector_length(dataset.schema, columns, path) or 0,
+        first_length(heads, file.path) if dimension is None else dimension,
         fingerprint.decode() if fingerprint else None,
         id_kind,
-        dataset.schema,
+        about.schema,
         [
-            Piece(path, fragment.fragment_id, fragment.count_rows(), version=dataset.version)
-            for fragment in dataset.get_fragments()
+            Piece(file.address, part.fragment_id, part.count_rows(), version=dataset.version)
+            for part in dataset.get_fragments()
         ],
     )
 
 
-def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
+def _describe_text(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
+    """A file of JSON lines or CSV, read once to count its rows and to find its types."""
+    rows, schema, dimension, kind = 0, None, 0, "string"
+    for batch in _text_batches(filesystem, path, columns):
+        about = file_columns(batch.schema)
+        if schema is None:
+            kind = _check_columns(about, columns, path)
+            vector_length(about, columns.embedding, path)
+        schema = about.schema
+        rows += len(batch)
+        if not dimension:
+            vectors = vector_column(plain_column(batch.column(columns.embedding)), path)
+            dimension = first_length([vectors], path)
+    if schema is None:
+        return FileSummary(0, None, "string", pa.schema([]), [])
+    return FileSummary(dimension, None, kind, schema, [Piece(path, 0, rows)])
+
+
+@contextmanager
+def _text_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def _text_batches(
+    filesystem: pafs.FileSystem, path: str, columns: Columns
+) -> Iterator[pa.RecordBatch]:
+    with _text_errors(path), filesystem.open_input_stream(path, compression="detect") as stream:
+        if ".json" in path.rpartition("/")[2] or ".ndjson" in path:
+            numbers = pa.schema([(columns.embedding, pa.list_(pa.float64()))])
+            options = pa.json.ParseOptions(explicit_schema=numbers)
+            yield from pa.json.open_json(stream, parse_options=options)
+            return
+        delimiter = "\t" if ".tsv" in path.rpartition("/")[2] else ","
+        yield from pa.csv.open_csv(
+            stream,
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types={columns.embedding: pa.string()}, strings_can_be_null=True
+            ),
+        )
+
+
+def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:
     """What kind the ids are; :class:`InputError` for a column that is missing or cannot be used."""
+    schema = about.schema
     flags = {columns.id: "--id-column", columns.embedding: "--embedding-column"}
     for name in columns.names():
-        places = schema.get_all_field_indices(name)
-        if len(places) != 1:
-            found = f"{len(places)} columns {name!r}" if places else f"no column {name!r}"
+        own = about.own.get_all_field_indices(name) if about.view.names is None else []
+        if len(own) > 1 or name not in schema.names:
+            found = f"{len(own)} columns {name!r}" if own else f"no column {name!r}"
             flag = flags.get(name, "--label-column")
             raise InputError(
                 f"{path} has {found}; its columns are {', '.join(schema.names)}. Name the right "
@@ -174,8 +310,14 @@ def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
     for shown in (columns.text, columns.label):
         if shown is not None:
             check_readable(schema, shown, path)
-    kind = plain_type(schema.field(columns.id).type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    kind = schema.field(columns.id).type
+    if pa.types.is_decimal(kind) and kind.scale == 0:
+        return "int64" if kind.precision <= _INT64_DIGITS else "string"
+    if (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         return "string"
     if pa.types.is_integer(kind):
         return "uint64" if pa.types.is_uint64(kind) else "int64"
@@ -185,77 +327,67 @@ def _check_columns(schema: pa.Schema, columns: Columns, path: str) -> str:
     )
 
 
+_INT64_DIGITS = 18
+
+
 def check_readable(schema: pa.Schema, name: str, path: str) -> None:
     """Raise :class:`InputError` unless column ``name`` holds single values that can be shown."""
-    kind = plain_type(schema.field(name).type)
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    kind = schema.field(name).type
+    if pa.types.is_nested(kind):
         raise InputError(
             f"{path}: column {name!r} is {kind}; texts and labels must be strings or numbers. "
             "Name other columns with --text-column and --label-column"
         )
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type under a dictionary encoding or an extension, as tensors of Ray or Hugging Face."""
-    while True:
-        if isinstance(kind, pa.BaseExtensionType):
-            kind = kind.storage_type
-        elif pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        else:
-            return kind
-
-
-def plain(column: pa.Array) -> pa.Array:
-    """The same values without dictionary encoding or extension type."""
-    while True:
-        if isinstance(column.type, pa.BaseExtensionType):
-            column = column.storage
-        elif pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        else:
-            return column
-
-
-def _vector_length(schema: pa.Schema, columns: Columns, path: str) -> int | None:
-    """The length that a fixed-size list's type states; None where only the rows can tell."""
-    kind = plain_type(schema.field(columns.embedding).type)
-    is_fixed = pa.types.is_fixed_size_list(kind)
-    if is_fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        values = kind.value_type
-        if pa.types.is_floating(values) or pa.types.is_integer(values):
-            return kind.list_size if is_fixed else None
-    raise InputError(
-        f"{path}: column {columns.embedding!r} is {kind}; required is a list of numbers. Name the "
-        "right one with --embedding-column"
-    )
-
-
-def _first_length(column: pa.Array, path: str) -> int:
-    lengths = column.drop_null().value_lengths().to_pylist()
-    if not any(lengths):
-        raise InputError(f"{path}: its first {len(column)} vectors are null or empty")
-    return next(length for length in lengths if length)
-
-
 def read_batches(
     filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of ``piece`` in order, ``block_rows`` at a time or, where texts are long, fewer."""
+    """The rows of ``piece`` in order, ``block_rows`` at a time or, where texts are long, fewer.
+
+    Columns have plain types; ids are strings or integers, vectors lists of numbers.
+    """
+    for batch in _raw_batches(filesystem, piece, columns, block_rows):
+        arrays = {name: plain_column(batch.column(name)) for name in columns.names()}
+        arrays[columns.id] = id_column(arrays[columns.id])
+        arrays[columns.embedding] = vector_column(arrays[columns.embedding], piece.path)
+        yield pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+
+
+def _raw_batches(
+    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
+) -> Iterator[pa.RecordBatch]:
+    path = piece.path
     if piece.read is not None:
         yield from piece.read(columns.names(), block_rows)
-    elif piece.path.endswith(".npy"):
-        yield from _read_npy(filesystem, piece, columns, block_rows)
-    elif split_options(piece.path)[0].endswith(_LANCE):
-        fragment = open_lance(piece.path, piece.version or "").get_fragment(piece.part)
+    elif path.endswith(MATRIX_SUFFIXES):
+        yield from _matrix_batches(filesystem, piece, columns, block_rows)
+    elif split_options(path)[0].endswith(LANCE_SUFFIX):
+        fragment = open_lance(path, piece.version or "").get_fragment(piece.part)
         rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
         yield from fragment.to_batches(columns=columns.names(), batch_size=rows)
+    elif _is_text(path):
+        for batch in _text_batches(filesystem, path, columns):
+            for start in range(0, len(batch), block_rows):
+                yield batch.slice(start, block_rows)
     else:
-        with filesystem.open_input_file(piece.path) as stream:
-            # A buffered reader holds pages instead of the row group's whole column.
-            file = pq.ParquetFile(stream, buffer_size=4 << 20)
-            rows = min(block_rows, _rows_that_fit(file.metadata.row_group(piece.part), columns))
-            yield from file.iter_batches(rows, [piece.part], columns=columns.names())
+        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+            group = parquet.metadata.row_group(piece.part)
+        rows = min(block_rows, _rows_that_fit(group, columns))
+        part = range(piece.part, piece.part + 1)
+        for table in read_parquet(filesystem, path, piece.view, columns.names(), part, rows):
+            yield from table.combine_chunks().to_batches()
+
+
+def _matrix_batches(
+    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
+) -> Iterator[pa.RecordBatch]:
+    matrix = open_matrix(filesystem, piece.path)
+    for ids, vectors in matrix.read(piece.part, piece.part + piece.rows, block_rows):
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), matrix.dimension)
+        yield pa.RecordBatch.from_arrays(
+            [pa.array(ids), values], names=[columns.id, columns.embedding]
+        )
 
 
 def _rows_that_fit(group: Any, columns: Columns) -> int:
@@ -263,44 +395,6 @@ def _rows_that_fit(group: Any, columns: Columns) -> int:
     parts = [group.column(i) for i in range(group.num_columns)]
     text_bytes = sum(p.total_uncompressed_size for p in parts if p.path_in_schema == columns.text)
     return max(1, int(_TEXT_BYTES * group.num_rows / max(1, text_bytes)))
-
-
-def _read_npy(
-    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
-) -> Iterator[pa.RecordBatch]:
-    shape, dtype, offset = _npy_header(filesystem, piece.path)
-    row_bytes = shape[1] * dtype.itemsize
-    with filesystem.open_input_file(piece.path) as stream:
-        for start in range(piece.part, piece.part + piece.rows, block_rows):
-            rows = min(block_rows, piece.part + piece.rows - start)
-            data = stream.read_at(rows * row_bytes, offset + start * row_bytes)
-            if len(data) < rows * row_bytes:
-                raise InputError(f"{piece.path} ends before row {start + rows} of {shape[0]}")
-            values = np.frombuffer(data, dtype).astype(np.float32)
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), shape[1])
-            ids = pa.array(np.arange(start, start + rows, dtype=np.int64))
-            names = [columns.id, columns.embedding]
-            yield pa.RecordBatch.from_arrays([ids, vectors], names=names)
-
-
-def _npy_header(
-    filesystem: pafs.FileSystem, path: str
-) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """(shape, dtype, where the numbers begin) of an ``.npy`` file in row-major order."""
-    with filesystem.open_input_file(path) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, is_fortran, dtype = read(stream)
-        except ValueError as error:
-            raise InputError(f"{path} is not a NumPy matrix: {_first_line(error)}") from error
-        if is_fortran:
-            raise InputError(f"{path} is stored column by column; save it row by row (C order)")
-        return shape, dtype, stream.tell()
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.distances import squared_lengths
+from cluster.matrix_files import MATRIX_SUFFIXES
 from cluster.vector_files import (
     ROWS_PER_SHARD,
     Columns,
@@ -23,9 +24,9 @@ from cluster.vector_files import (
     check_readable,
     describe_file,
     find_files,
-    plain,
     read_batches,
 )
+from pipelines.runtime.arrow import plain_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import check_store, open_filesystem, with_inner_path
 
@@ -92,32 +93,34 @@ def open_vectors(
     *,
     optional_text: str | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
+    version: str = "",
 ) -> VectorSource:
     """Find the files of ``uri`` and check that their schemas can be clustered together.
 
-    ``optional_text`` becomes the text column where every file has it.
+    ``optional_text`` becomes the text column where every file has it;
+    ``version`` is that of a table. Ids of several kinds are read as strings.
     Raises :class:`InputError` for nothing found, unreadable files, missing columns, mixed
     dimensions and mixed encoder fingerprints, naming the file.
     """
-    filesystem, paths = open_filesystem(uri)[0], find_files(uri)
-    if any(path.endswith(".npy") for path in paths) and len(paths) > 1:
+    filesystem, files = open_filesystem(uri)[0], find_files(uri, version)
+    numbered = [file.path for file in files if file.path.endswith(MATRIX_SUFFIXES)]
+    if numbered and len(files) > 1:
+        kind = "." + numbered[0].rpartition(".")[2]
         raise InputError(
-            f"{uri} holds {len(paths)} files with .npy among them: an .npy has no ids, so it must "
-            "come alone; use Parquet with an id column for vectors in several files"
+            f"{uri} holds {len(files)} files with {kind} among them: an {kind} has no ids, so it "
+            "must come alone; use Parquet with an id column for vectors in several files"
         )
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        described = list(
-            pool.map(
-                lambda path: describe_file(filesystem, path, with_inner_path(uri, path), columns),
-                paths,
-            )
-        )
-    found = [(path, about) for path, about in zip(paths, described, strict=True) if about.pieces]
+        described = list(pool.map(lambda file: describe_file(filesystem, file, columns), files))
+    found = [(f.path, about) for f, about in zip(files, described, strict=True) if about.pieces]
     if not found:
         raise InputError(f"{uri} holds no rows: nothing to cluster")
+    if not any(about.dimension for _, about in found):
+        raise InputError(f"{uri}: every vector is null or empty; nothing to cluster")
+    found.sort(key=lambda pair: not pair[1].dimension)
     first_path, first = found[0]
     for path, about in found:
-        if about.dimension != first.dimension:
+        if about.dimension not in (first.dimension, 0):
             raise InputError(
                 f"mixed dimensions: {first_path} holds vectors of {first.dimension}, {path} of "
                 f"{about.dimension}; cluster vectors of one encoder at a time"
@@ -127,18 +130,16 @@ def open_vectors(
                 f"mixed encoders: {first_path} was embedded with fingerprint {first.fingerprint}, "
                 f"{path} with {about.fingerprint}; embed the corpus with one encoder"
             )
-        if about.id_kind != first.id_kind:
-            raise InputError(
-                f"mixed ids: column {columns.id!r} is {first.id_kind} in {first_path}, "
-                f"{about.id_kind} in {path}; write them as one type"
-            )
+    kinds = {about.id_kind for _, about in found}
+    id_kind = first.id_kind if len(kinds) == 1 else "string"
+    found.sort(key=lambda pair: pair[0])
     if optional_text is not None and all(optional_text in about.schema.names for _, about in found):
         for path, about in found:
             check_readable(about.schema, optional_text, path)
         columns = replace(columns, text=optional_text)
     pieces = [piece for _, about in found for piece in about.pieces]
     shards = _group_into_shards(pieces, rows_per_shard)
-    return VectorSource(uri, columns, first.dimension, first.id_kind, shards, first.fingerprint)
+    return VectorSource(uri, columns, first.dimension, id_kind, shards, first.fingerprint)
 
 
 def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -> Iterator[Block]:
@@ -192,7 +193,7 @@ def shorten_texts(texts: pa.Array, characters: int, wanted: np.ndarray | None = 
     """
     if wanted is not None:
         texts = pc.if_else(pa.array(wanted), texts, pa.scalar(None, texts.type))
-    if not pa.types.is_string(texts.type):
+    if not pa.types.is_string(texts.type) and not pa.types.is_binary(texts.type):
         texts = texts.cast(pa.string())
     found = (value.as_buffer() for value in texts)
     return pa.array(
@@ -226,7 +227,7 @@ def _checked_block(
         raise InputError(
             f"{path}: {ids.null_count} rows have a null {columns.id!r}; ids must be set"
         )
-    vectors, reasons = _to_matrix(plain(batch.column(columns.embedding)), source.dimension)
+    vectors, reasons = _to_matrix(plain_column(batch.column(columns.embedding)), source.dimension)
     squared = squared_lengths(vectors)
     reasons[~np.isfinite(squared) & (reasons == "")] = "not finite (NaN or infinite)"
     reasons[(squared > LONGEST**2) & (reasons == "")] = f"longer than {LONGEST:g}"
@@ -242,7 +243,7 @@ def _checked_block(
             f"{columns.id}={ids[int(bad[0])].as_py()!r}, is {reasons[bad[0]]}. Remove them, or "
             "leave them out with --drop-bad-vectors"
         )
-    texts = plain(batch.column(columns.text)) if columns.text else None
+    texts = plain_column(batch.column(columns.text)) if columns.text else None
     labels = _to_labels(batch.column(columns.label)) if columns.label else None
     if len(bad):
         keep = np.flatnonzero(reasons == "")
@@ -257,7 +258,7 @@ def _checked_block(
 def _to_ids(column: pa.Array, kind: str, path: str) -> pa.Array:
     """Ids as the one type that all files of the source share."""
     try:
-        return plain(column).cast(kind)
+        return plain_column(column).cast(kind)
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: an id cannot be read as {kind}: {error}") from error
 
@@ -282,7 +283,10 @@ def _to_matrix(column: pa.Array, dimension: int) -> tuple[np.ndarray, np.ndarray
 
 def _to_labels(column: pa.Array) -> pa.Array:
     """Labels as strings, null where there is none (a float NaN counts as none)."""
-    column = plain(column)
+    column = plain_column(column)
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        values = column.to_pylist()
+        return pa.array([None if v is None else v.decode("utf-8", "replace") for v in values])
     labels = column.cast(pa.string())
     missing = pc.is_null(column, nan_is_null=True)
     return pc.if_else(missing, pa.scalar(None, pa.string()), labels)

@@ -13,9 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -30,7 +28,13 @@ from pipelines.runtime.files import (
     with_retries,
 )
 from pipelines.runtime.listing import match_files
-from pipelines.runtime.tables import LANCE_SUFFIX, TableView, table_files
+from pipelines.runtime.tables import (
+    LANCE_SUFFIX,
+    TableView,
+    hive_view,
+    refuse_files_of_tables,
+    table_files,
+)
 
 Format = Literal[
     "parquet", "arrow", "lance", "jsonl", "json", "csv", "tsv", "text", "document", "wet"
@@ -61,8 +65,6 @@ WHOLE_SCHEMA = ("parquet", "arrow", "lance", "csv", "tsv")
 """Formats in which a file says all its columns."""
 DEFAULT_ID_COLUMN = "id"
 _METADATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_HIVE = re.compile(r"([^=/]+)=([^/]*)")
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +247,9 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
             files += _table(path, options)
         elif known := known_format(info.path, options.text_unit):
             files.append(
-                CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known, view=_place(info.path))
+                CorpusFile(
+                    path, info.size or 0, info.mtime_ns or 0, *known, view=hive_view(info.path)
+                )
             )
         else:
             passed_over[path] = "unknown format"
@@ -281,30 +285,6 @@ def known_format(path: str, text_unit: TextUnit = "line") -> tuple[Format, str |
     )
 
 
-def refuse_files_of_tables(address: str, infos: Sequence[pafs.FileInfo]) -> None:
-    """Raise :class:`InputError` where single files of a Delta, Iceberg or Hudi table are named."""
-    filesystem, inner = open_filesystem(address)
-    if not any(info.path == inner for info in infos) and not re.search(r"[*?\[]", inner):
-        return  # a folder, whose search has seen the tables in it
-    folders = {str(PurePosixPath(i.path).parent) for i in infos if i.type == pafs.FileType.File}
-    for folder in [*folders]:
-        path = PurePosixPath(folder)
-        while _HIVE.fullmatch(path.name):
-            path = path.parent
-            folders.add(str(path))
-        if path.name == "data":
-            folders.add(str(path.parent))
-    marks = ("_delta_log", ".hoodie", "metadata/version-hint.text")
-    places = [f"{folder}/{mark}" for folder in sorted(folders) for mark in marks]
-    found = with_retries(lambda: filesystem.get_file_info(places), address) if places else []
-    for info in found:
-        if info.type != pafs.FileType.NotFound:
-            raise InputError(
-                f"{address} names files within a table ({info.path}), some of which may hold rows "
-                "that were deleted or replaced. Give the table's folder"
-            )
-
-
 def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
     """Path, size and time of change of every file: the state of a corpus."""
     return [[file.path, *file.state] for file in files]
@@ -327,17 +307,6 @@ def _table(path: str, options: CorpusOptions) -> list[CorpusFile]:
         CorpusFile(file.path, file.size_bytes, file.modified_ns, form, None, view=file.view)
         for file in table_files(path, options.version)
     ]
-
-
-def _place(inner: str) -> TableView:
-    """What folders named ``key=value`` say of the files in them."""
-    parts = [_HIVE.fullmatch(part) for part in inner.split("/")[:-1]]
-    constants = {
-        unquote(part[1]): None if part[2] == _HIVE_NULL else unquote(part[2])
-        for part in parts
-        if part
-    }
-    return TableView(constants=constants)
 
 
 def _as_document(file: CorpusFile, corpus: str) -> CorpusFile:

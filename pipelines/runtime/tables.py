@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import datetime
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -38,6 +40,8 @@ PUBLISHED_TAG = "published"
 STORE_DOCUMENTS = "documents.lance"
 STORE_MARK = "store.json"
 _CURRENT = "its current version"
+_HIVE = re.compile(r"([^=/]+)=([^/]*)")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 class TableView(NamedTuple):
@@ -101,6 +105,41 @@ def table_files(address: str, version: str = "") -> list[TableFile]:
             "were deleted or replaced. Write the rows wanted to Parquet first"
         )
     return sorted(listings[kind](address, version), key=lambda file: file.path)
+
+
+def refuse_files_of_tables(address: str, infos: Sequence[pafs.FileInfo]) -> None:
+    """Raise :class:`InputError` where single files of a Delta, Iceberg or Hudi table are named."""
+    filesystem, inner = open_filesystem(address)
+    if not any(info.path == inner for info in infos) and not re.search(r"[*?\[]", inner):
+        return  # a folder, whose search has seen the tables in it
+    folders = {str(PurePosixPath(i.path).parent) for i in infos if i.type == pafs.FileType.File}
+    for folder in [*folders]:
+        path = PurePosixPath(folder)
+        while _HIVE.fullmatch(path.name):
+            path = path.parent
+            folders.add(str(path))
+        if path.name == "data":
+            folders.add(str(path.parent))
+    marks = ("_delta_log", ".hoodie", "metadata/version-hint.text")
+    places = [f"{folder}/{mark}" for folder in sorted(folders) for mark in marks]
+    found = with_retries(lambda: filesystem.get_file_info(places), address) if places else []
+    for info in found:
+        if info.type != pafs.FileType.NotFound:
+            raise InputError(
+                f"{address} names files within a table ({info.path}), some of which may hold rows "
+                "that were deleted or replaced. Give the table's folder"
+            )
+
+
+def hive_view(inner: str) -> TableView:
+    """What folders named ``key=value`` say of a file in them."""
+    parts = [_HIVE.fullmatch(part) for part in inner.split("/")[:-1]]
+    constants = {
+        unquote(part[1]): None if part[2] == _HIVE_NULL else unquote(part[2])
+        for part in parts
+        if part
+    }
+    return TableView(constants=constants)
 
 
 def pack_rows(rows: np.ndarray) -> str:

@@ -222,11 +222,13 @@ def test_files_of_pandas_and_polars_lie_together(tmp_path):
     assert vectors.tolist() == MATRIX.tolist() * 3
 
 
-def test_strings_and_numbers_as_ids_do_not_mix(tmp_path):
+def test_strings_and_numbers_as_ids_become_strings(tmp_path):
     write_columns(tmp_path / "a.parquet")
     write_columns(tmp_path / "b.parquet", id=list("abcdefgh"))
-    with pytest.raises(InputError, match=r"mixed ids: column 'id' is int64 in .*string in"):
-        open_vectors(str(tmp_path), Columns())
+    source = open_vectors(str(tmp_path), Columns())
+    assert source.id_kind == "string"
+    ids = [i for shard in source.shards for b in read_blocks(source, shard) for i in b.ids]
+    assert [i.as_py() for i in ids] == [*map(str, range(8)), *"abcdefgh"]
 
 
 def test_tensor_extension_types_are_vectors(tmp_path):

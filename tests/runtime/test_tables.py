@@ -1,0 +1,261 @@
+"""Tables of Delta and Iceberg as their current versions, checked against their own readers."""
+
+import builtins
+import json
+import struct
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import FileScanTask
+from pyiceberg.transforms import IdentityTransform
+from pyiceberg.typedef import Record
+from pyiceberg.types import LongType, NestedField, StringType
+from pyroaring import BitMap
+
+from pipelines.runtime import tables
+from pipelines.runtime.arrow import read_parquet
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import match_files
+from pipelines.runtime.tables import pack_rows, table_files, unpack_rows
+
+ROWS = pa.table(
+    {
+        "id": pa.array(range(30), pa.int64()),
+        "text": [f"Text number {n}" for n in range(30)],
+        "label": ["a/b=c d", "x", None] * 10,
+    }
+)
+
+
+def read(address, version="", wanted=("id", "text", "label")):
+    """Rows of a table, by id, as its files under their views give them."""
+    rows = []
+    for file in table_files(str(address), version):
+        filesystem = pafs.LocalFileSystem()
+        groups = pq.read_metadata(file.path).num_row_groups
+        for batch in read_parquet(filesystem, file.path, file.view, wanted, range(groups), 4):
+            rows += batch.to_pylist()
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def z85(data):
+    digits = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    data += b"\0" * (-len(data) % 4)
+    text = ""
+    for start in range(0, len(data), 4):
+        value = int.from_bytes(data[start : start + 4], "big")
+        text += "".join(digits[value // 85**power % 85] for power in (4, 3, 2, 1, 0))
+    return text
+
+
+def delete_by_vector(path, rows):
+    """Add a commit in which every data file loses these of its rows by a deletion vector."""
+    log = path / "_delta_log"
+    lines = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
+    vector = struct.pack("<iqi", 1681511377, 1, 0) + BitMap(rows).serialize()
+    about = {
+        "storageType": "i",
+        "pathOrInlineDv": z85(vector),
+        "sizeInBytes": len(vector),
+        "cardinality": len(rows),
+    }
+    commit = []
+    for add in (line["add"] for line in lines if "add" in line):
+        commit.append({"remove": {"path": add["path"], "deletionTimestamp": 1, "dataChange": True}})
+        commit.append({"add": {**add, "deletionVector": about}})
+    (log / f"{1:020}.json").write_text("".join(json.dumps(line) + "\n" for line in commit))
+
+
+def test_row_numbers_packed_and_unpacked():
+    rows = np.array([5, 0, 2**40, 5])
+    assert unpack_rows(pack_rows(rows)).tolist() == [0, 5, 2**40]
+    assert pack_rows(np.empty(0, np.int64)) == ""
+
+
+def test_delta_versions_and_times(tmp_path):
+    path = tmp_path / "t"
+    write_deltalake(str(path), ROWS, partition_by=["label"])
+    DeltaTable(str(path)).delete("id < 3")
+    DeltaTable(str(path)).update(predicate="id = 5", updates={"text": "'the corrected text'"})
+    rows = read(path)
+    assert [row["id"] for row in rows] == list(range(3, 30))
+    assert rows == sorted(
+        DeltaTable(str(path)).to_pyarrow_table().select(["id", "text", "label"]).to_pylist(),
+        key=lambda row: row["id"],
+    )
+    assert read(path, "0") == ROWS.to_pylist()
+    (info,) = match_files(str(tmp_path))  # a folder with a table in it: the table, not its files
+    assert info.path == str(path)
+    times = [entry["timestamp"] for entry in DeltaTable(str(path)).history()]
+    assert len(read(path, "2099-01-01")) == 27
+    assert times
+    with pytest.raises(InputError, match="cannot read 99"):
+        table_files(str(path), "99")
+    with pytest.raises(InputError, match="required is a version's number or a time"):
+        table_files(str(path), "yesterday")
+
+
+@pytest.mark.parametrize("partition", [None, ["label"]])
+def test_delta_deletion_vectors(tmp_path, partition):
+    path = tmp_path / "t"
+    write_deltalake(
+        str(path),
+        ROWS,
+        partition_by=partition,
+        configuration={"delta.enableDeletionVectors": "true"},
+    )
+    before = [file.view.deleted for file in table_files(str(path))]
+    delete_by_vector(path, [0, 1, 7])
+    files = table_files(str(path))
+    assert not any(before)
+    assert all(file.view.deleted for file in files)
+    assert len(read(path)) == 30 - 3 * len(files)
+    if partition is None:
+        assert [row["id"] for row in read(path)] == [n for n in range(30) if n not in (0, 1, 7)]
+
+
+def test_delta_columns_that_a_later_version_added_are_null(tmp_path):
+    path = tmp_path / "t"
+    write_deltalake(str(path), ROWS.select(["id", "text"]))
+    more = pa.table({"id": pa.array([30], pa.int64()), "text": ["new"], "label": ["y"]})
+    write_deltalake(str(path), more, mode="append", schema_mode="merge")
+    assert [row["label"] for row in read(path)] == [None] * 30 + ["y"]
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    made = SqlCatalog(
+        "c", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/warehouse"
+    )
+    made.create_namespace("n")
+    yield made
+    made.engine.dispose()
+
+
+def plain(rows):
+    return sorted(rows.select(["id", "text", "label"]).to_pylist(), key=lambda row: row["id"])
+
+
+def test_iceberg_snapshots_and_evolved_schemas(tmp_path, catalog):
+    table = catalog.create_table("n.t", schema=ROWS.schema)
+    table.append(ROWS.slice(0, 10))
+    first = table.current_snapshot().snapshot_id
+    table.append(ROWS.slice(10, 10))
+    table.overwrite(ROWS.slice(20, 10))
+    path = tmp_path / "warehouse" / "n" / "t"
+    assert read(path) == ROWS.slice(20, 10).to_pylist()
+    assert read(path, str(first)) == ROWS.slice(0, 10).to_pylist()
+    with table.update_schema() as update:
+        update.rename_column("text", "body")
+    with table.update_schema() as update:
+        update.add_column("text", StringType())
+    table.append(ROWS.slice(0, 5).rename_columns(["id", "body", "label"]))
+    rows = read(path, wanted=("id", "text", "body", "label"))
+    expected = table.scan().to_arrow().select(["id", "text", "body", "label"]).to_pylist()
+    assert rows == sorted(expected, key=lambda row: row["id"])
+    assert {row["text"] for row in rows} == {None}
+    with pytest.raises(InputError, match="there is no such snapshot"):
+        table_files(str(path), "12345")
+
+
+def test_iceberg_partitions_and_deletes_by_copy(tmp_path, catalog):
+    schema = Schema(
+        NestedField(1, "id", LongType()),
+        NestedField(2, "text", StringType()),
+        NestedField(3, "label", StringType()),
+    )
+    spec = PartitionSpec(PartitionField(3, 1000, IdentityTransform(), "label"))
+    table = catalog.create_table("n.t", schema=schema, partition_spec=spec)
+    table.append(ROWS)
+    table.delete("id < 7")
+    path = tmp_path / "warehouse" / "n" / "t"
+    assert read(path) == plain(table.scan().to_arrow()) == ROWS.slice(7).to_pylist()
+
+
+def with_deletes(monkeypatch, files):
+    """Scans say that each data file has these delete files."""
+    from pyiceberg.table import DataScan
+
+    plan = DataScan.plan_files
+
+    def planned(self):
+        return [FileScanTask(task.file, delete_files=set(files(task))) for task in plan(self)]
+
+    monkeypatch.setattr(DataScan, "plan_files", planned)
+
+
+def delete_file(path, content):
+    return DataFile.from_args(
+        content=content,
+        file_path=f"file://{path}",
+        file_format=FileFormat.PARQUET,
+        partition=Record(),
+        record_count=2,
+        file_size_in_bytes=path.stat().st_size,
+    )
+
+
+def test_iceberg_position_deletes_are_applied_and_equality_deletes_refused(
+    tmp_path, catalog, monkeypatch
+):
+    table = catalog.create_table("n.t", schema=ROWS.schema)
+    table.append(ROWS)
+    (task,) = table.scan().plan_files()
+    deletes = pa.table(
+        {
+            "file_path": [task.file.file_path] * 3 + ["another"],
+            "pos": pa.array([0, 5, 29, 1], pa.int64()),
+        }
+    )
+    pq.write_table(deletes, tmp_path / "deletes.parquet")
+    path = tmp_path / "warehouse" / "n" / "t"
+    content = [DataFileContent.POSITION_DELETES]
+    with_deletes(monkeypatch, lambda _: [delete_file(tmp_path / "deletes.parquet", content[0])])
+    assert [row["id"] for row in read(path)] == [n for n in range(30) if n not in (0, 5, 29)]
+    content[0] = DataFileContent.EQUALITY_DELETES
+    with pytest.raises(InputError, match="equality deletes, which are not applied"):
+        table_files(str(path))
+
+
+def test_a_hudi_table_is_refused_by_name(tmp_path):
+    (tmp_path / "t" / ".hoodie").mkdir(parents=True)
+    (tmp_path / "t" / ".hoodie" / "hoodie.properties").write_text("x")
+    pq.write_table(ROWS, tmp_path / "t" / "a.parquet")
+    (info,) = match_files(str(tmp_path / "t"))
+    with pytest.raises(InputError, match="is a Hudi table"):
+        table_files(info.path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"),
+    [("a Delta", "deltalake", "delta"), ("an Iceberg", "pyiceberg", "iceberg")],
+)
+def test_without_its_extra_a_table_is_refused_in_one_line(
+    tmp_path, monkeypatch, kind, module, extra
+):
+    folder = tmp_path / "t"
+    mark = folder / ("_delta_log" if extra == "delta" else "metadata")
+    mark.mkdir(parents=True)
+    (mark / "00000-1.metadata.json").write_text("{}")
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == module:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    assert tables.table_kind(str(folder)) == extra
+    with pytest.raises(InputError, match=rf"is {kind} table.*pip install 'shoal\[{extra}\]'"):
+        table_files(str(folder))

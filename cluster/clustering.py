@@ -20,6 +20,7 @@ from cluster.on_ray import RayVectors, count_cpus
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
 from cluster.report import build_report, render_report
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
+from cluster.vector_files import Piece
 from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_centroids
 from cluster.work import WORK_FOLDER, Work, remove_stale
 from pipelines.runtime.command import JobResult
@@ -113,20 +114,29 @@ def kept_fit(source: VectorSource, scan: Scan, k: int, config: ClusterConfig, wo
 def digest_of(source: VectorSource) -> str:
     """SHA-256 of the state of all files: path, size and time of change, or Lance's version."""
     filesystem, _ = open_filesystem(source.uri)
-    pieces = {piece.path: piece.version for shard in source.shards for piece in shard.pieces}
-    plain = [path for path, version in pieces.items() if version is None]
+    pieces = {piece.path: piece for shard in source.shards for piece in shard.pieces}
+    plain = [path for path, piece in pieces.items() if piece.version is None]
     about = {info.path: info for info in filesystem.get_file_info(plain)}
     state = [
-        [path, version] if version is not None else [path, about[path].size, about[path].mtime_ns]
-        for path, version in sorted(pieces.items())
+        [path, piece.version]
+        if piece.version is not None
+        else [path, about[path].size, about[path].mtime_ns, *_deletions(piece)]
+        for path, piece in sorted(pieces.items())
     ]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _deletions(piece: Piece) -> list[str]:
+    """What a table says of a file's deleted rows, which the file itself does not show."""
+    return [piece.view.deleted] if piece.view and piece.view.deleted else []
 
 
 def find_source(config: ClusterConfig) -> VectorSource:
     """The vectors that ``config`` names, checked but not read."""
     columns = Columns(config.id_column, config.embedding_column, None, config.label_column)
-    source = open_vectors(config.embeddings, columns, optional_text=config.text_column)
+    source = open_vectors(
+        config.embeddings, columns, optional_text=config.text_column, version=config.version
+    )
     if source.columns.text is None:
         log.info("no column %r: the report has no keywords and no texts", config.text_column)
         if config.name_model is not None:

@@ -119,7 +119,7 @@ class ClusterConfig(Workers, ClusterOptions):
     """Settings of one clustering run."""
 
     embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
-    """Vectors: output of embed_corpus, a store, or any Parquet, .npy or Lance."""
+    """Vectors: output of embed_corpus, a store, or files of Parquet, NumPy, Lance, Delta, FAISS."""
     output: str = field(default_factory=lambda: default_output("cluster_corpus"))
     """Folder to write to; an unfinished run in it is gone on with."""
     text_column: str = "text"
@@ -128,6 +128,8 @@ class ClusterConfig(Workers, ClusterOptions):
     """Column of unique ids, strings or integers."""
     embedding_column: str = "embedding"
     """Column of vectors."""
+    version: str = ""
+    """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
     restarts: int = _RESTARTS
     """Independent k-means++ starts, of which the best is kept."""
     two_level: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_words)] = "auto"

@@ -86,7 +86,7 @@ class CorpusOptions:
     csv_header: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV whose first row is data already."""
 
-    def check_options(self) -> None:
+    def check_reading(self) -> None:
         """Raise :class:`InputError` for values that mean nothing."""
         if self.text_unit not in get_args(TextUnit):
             raise InputError(f"text_unit is {self.text_unit!r}; known are {get_args(TextUnit)}")

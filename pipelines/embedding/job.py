@@ -26,6 +26,7 @@ import pyarrow as pa
 from pipelines.corpus.files import (
     Columns,
     CorpusFile,
+    CorpusOptions,
     find_files,
     listing_digest,
     listing_of,
@@ -78,7 +79,7 @@ MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class EmbedConfig(EncoderConfig):
+class EmbedConfig(CorpusOptions, EncoderConfig):
     """Embed a corpus."""
 
     corpus: str = ""
@@ -114,6 +115,7 @@ class EmbedConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_reading()
         if not 0 <= self.max_rejected_fraction <= 1:
             raise InputError(
                 f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"
@@ -174,7 +176,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     """
     started = time.monotonic()
     check_apart(config)
-    files = find_files(config.corpus or str(demo_corpus()))
+    files = find_files(config.corpus or str(demo_corpus()), config.reading)
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
     run = prepare_run(config, files)
@@ -261,7 +263,7 @@ def settle_run(
     earlier = WorkPlan.load(work)
     size = sum(file.size_bytes for file in files)
     shard_bytes = earlier.shard_bytes if earlier else max(SHARD_BYTES, size // MOST_SHARDS)
-    seen = inspect_files(files, config.columns, shard_bytes=shard_bytes)
+    seen = inspect_files(files, config.columns, shard_bytes=shard_bytes, options=config.reading)
     if earlier is not None and earlier.fingerprint != description.fingerprint:
         raise InputError(
             f"{config.output} was begun with another encoder: the files of the model or the "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
+from pipelines.corpus.files import CorpusOptions
 from pipelines.embedding.job import EmbedConfig
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
@@ -27,7 +28,7 @@ def decides_clusters() -> set[str]:
 
 
 @dataclass(frozen=True)
-class NightConfig(ClusterOptions, EncoderConfig):
+class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
 
     corpus: str = ""
@@ -95,6 +96,7 @@ class NightConfig(ClusterOptions, EncoderConfig):
                 f"num_clusters is {self.num_clusters!r}; a night takes one number, or auto"
             )
         self.check_options()
+        self.check_reading()
         unknown = sorted(set(self.accept) - set(get_args(CheckName)))
         if unknown:
             raise InputError(

@@ -128,7 +128,7 @@ def reindex(config: NightConfig) -> JobResult:
     published. Raises :class:`InputError` for a corpus or options that do not do, and
     ``LeaseHeldError`` while another run has the store.
     """
-    files = find_files(config.corpus or str(demo_corpus()))
+    files = find_files(config.corpus or str(demo_corpus()), config.reading)
     store = Store.open_or_create(config.store)
     check_apart(config, store)
     steps = Steps()

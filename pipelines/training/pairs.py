@@ -24,6 +24,7 @@ from pipelines.corpus.documents import read_documents, require_readable
 from pipelines.corpus.files import (
     Columns,
     CorpusFile,
+    CorpusOptions,
     Shard,
     find_files,
     listing_digest,
@@ -51,7 +52,7 @@ Method = Literal["crop", "noise", "dropout", "paraphrase", "backtranslate"]
 
 
 @dataclass(frozen=True)
-class PairsConfig:
+class PairsConfig(CorpusOptions):
     """Make training pairs from a corpus."""
 
     corpus: str = ""
@@ -86,6 +87,7 @@ class PairsConfig:
     """Decides everything random."""
 
     def __post_init__(self) -> None:
+        self.check_reading()
         if self.method not in get_args(Method):
             raise InputError(f"unknown method {self.method!r}; known are {get_args(Method)}")
         fewest, most = self.crop_words
@@ -225,7 +227,12 @@ def find_corpus(config: PairsConfig) -> Sequence[CorpusFile]:
     """The corpus's files, looked into, in shards of work; :class:`InputError` for unreadable."""
     corpus = config.corpus or str(training_corpus())
     shard_bytes = _SHARD_BYTES.get(config.method, _PLAIN_SHARD_BYTES)
-    files = inspect_files(find_files(corpus), config.columns, shard_bytes=shard_bytes)
+    files = inspect_files(
+        find_files(corpus, config.reading),
+        config.columns,
+        shard_bytes=shard_bytes,
+        options=config.reading,
+    )
     require_readable(files)
     return files
 

@@ -145,7 +145,7 @@ def find_files(uri: str, version: str = "") -> list[VectorFile]:
             others.append(VectorFile(info.path, address, hive_view(info.path)))
     if not usual and not others:
         known = ", ".join((*_USUAL, *MATRIX_SUFFIXES[1:], *TEXT_SUFFIXES))
-        raise InputError(f"{uri} holds no file of vectors; known are {known}")
+        raise InputError(f"{uri} holds no file that ends in {known}")
     return sorted(usual or others, key=lambda file: file.path)
 
 

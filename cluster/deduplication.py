@@ -19,9 +19,10 @@ from cluster.duplicate_search import Order, Part, Search, SearchPlan
 from cluster.duplicates import Pairs, decide, no_decisions
 from cluster.text_duplicates import open_texts, search_texts
 from cluster.vector_duplicates import search_vectors
-from cluster.vector_files import Columns, Piece, plain, read_batches
+from cluster.vector_files import Columns, Piece, read_batches
 from cluster.vectors import VectorSource, open_vectors, shorten_texts
 from cluster.work import WORK_FOLDER, Work, remove_stale
+from pipelines.runtime.arrow import id_column, plain_column
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -380,12 +381,12 @@ def _excerpts(
     found: dict[Any, str | None] = {}
     for piece in source.shards[unit[1]].pieces:
         filesystem = open_filesystem(source.uri)[0]
-        for batch in read_batches(filesystem, piece, columns, _READ_ROWS):
-            own = plain(batch.column(columns.id)).cast(source.id_kind)
+        for batch in read_batches(filesystem, piece, columns, _READ_ROWS, vectors=False):
+            own = plain_column(batch.column(columns.id)).cast(source.id_kind)
             mask = pc.is_in(own, value_set=ids)
             if pc.any(mask).as_py():
                 rows = batch.filter(mask)
-                cut = shorten_texts(plain(rows.column(config.text_column)), _EXCERPT)
+                cut = shorten_texts(plain_column(rows.column(config.text_column)), _EXCERPT)
                 found.update(zip(own.filter(mask).to_pylist(), cut.to_pylist(), strict=True))
     table = pa.table({"text": pa.array([found.get(i) for i in ids.to_pylist()], pa.string())})
     write_bytes(join(work, "texts", name), table_to_bytes(table), create_folder=False)
@@ -411,7 +412,7 @@ def _clean_shard(source: VectorSource, folder: str, work: str, name: str, number
     with atomic_output(join(folder, f"{name}.parquet")) as stream:
         for piece in source.shards[number].pieces:
             for batch in _whole_rows(source, piece):
-                ids = plain(batch.column(source.columns.id)).cast(source.id_kind)
+                ids = id_column(batch.column(source.columns.id)).cast(source.id_kind)
                 chosen = batch.filter(pc.is_in(ids, value_set=kept))
                 writer = writer or pq.ParquetWriter(stream, batch.schema)
                 if len(chosen):
@@ -426,7 +427,7 @@ def _whole_rows(source: VectorSource, piece: Piece) -> Iterator[pa.RecordBatch]:
     """All columns of a Parquet row group; of other files what was read for the comparison."""
     filesystem = open_filesystem(source.uri)[0]
     if not piece.path.endswith(".parquet"):
-        yield from read_batches(filesystem, piece, source.columns, _READ_ROWS)
+        yield from read_batches(filesystem, piece, source.columns, _READ_ROWS, vectors=False)
         return
     with filesystem.open_input_file(piece.path) as stream:
         file = pq.ParquetFile(stream, buffer_size=4 << 20)

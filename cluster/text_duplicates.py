@@ -32,8 +32,9 @@ from cluster.duplicate_search import (
     write_rows,
 )
 from cluster.duplicates import Pairs, decide, no_decisions
-from cluster.vector_files import Columns, Piece, check_readable, find_files, plain, read_batches
+from cluster.vector_files import Columns, Piece, check_readable, find_files, read_batches
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, shorten_texts
+from pipelines.runtime.arrow import file_columns, plain_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, make_folder, open_filesystem
 from pipelines.runtime.segments import read_segment, write_segments
@@ -60,11 +61,12 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
     filesystem = open_filesystem(uri)[0]
     pieces: list[Piece] = []
     kinds = set()
-    for path in find_files(uri):
+    for place in find_files(uri):
+        path = place.path
         try:
             with filesystem.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream)
-                schema, metadata = file.schema_arrow, file.metadata
+                schema, metadata = file_columns(file.schema_arrow, place.view).schema, file.metadata
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
                 f"{path} is not a readable Parquet file, which --method text needs: "
@@ -80,7 +82,11 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
         kinds.add(_id_kind(schema.field(columns.id).type))
         groups = range(metadata.num_row_groups)
         rows = [metadata.row_group(i).num_rows for i in groups]
-        pieces += [Piece(path, i, count) for i, count in zip(groups, rows, strict=True) if count]
+        pieces += [
+            Piece(path, i, count, view=place.view)
+            for i, count in zip(groups, rows, strict=True)
+            if count
+        ]
     if not pieces:
         raise InputError(f"{uri} holds no rows: nothing to compare")
     kind = kinds.pop() if len(kinds) == 1 else "string"
@@ -177,16 +183,16 @@ def _texts(source: VectorSource, shard: Shard) -> Iterator[Block]:
     columns = source.columns
     none = pa.table({"id": pa.array([], source.id_kind), "reason": pa.array([], pa.string())})
     for piece in shard.pieces:
-        for batch in read_batches(filesystem, piece, columns, _ROWS_AT_A_TIME):
-            ids = plain(batch.column(columns.id)).cast(source.id_kind)
+        for batch in read_batches(filesystem, piece, columns, _ROWS_AT_A_TIME, vectors=False):
+            ids = plain_column(batch.column(columns.id)).cast(source.id_kind)
             if ids.null_count:
                 raise InputError(
                     f"{piece.path}: {ids.null_count} rows have a null {columns.id!r}; ids must "
                     "be set"
                 )
-            texts = shorten_texts(plain(batch.column(columns.embedding)), _WHOLE)
+            texts = shorten_texts(plain_column(batch.column(columns.embedding)), _WHOLE)
             label = columns.label
-            labels = None if label is None else plain(batch.column(label)).cast(pa.string())
+            labels = None if label is None else plain_column(batch.column(label)).cast(pa.string())
             yield Block(ids, np.empty((len(ids), 0), np.float32), texts, labels, none)
 
 

@@ -341,16 +341,23 @@ def check_readable(schema: pa.Schema, name: str, path: str) -> None:
 
 
 def read_batches(
-    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
+    filesystem: pafs.FileSystem,
+    piece: Piece,
+    columns: Columns,
+    block_rows: int,
+    *,
+    vectors: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of ``piece`` in order, ``block_rows`` at a time or, where texts are long, fewer.
 
-    Columns have plain types; ids are strings or integers, vectors lists of numbers.
+    Columns have plain types; ids are strings or integers and, unless ``vectors`` says that the
+    column is none of vectors, vectors lists of numbers.
     """
     for batch in _raw_batches(filesystem, piece, columns, block_rows):
         arrays = {name: plain_column(batch.column(name)) for name in columns.names()}
         arrays[columns.id] = id_column(arrays[columns.id])
-        arrays[columns.embedding] = vector_column(arrays[columns.embedding], piece.path)
+        if vectors:
+            arrays[columns.embedding] = vector_column(arrays[columns.embedding], piece.path)
         yield pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
 

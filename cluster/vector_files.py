@@ -30,7 +30,7 @@ from pipelines.runtime.files import (
     split_options,
     with_inner_path,
 )
-from pipelines.runtime.listing import match_files
+from pipelines.runtime.listing import EMBEDDINGS_FOLDER, match_files
 from pipelines.runtime.tables import (
     LANCE_SUFFIX,
     STORE_DOCUMENTS,
@@ -43,8 +43,6 @@ from pipelines.runtime.tables import (
 )
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
-EMBEDDINGS_FOLDER = "embeddings"
-"""Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
 PARQUET_SUFFIXES = (".parquet", ".pq")
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")

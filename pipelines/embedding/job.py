@@ -60,7 +60,7 @@ from pipelines.encoder.description import (
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import default_output, join, open_filesystem, remove_folder
+from pipelines.runtime.files import default_output, join, remove_folder
 from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, require_unchanged
@@ -175,7 +175,6 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     files that cannot be read, and where too much was rejected.
     """
     started = time.monotonic()
-    check_apart(config)
     files = find_files(config.corpus or str(demo_corpus()), config.reading)
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
@@ -211,13 +210,6 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     record.complete()
     remove_folder(run.work)
     return JobResult(summary=summarize(config, record, time.monotonic() - started))
-
-
-def check_apart(config: EmbedConfig) -> None:
-    """Raise :class:`InputError` where the output would become part of the corpus."""
-    (_, corpus), (_, output) = open_filesystem(config.corpus), open_filesystem(config.output)
-    if config.corpus and f"{output}/".startswith(f"{corpus.rstrip('/')}/"):
-        raise InputError(f"--output {config.output} lies within --corpus {config.corpus}")
 
 
 def confirm_complete(

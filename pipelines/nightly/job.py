@@ -47,7 +47,7 @@ from pipelines.nightly.reuse import (
 )
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, list_files, open_filesystem, read_bytes
+from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.runtime.logs import mark_lines
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
@@ -130,7 +130,6 @@ def reindex(config: NightConfig) -> JobResult:
     """
     files = find_files(config.corpus or str(demo_corpus()), config.reading)
     store = Store.open_or_create(config.store)
-    check_apart(config, store)
     steps = Steps()
     steps.begin(1)
     with store.take_lease(JOB) as lease:
@@ -246,13 +245,6 @@ def changed_share(night: Night, changes: Changes) -> float:
         return 1.0
     touched = sum(changes.counts[kind] for kind in ("new", "changed", "deleted"))
     return min(1.0, touched / max(1, base.count()))
-
-
-def check_apart(config: NightConfig, store: Store) -> None:
-    """Raise :class:`InputError` where the store would become part of the corpus."""
-    (_, corpus), (_, inner) = open_filesystem(config.corpus), open_filesystem(store.uri)
-    if config.corpus and f"{inner.rstrip('/')}/".startswith(f"{corpus.rstrip('/')}/"):
-        raise InputError(f"--store {config.store} lies within --corpus {config.corpus}")
 
 
 def same_clustering(config: NightConfig, base: Version) -> bool:

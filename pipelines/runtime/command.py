@@ -29,6 +29,7 @@ from rich.text import Text
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import read_bytes
+from pipelines.runtime.listing import refuse_own_output
 from pipelines.runtime.logs import configure_logging, job_logging, mark_lines, show_controls
 from pipelines.runtime.run_record import RunRecord, describe_input, read_run, require_complete
 
@@ -132,6 +133,7 @@ def run_job(
         config = parse(config_class, sys.argv[1:])
         settings = asdict(config)  # type: ignore[call-overload]
         refuse_credentials(settings)
+        refuse_own_output(settings)
         print_config(job, settings)
         made_from = {}
         for name in inputs:
@@ -172,6 +174,7 @@ def run_unrecorded_job(
         config = parse(config_class, sys.argv[1:])
         settings = asdict(config)  # type: ignore[call-overload]
         refuse_credentials(settings)
+        refuse_own_output(settings)
         print_config(job, settings)
         connect_ray()
         result = function(config)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipelines.runtime.errors import InputError, StorageError
-from pipelines.runtime.files import first_line, in_threads, open_filesystem, with_retries
+from pipelines.runtime.files import (
+    exists,
+    first_line,
+    in_threads,
+    join,
+    open_filesystem,
+    with_retries,
+)
 
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -123,8 +132,65 @@ def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
     if parts[0] == "**":
         deeper = bool(names) and not names[0].startswith((".", "_")) and _fits(names[1:], parts)
         return deeper or _fits(names, parts[1:])
-    if not names or not _fits(names[1:], parts[1:]):
-        return False
-    name, part = names[0], parts[0].replace("[^", "[!")
+    return bool(names) and _fits_name(names[0], parts[0]) and _fits(names[1:], parts[1:])
+
+
+def _fits_name(name: str, part: str) -> bool:
+    part, literal = part.replace("[^", "[!"), part
     shown = not name.startswith((".", "_")) or part.startswith(name[0])
-    return name == parts[0] or (shown and fnmatch.fnmatchcase(name, part))
+    return name == literal or (shown and fnmatch.fnmatchcase(name, part))
+
+
+EMBEDDINGS_FOLDER = "embeddings"
+"""Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
+_READ = ("corpus", "embeddings", "pairs")
+_WRITTEN = ("output", "store")
+
+
+def refuse_own_output(settings: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` where what a job writes would be among the files that it reads.
+
+    The next run would take its own output for documents. Links are followed.
+    """
+    for read in _READ:
+        for written in _WRITTEN:
+            source, target = settings.get(read), settings.get(written)
+            if isinstance(source, str) and source and target and _holds(source, target):
+                raise InputError(
+                    f"--{written} {target} lies within --{read} {source}, so that what is written "
+                    "there would be read as a part of it: give it a folder elsewhere"
+                )
+
+
+def _holds(source: str, target: str) -> bool:
+    """Whether files written below ``target`` may be among those that ``source`` names."""
+    if exists(join(source, EMBEDDINGS_FOLDER)):
+        source = join(source, EMBEDDINGS_FOLDER)
+    pattern = open_filesystem(source)[1].rstrip("/").split("/")
+    wild = (
+        [] if exists(source) else [n for n, part in enumerate(pattern) if _WILDCARDS.search(part)]
+    )
+    first = wild[0] if wild else len(pattern)
+    if source.partition("://")[1] != target.partition("://")[1]:
+        return False
+    root = _real(source, "/".join(pattern[:first]) or "/")
+    below = _real(target, open_filesystem(target)[1])
+    if not f"{below}/".startswith(f"{root.rstrip('/')}/"):
+        return False
+    return _may_fit([name for name in below[len(root) :].split("/") if name], pattern[first:])
+
+
+def _real(address: str, inner: str) -> str:
+    return inner if "://" in address else str(Path(inner).resolve())
+
+
+def _may_fit(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether a glob may match a folder or, whatever they are called, files below it."""
+    if not names:
+        return all(_WILDCARDS.search(part) for part in parts)
+    if not parts or parts[0] != "**":
+        return _fits(names, parts) or (
+            bool(parts) and _fits_name(names[0], parts[0]) and _may_fit(names[1:], parts[1:])
+        )
+    deeper = not names[0].startswith((".", "_")) and _may_fit(names[1:], parts)
+    return deeper or _may_fit(names, parts[1:])

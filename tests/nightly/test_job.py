@@ -304,12 +304,6 @@ def test_options_that_cannot_be_are_refused():
             NightConfig(**settings)
 
 
-def test_a_store_within_its_corpus_is_refused(tmp_path, tiny_model_folder):
-    corpus = write_corpus(tmp_path / "corpus", {n: text_of(n) for n in range(10)})
-    with pytest.raises(InputError, match="lies within"):
-        night(corpus, tmp_path / "corpus" / "store", tiny_model_folder)
-
-
 def test_ids_of_untouched_documents_stay_when_one_percent_changes(tmp_path, tiny_model_folder):
     random = np.random.default_rng(0)
     texts = {n: text_of(n) for n in range(1000)}

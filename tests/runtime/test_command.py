@@ -102,7 +102,7 @@ def test_a_user_mistake_exits_2_with_one_line(tmp_path, monkeypatch, capsys):
     def work(config, record):
         raise InputError("no column\n'text'")
 
-    code = run(monkeypatch, ["--corpus", "c", "--output", str(tmp_path / "o")], work)
+    code = run(monkeypatch, ["--corpus", "c", "--output", f"{tmp_path}-o"], work)
     assert code == 2
     assert capsys.readouterr().err.splitlines() == ["error: no column 'text'"]
 
@@ -111,13 +111,13 @@ def test_a_defect_exits_1_with_a_traceback(tmp_path, monkeypatch, capsys):
     def work(config, record):
         raise ZeroDivisionError("defect")
 
-    assert run(monkeypatch, ["--corpus", "c", "--output", str(tmp_path / "o")], work) == 1
+    assert run(monkeypatch, ["--corpus", "c", "--output", f"{tmp_path}-o"], work) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_unfinished_input_folder_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"job": "embed", "status": "running"}))
-    arguments = ["--corpus", str(tmp_path), "--output", str(tmp_path / "o")]
+    arguments = ["--corpus", str(tmp_path), "--output", f"{tmp_path}-o"]
     assert run(monkeypatch, arguments, lambda c, r: JobResult(), inputs=("corpus",)) == 2
     assert "status 'running'" in capsys.readouterr().err
 

@@ -3,7 +3,7 @@ import pytest
 from pipelines.runtime import listing
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import write_bytes
-from pipelines.runtime.listing import match_files
+from pipelines.runtime.listing import match_files, refuse_own_output
 
 FILES = (
     "a.txt",
@@ -65,3 +65,41 @@ def test_a_folder_that_may_not_be_read_is_told_in_one_line(tmp_path, monkeypatch
     monkeypatch.setattr(listing, "_search", refused)
     with pytest.raises(InputError, match=r"cannot list .*Permission denied"):
         match_files(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "output", "refused"),
+    [
+        ("data", "data/run", True),
+        ("data", "link/run", True),
+        ("link", "data/run", True),
+        ("data/**/*.txt", "data/run", True),
+        ("data/**/*.txt", "link/run", True),
+        ("link/2024/**/*.txt", "data/2024/store", True),
+        ("data/*", "data/run", True),
+        ("data/*/*.txt", "data/run", True),
+        ("data/*.txt", "data/run.txt", True),
+        ("data/*.txt", "data/run", False),
+        ("data/2024/*.txt", "data/run", False),
+        ("data/[0-9]*/*.txt", "data/run", False),
+        ("data/*/2024/*.txt", "data/run", False),
+        ("data/a.txt", "data/run", False),
+        ("data", "data-run", False),
+        ("data/2024", "data", False),
+        ("run", "run/clusters", False),
+    ],
+)
+def test_an_output_that_would_be_read_again_is_refused(
+    tmp_path, monkeypatch, corpus, output, refused
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/a.txt", "data/2024/b.txt", "run/embeddings/part-0.parquet"):
+        write_bytes(name, b"x")
+    (tmp_path / "link").symlink_to("data")
+    for written in ("output", "store"):
+        if not refused:
+            refuse_own_output({"corpus": corpus, written: output})
+            continue
+        with pytest.raises(InputError, match=rf"--{written} .* lies within --corpus"):
+            refuse_own_output({"corpus": corpus, written: output})
+    assert not (tmp_path / "data" / "run").exists()

@@ -35,7 +35,9 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.encoder.sentence_transformers import export_sentence_transformer
 from pipelines.encoder.sources import PACKAGED_MODEL, fetch_model

@@ -23,7 +23,8 @@ import mteb
 import numpy as np
 import scipy.stats
 
-from pipelines.encoder.encoder import EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.contestants import MINILM, TF_IDF, load_contestant, parse_contestant
 from pipelines.evaluation.mteb import MtebEncoder

@@ -39,7 +39,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from pipelines.encoder.description import DType, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import DType
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.encoder.sources import PACKAGED_MODEL, fetch_model
 from pipelines.runtime.packaged import load_labelled_corpus

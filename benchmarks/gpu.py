@@ -32,7 +32,9 @@ import tokenizers
 import torch
 import transformers
 
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.packed import PackedDecoder
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

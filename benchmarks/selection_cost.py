@@ -18,7 +18,9 @@ import torch
 
 from pipelines.corpus.sample import text_digest
 from pipelines.encoder.base_model import load_base_model
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.ranking import rank_candidates
 from pipelines.evaluation.select import DEFAULT_POOLINGS

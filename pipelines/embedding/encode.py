@@ -31,11 +31,12 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, list_files, make_folder, read_bytes, write_bytes
 from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, ActorPlan
 from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.runtime.units import blame, not_shared, take_unit, unit_dataset
+from pipelines.runtime.units import Loaded, blame, not_shared, take_unit, unit_dataset
 
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
+_ADAPTER_EFFECT = "adapter_effect.json"
 
 
 @dataclass
@@ -140,16 +141,13 @@ class ChunkEncoder:
     """An actor that has loaded the encoder and turns tokens into files of vectors."""
 
     def __init__(self, settings: EncodeSettings) -> None:
-        started = time.monotonic()
         self.settings = settings
-        device = _pick_device(settings.actors.gpus)
-        self.encoder = Encoder.load(
-            _description(settings.encoder),
-            device=device,
-            threads=settings.actors.threads,
-            compile_model=settings.compile_model,
-        )
-        log.info("encoder loaded on %s in %.1f s", device, time.monotonic() - started)
+        self._loaded = Loaded(functools.partial(_load_encoder, settings))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; :class:`InputError` where it could not be loaded."""
+        return self._loaded.get()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A chunk's name and tokens to what it was; its vectors go to their file."""
@@ -179,6 +177,30 @@ class ChunkEncoder:
         valid = np.zeros(len(tokens), dtype=bool)
         valid[some] = np.isfinite(vectors[some]).all(axis=1)
         return vectors, valid
+
+
+def _load_encoder(settings: EncodeSettings) -> Encoder:
+    started = time.monotonic()
+    device = _pick_device(settings.actors.gpus)
+    encoder = Encoder.load(
+        _description(settings.encoder),
+        device=device,
+        threads=settings.actors.threads,
+        compile_model=settings.compile_model,
+    )
+    log.info("encoder loaded on %s in %.1f s", device, time.monotonic() - started)
+    if encoder.adapter_effect is not None:
+        content = json.dumps(dict(encoder.adapter_effect))
+        write_bytes(join(settings.work, _ADAPTER_EFFECT), content.encode())
+    return encoder
+
+
+def read_adapter_effect(work: str) -> dict[str, float] | None:
+    """What an adapter was seen to do where an encoder was loaded; None where none was."""
+    try:
+        return json.loads(read_bytes(join(work, _ADAPTER_EFFECT)))
+    except FileNotFoundError:
+        return None
 
 
 @functools.lru_cache(maxsize=1)

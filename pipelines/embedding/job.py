@@ -18,7 +18,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +39,7 @@ from pipelines.embedding.encode import (
     Workers,
     duration,
     embed_chunks,
+    read_adapter_effect,
     tokenize_chunk,
 )
 from pipelines.embedding.estimate import estimate_run, estimate_table
@@ -51,12 +52,8 @@ from pipelines.embedding.keys import (
 )
 from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
 from pipelines.embedding.write import ResultSettings, write_result
-from pipelines.encoder.description import (
-    EncoderConfig,
-    EncoderDescription,
-    describe_encoder,
-    require_as_trained,
-)
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription, require_as_trained
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
@@ -196,7 +193,8 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     speed = embed_chunks(encode, WORKERS, assembled.chunks, rejected=rejected)
     written = write_result(result_settings(run, scanned), assembled.chunks)
     counts = final_counts(scanned, assembled, written)
-    run.description.save(config.output)
+    effect = read_adapter_effect(run.work)
+    replace(run.description, adapter_effect=effect).save(config.output)
     record.counts.update(counts)
     record.metrics.update(
         {
@@ -209,7 +207,13 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     )
     record.complete()
     remove_folder(run.work)
-    return JobResult(summary=summarize(config, record, time.monotonic() - started))
+    summary = summarize(config, record, time.monotonic() - started)
+    if effect is not None:
+        summary["adapter"] = (
+            f"changed {effect['changed_layers']:.0%} of its layers; cosine of vectors with and "
+            f"without it {effect['cosine']:.3f}"
+        )
+    return JobResult(summary=summary)
 
 
 def confirm_complete(
@@ -274,7 +278,7 @@ def settle_run(
         kept_schema=parquet_schema(seen, config.columns.keep, config.text_column),
         partitions=plan.partitions,
         clip_characters=tokenizer.clip_characters,
-        max_tokens=config.max_tokens,
+        max_tokens=description.max_tokens,
         prompt_tokens=tokenizer.prefix_tokens + tokenizer.suffix_tokens,
     )
     return EmbedRun(config, work, seen, description, actors, plan, scan)

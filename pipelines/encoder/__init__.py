@@ -1,8 +1,12 @@
 """Documents to vectors in one process: a model, its prompt, its pooling. No Ray here.
 
 ``encoder``                texts to float32 (n, d): batches of like length, padded or packed
+``decoder``                which forward pass, and that it computes what the model's own does
+``describe``               flags, adapter and folder to a description; checks before any load
 ``description``            what decides a vector, and its fingerprint
 ``sources``                a model's name to a local folder of checked files
+``gguf_files``             a GGUF file to a folder, split and positions as trained
+``usage``                  how a sentence-transformers folder says it is used
 ``adapters``               what an adapter's own settings may ask for
 ``base_model``             weights, with an adapter merged
 ``precision``              device and precision where the hardware decides them

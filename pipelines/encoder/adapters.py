@@ -18,6 +18,13 @@ FILE_NAME = "adapter_config.json"
 
 
 LONGEST_PATTERN = 2_000
+_UNMERGEABLE = {
+    "lora_bias": "a change of biases that the layers may not have",
+    "alora_invocation_tokens": "one that acts only after its invocation tokens",
+    "layer_replication": "a model with other layers",
+    "use_qalora": "one for a quantised model",
+    "arrow_config": "a choice between adapters for each token",
+}
 
 
 _LITERALS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -44,12 +51,36 @@ def check_adapter_settings(folder: Path, name: str) -> None:
             f"adapter {name!r} names a Python module to import (megatron_config in {FILE_NAME}), "
             "which is not done: save the adapter with PEFT from a transformers model"
         )
+    for key, kind in _UNMERGEABLE.items():
+        if settings.get(key):
+            raise InputError(
+                f"adapter {name!r} cannot be merged into the weights: {key} in {FILE_NAME} makes "
+                f"it {kind}; train it without"
+            )
     for pattern in _patterns(settings):
         if len(pattern) > LONGEST_PATTERN or repeats_a_repeat(pattern):
             raise InputError(
                 f"adapter {name!r} has a pattern in {FILE_NAME} that may take for ever to match "
                 f"({pattern[:60]!r}): list the names of its layers instead"
             )
+
+
+def foreign_class(folder: Path) -> str | None:
+    """The class that an adapter was trained on, where it is not one of transformers."""
+    mapping = json.loads((folder / FILE_NAME).read_text(encoding="utf-8")).get("auto_mapping")
+    library = str((mapping or {}).get("parent_library") or "transformers")
+    if library.split(".")[0] == "transformers":
+        return None
+    return f"{mapping.get('base_model_class')} of {library}"
+
+
+def added_tokens(folder: Path) -> set[str]:
+    """Tokens that were added to the tokenizer in a folder; none where it holds no tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return set()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {token["content"] for token in content.get("added_tokens", ())}
 
 
 def repeats_a_repeat(pattern: str) -> bool:

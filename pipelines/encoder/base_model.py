@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import peft
 import safetensors
+import safetensors.torch
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.int8 import quantize_linears
-from pipelines.encoder.padded import find_layers
+from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
+from pipelines.encoder.pooling import Projection
+from pipelines.encoder.usage import check_dense, digest_module
 from pipelines.runtime.errors import InputError
+
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_HEADS = ("lm_head", "embed_out", "output")
+_EMBEDDINGS = tuple(
+    f".{name}.weight" for name in ("embed_tokens", "wte", "embed_in", "word_embeddings")
+)
 
 
 def load_base_model(
@@ -24,32 +36,102 @@ def load_base_model(
     dtype: torch.dtype,
     device: torch.device,
     adapter: Path | None = None,
+    attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """The model in ``folder`` without its LM head, ready to run, ``adapter`` merged into it.
 
-    Raises :class:`InputError` where the adapter was trained on another model.
+    Args:
+        folder: of the base model.
+        dtype: of the weights.
+        device: where it is to run; on ``meta`` only names and shapes are read.
+        adapter: folder of a PEFT adapter.
+        attention: ``causal`` or ``bidirectional``; None as the model's files say.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        InputError: weights that do not go with the configuration, an adapter of another model,
+            and one that changes nothing.
     """
-    with_head = adapter is not None and adapter_includes_head(adapter)
-    kind = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
-    with quiet_loading():
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    if report["missing_keys"]:
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if attention is not None:
+        options["config"] = with_attention(folder, attention, trust_remote_code)
+    if device.type == "meta":
+        options["device_map"] = "meta"
+    with quiet_loading(), without_adapter(folder) as plain:
+        model, missing = _load(transformers.AutoModel, plain, folder, options)
+        if missing and model.config.get_text_config().tie_word_embeddings:
+            # embeddings that are stored under the head's name are known to the class with a head
+            whole, lacking = _load(transformers.AutoModelForCausalLM, plain, folder, options)
+            model, missing = (model, missing) if lacking else (whole.base_model, lacking)
+    if missing:
         raise InputError(
-            f"the weights in {folder} lack {min(report['missing_keys'])}, which its config.json "
+            f"the weights in {folder} lack {min(missing)}, which its config.json "
             "calls for: they would be random; fetch the model again"
         )
     if adapter is not None:
-        model = merge_adapter(model, adapter)
-    if with_head:
-        model = model.base_model
-    return model.eval().requires_grad_(False).to(device)
+        merge_adapter(model, adapter)
+    model = model.eval().requires_grad_(False)
+    return model if device.type == "meta" else model.to(device)
+
+
+def _load(kind: Any, plain: Path, folder: Path, options: Mapping[str, Any]) -> tuple[Any, set[str]]:
+    """A model and the names of weights that its files lack."""
+    try:
+        model, report = kind.from_pretrained(
+            plain,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them
+            **options,
+        )
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise InputError(
+            f"the model in {folder} cannot be loaded here: {_first_line(error)}"
+        ) from error
+    for name, stored, wanted in sorted(report["mismatched_keys"])[:1]:
+        raise InputError(
+            f"the weights in {folder} have {name} of shape {tuple(stored)}, its config.json calls "
+            f"for {tuple(wanted)}: fetch the model again"
+        )
+    return model, set(report["missing_keys"])
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """How many tokens a model with learned positions can read; None where they are computed."""
+    for name, module in model.named_modules():
+        place = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and (place == "wpe" or "position" in place):
+            # some begin after the padding token's place, or at an offset of their own
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - max(first, getattr(module, "offset", 0))
+    return None
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """``folder``, or a view of it without the adapter that lies beside the weights.
+
+    transformers would add such an adapter to weights into which it may be merged already.
+    """
+    if not (folder / ADAPTER_SETTINGS).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as view:
+        for path in folder.iterdir():
+            if path.name not in (ADAPTER_SETTINGS, _WEIGHTS):
+                (Path(view) / path.name).symlink_to(path.absolute())
+        yield Path(view)
+
+
+def with_attention(folder: Path, attention: str, trust_remote_code: bool) -> Any:
+    """The configuration of the model in ``folder``, told to be causal or bidirectional."""
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    text.is_causal = attention == "causal"
+    if hasattr(text, "use_bidirectional_attention"):
+        text.use_bidirectional_attention = attention == "bidirectional"
+    return config
 
 
 @contextmanager
@@ -67,51 +149,149 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def adapter_includes_head(adapter: Path) -> bool:
-    """Whether an adapter was trained on the model with its LM head (its keys lie one deeper)."""
-    return any(key.startswith("base_model.model.model.") for key in adapter_keys(adapter))
-
-
 def adapter_keys(adapter: Path) -> set[str]:
     """Names of an adapter's weights."""
-    with safetensors.safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
         return set(file.keys())
 
 
-def merge_adapter(model: nn.Module, adapter: Path) -> Any:
-    """``model`` with a PEFT adapter's change added to its weights."""
-    import peft  # slow, and without an adapter not needed
+def merge_adapter(model: Any, adapter: Path) -> float:
+    """Add a PEFT adapter's change to the weights of ``model``; the share of layers that changed.
 
-    try:
-        tuned = peft.PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError) as error:
+    An adapter of the model with its head names its layers as that model does. What it changes of
+    the head itself decides no state and is left out: with tied embeddings it would move them.
+
+    Raises :class:`InputError` where it does not fit, cannot be merged, or changes nothing.
+    """
+    keys = {key.removeprefix(_PREFIX) for key in adapter_keys(adapter)}
+    prefix = f"{model.base_model_prefix}."
+    if keys and all(key.split(".")[0] in _HEADS for key in keys):
         raise InputError(
-            f"adapter {adapter} does not fit the model: {str(error).splitlines()[0]}; "
-            "it must have been trained on this base model"
-        ) from error
-    unused = adapter_keys(adapter) - set(peft.get_peft_model_state_dict(tuned))
+            f"adapter {adapter} changes only {min(keys).split('.')[0]}, which decides no vector: "
+            "leave it out"
+        )
+    shell: Any = model
+    if any(key.startswith(prefix) for key in keys) and not hasattr(model, prefix[:-1]):
+        # a model with its head is the base model under this name, and the head
+        shell = nn.Module()
+        setattr(shell, prefix[:-1], model)
+        shell.config = model.config
+        keys = {key for key in keys if key.startswith(prefix)}
+    moved = _place_embeddings(model, adapter)
+    tuned = _open_adapter(shell, adapter)
+    placed = {key.removeprefix(_PREFIX) for key in peft.get_peft_model_state_dict(tuned)}
+    unused = {key for key in keys - placed if not key.endswith(_EMBEDDINGS)}
     if unused:
         raise InputError(
             f"adapter {adapter} does not fit the model: the model has no {min(unused)}; "
             "it must have been trained on this base model"
         )
-    return tuned.merge_and_unload()
+    layers = [module for module in tuned.modules() if isinstance(module, BaseTunerLayer)]
+    if next(model.parameters()).is_meta:
+        changed = int(_says_something(adapter))
+    else:
+        changed = sum(_merge_layer(layer, adapter) for layer in layers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are merged already
+            tuned.merge_and_unload()
+    if not changed and not moved:
+        raise InputError(
+            f"adapter {adapter} changes nothing: each of its {len(layers)} layers is as in the "
+            "base model; leave it out, or give one that was trained"
+        )
+    return changed / max(1, len(layers))
 
 
-def load_described_model(description: EncoderDescription, device: torch.device) -> Any:
-    """An encoder's base model with all its layers, adapter merged, in the encoder's precision.
+def _open_adapter(model: Any, adapter: Path) -> Any:
+    config = peft.PeftConfig.from_pretrained(str(adapter))
+    config.task_type = None  # the task's own class asks the model for what only one with head has
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return peft.PeftModel.from_pretrained(model, str(adapter), config=config)
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"adapter {adapter} does not fit the model: {_first_line(error)}; "
+            "it must have been trained on this base model"
+        ) from error
 
-    Raises :class:`InputError` where model or adapter are not the described ones.
+
+def _place_embeddings(model: Any, adapter: Path) -> bool:
+    """Take over whole embeddings that an adapter's file holds; whether they are others."""
+    own, moved = model.get_input_embeddings().weight, False
+    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if not key.endswith(_EMBEDDINGS):
+                continue
+            rows = file.get_slice(key).get_shape()[0]
+            if rows != len(own):
+                raise InputError(
+                    f"adapter {adapter} holds embeddings of {rows} tokens, the model has "
+                    f"{len(own)}: tokens were added in training. Merge it with PEFT, save the "
+                    "result with the adapter's tokenizer, and give that folder as --model"
+                )
+            if not own.is_meta:
+                theirs = file.get_tensor(key).to(own)
+                moved |= not torch.equal(theirs, own)
+                own.data.copy_(theirs)
+            else:
+                moved = True
+    return moved
+
+
+def _says_something(adapter: Path) -> bool:
+    """Whether an adapter's file holds more than the zeros that LoRA begins with."""
+    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+        keys = set(file.keys())
+        starts = {key for key in keys if ".lora_" in key}
+        ends = (key for key in keys if ".lora_B" in key or ".lora_embedding_B" in key)
+        return bool(keys - starts) or any(bool(file.get_tensor(key).any()) for key in ends)
+
+
+def _merge_layer(layer: Any, adapter: Path) -> bool:
+    """Merge one layer; whether its weights changed."""
+    before = [weight.clone() for weight in layer.get_base_layer().parameters()]
+    try:
+        layer.merge(safe_merge=True)
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise InputError(
+            f"adapter {adapter} cannot be merged into the weights: {_first_line(error)}"
+        ) from error
+    after = layer.get_base_layer().parameters()
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=False))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[:2])[:200]
+
+
+def load_projections(
+    folder: Path, projections: Sequence[tuple[str, str]], device: torch.device
+) -> list[Projection]:
+    """The Dense modules of a model, float32.
+
+    Args:
+        folder: of the model.
+        projections: folders within it, each with the digest that it must have.
+        device: where they are to run.
+
+    Raises:
+        InputError: a module that is not the described one.
     """
-    model, adapter = description.fetch()
-    int8 = description.dtype == "int8"
-    loaded = load_base_model(
-        model.folder,
-        dtype=torch.float32 if int8 else getattr(torch, description.dtype),
-        device=device,
-        adapter=None if adapter is None else adapter.folder,
-        trust_remote_code=description.trust_remote_code,
-    )
-    if int8:
-        quantize_linears(find_layers(loaded))
-    return loaded
+    found = []
+    for path, digest in projections:
+        settings = check_dense(folder / path, str(folder))
+        if digest_module(folder / path) != digest:
+            raise InputError(f"{folder / path} is not the one described: describe the encoder anew")
+        weights = safetensors.torch.load_file(folder / path / "model.safetensors")
+        activation = settings.get("activation_function", "torch.nn.Tanh").rpartition(".")[2]
+        bias = weights.get("linear.bias")
+        found.append(
+            Projection(
+                weights["linear.weight"].float().to(device),
+                None if bias is None else bias.float().to(device),
+                getattr(nn, activation)(),
+            )
+        )
+    return found

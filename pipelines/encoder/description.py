@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,6 @@ from pipelines.encoder.sources import (
     ModelFiles,
     fetch_adapter,
     fetch_model,
-    load_model_settings,
 )
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join, read_bytes, write_bytes
@@ -35,9 +34,11 @@ one after the other, twice as wide.
 """
 
 POOLINGS: tuple[str, ...] = get_args(Pooling)
+POOLING_PARTS = ("last", "mean", "body-mean", "weighted-mean", "max", "first", "mean-sqrt")
+"""What a pooling may join by ``+``; ``mean-sqrt`` divides by the root of the tokens' number."""
 
 
-def pooled_dimension(pooling: Pooling, dimension: int) -> int:
+def pooled_dimension(pooling: str, dimension: int) -> int:
     """Length of a pooled vector of states that are ``dimension`` wide."""
     return dimension * len(pooling.split("+"))
 
@@ -47,10 +48,20 @@ FORMAT = 1
 DEFAULT_PROMPT = "one-word"
 DEFAULT_POOLING: Pooling = "last"
 DEFAULT_LAYER = -1
+DEFAULT_MAX_TOKENS = 256
+TOKENIZATION = 2
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Attention = Literal["auto", "causal", "bidirectional"]
 
-# Where things lie and what can be worked out from the rest decide no vector.
-_NOT_DECIDING = ("model", "adapter", "dimension", "trust_remote_code")
+# Where things lie and what can be worked out from the rest decide no vector of a document.
+_NOT_DECIDING = (
+    "model",
+    "adapter",
+    "dimension",
+    "trust_remote_code",
+    "query_prompt",
+    "adapter_effect",
+)
 
 
 @dataclass(frozen=True)
@@ -64,14 +75,23 @@ class EncoderConfig:
     adapter: str | None = None
     """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
     prompt: str | None = None
-    """Name of a prompt, or a template with {text}; by default the adapter's own, else one-word."""
-    pooling: Pooling | None = None
-    """How token states become one vector; by default the adapter's own, else last."""
+    """Name of a prompt, or a template with {text}; by default the adapter's or the model's own,
+    else one-word."""
+    query_prompt: str | None = None
+    """The same for queries to a store; by default the model's own, else as for documents."""
+    pooling: str | None = None
+    """How token states become one vector: last, mean, body-mean, weighted-mean, max, first, or
+    several joined by +; by default the adapter's or the model's own, else last."""
     layer: int | tuple[int, ...] | None = None
     """States after which layer, several are averaged: 0 the token embeddings, -1 the last layer;
     by default the adapter's own, else -1."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
+    attention: Attention = "auto"
+    """Whether a token sees those after it (bidirectional); auto as the model's files say."""
+    max_tokens: int | None = None
+    """Tokens of the text itself that are read, the prompt comes on top; by default as many as an
+    embedding model's files say, else 256."""
+    dimensions: int | None = None
+    """Keep only the first N numbers of a vector, for models trained so (Matryoshka)."""
     normalize: bool = True
     """Scale vectors to length 1."""
     dtype: DType = "auto"
@@ -83,11 +103,20 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         PromptTemplate.parse(self.prompt or DEFAULT_PROMPT)
-        if self.pooling is not None and self.pooling not in POOLINGS:
-            raise InputError(f"unknown pooling {self.pooling!r}; known are {', '.join(POOLINGS)}")
+        if self.query_prompt is not None:
+            PromptTemplate.parse(self.query_prompt)
+        if self.pooling is not None and not set(self.pooling.split("+")) <= set(POOLING_PARTS):
+            raise InputError(
+                f"unknown pooling {self.pooling!r}; known are {', '.join(POOLING_PARTS)}, and "
+                "several of them joined by +"
+            )
+        if self.attention not in get_args(Attention):
+            raise InputError(f"unknown attention {self.attention!r}; known: {get_args(Attention)}")
         if self.dtype not in get_args(DType):
             raise InputError(f"unknown dtype {self.dtype!r}; known are {get_args(DType)}")
-        if self.max_tokens < 1:
+        if isinstance(self.dimensions, int) and self.dimensions < 1:
+            raise InputError(f"dimensions is {self.dimensions}; it must be at least 1")
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if self.layers == ():
             raise InputError("layer is empty: name at least one layer, such as -1")
@@ -107,7 +136,7 @@ class EncoderDescription:
     adapter: str | None
     adapter_revision: str | None
     prompt: str
-    pooling: Pooling
+    pooling: str
     layers: tuple[int, ...]
     max_tokens: int
     normalize: bool
@@ -115,12 +144,37 @@ class EncoderDescription:
     append_eos: bool
     dimension: int
     trust_remote_code: bool = False
+    # Each of these is left out of encoder.json and fingerprint where it is as here.
+    attention: str | None = None
+    """Attention that is not the model's own."""
+    dimensions: int | None = None
+    """Numbers that are kept of a vector."""
+    lower_case: bool = False
+    """Texts are read in lower case."""
+    pool_prompt: bool = True
+    """The tokens of the prompt are pooled too."""
+    projections: tuple[tuple[str, str], ...] = ()
+    """Dense layers after pooling: the folder of each within the model's, and its digest."""
+    code_digest: str | None = None
+    """SHA-256 of the model's own code, where that is run."""
+    tokenization: int = 1
+    """2 where version 1 gave other tokens to ordinary texts."""
+    query_prompt: str | None = None
+    """Prompt of queries, where it is not that of the documents."""
+    adapter_effect: Mapping[str, float] | None = None
+    """What the adapter was seen to do when it was loaded."""
 
     @property
     def deciding(self) -> dict[str, Any]:
         """The fields that decide a vector: no paths, so a copied model stays the same encoder."""
-        content = {k: v for k, v in asdict(self).items() if k not in _NOT_DECIDING}
+        content = {k: v for k, v in self._settled.items() if k not in _NOT_DECIDING}
         return {"format": FORMAT, **content}
+
+    @property
+    def _settled(self) -> dict[str, Any]:
+        """All fields, those that came later only where they say something."""
+        unsaid = {f.name: f.default for f in fields(self) if f.name != "trust_remote_code"}
+        return {k: v for k, v in asdict(self).items() if v != unsaid.get(k, MISSING)}
 
     @property
     def fingerprint(self) -> str:
@@ -133,9 +187,16 @@ class EncoderDescription:
         """The hub commit of the model, None where its revision is a digest of its files."""
         return None if self.model_revision.startswith("sha256:") else self.model_revision
 
+    def for_queries(self, prompt: str | None = None) -> EncoderDescription:
+        """The encoder of queries to these vectors: with its query prompt, or with another one."""
+        template = str(PromptTemplate.parse(prompt or self.query_prompt or self.prompt))
+        if template == self.prompt:
+            return self
+        return replace(self, prompt=template, query_prompt=None, tokenization=TOKENIZATION)
+
     def to_json(self) -> dict[str, Any]:
         """The content of ``encoder.json``."""
-        return {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(self)}
+        return {"format": FORMAT, "fingerprint": self.fingerprint, **self._settled}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EncoderDescription:
@@ -148,9 +209,11 @@ class EncoderDescription:
             raise InputError(
                 f"{FILE_NAME} has format {content.get('format')!r}; this version reads {FORMAT}"
             )
-        fields = {k: v for k, v in content.items() if k not in ("format", "fingerprint")}
+        known = {k: v for k, v in content.items() if k not in ("format", "fingerprint")}
         try:
-            description = cls(**{**fields, "layers": tuple(fields["layers"])})
+            known["layers"] = tuple(known["layers"])
+            known["projections"] = tuple(map(tuple, known.get("projections", ())))
+            description = cls(**known)
         except (TypeError, KeyError) as error:
             raise InputError(f"{FILE_NAME} is not an encoder's: {error}") from error
         if content.get("fingerprint") != description.fingerprint:
@@ -194,67 +257,12 @@ class EncoderDescription:
         return model, adapter
 
 
-def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderDescription:
-    """Resolve a configuration without loading weights.
-
-    Fetches the model's files, reads its configuration and settles what ``auto`` means, so that
-    everyone who loads the description makes the same vectors. What the configuration leaves open
-    is taken from the adapter, if it says what it was trained with.
-
-    Args:
-        config: the encoder as asked for.
-        device: where it will run: ``cpu``, ``cuda``, or ``auto`` for this machine's best.
-
-    Raises:
-        InputError: unknown model or adapter, a layer the model does not have, a text limit beyond
-            the model's positions, or a model that is no single stack of layers.
-    """
-    from pipelines.encoder.precision import resolve_dtype  # slow: it loads torch
-
-    model = fetch_model(config.model, config.revision)
-    adapter = None if config.adapter is None else fetch_adapter(config.adapter)
-    trained = None if adapter is None else trained_encoder(adapter.folder)
-    settings = load_model_settings(model.folder, config.trust_remote_code)
-    count = settings.num_hidden_layers
-    layers = config.layers
-    if layers is None:
-        layers = (DEFAULT_LAYER,) if trained is None else trained.layers
-    for layer in layers:
-        if not -count - 1 <= layer <= count:
-            raise InputError(
-                f"layer {layer} does not exist: {config.model} has {count} layers, so 0 to "
-                f"{count}, or -1 to {-count - 1} counted from the end"
-            )
-    positions = getattr(settings, "max_position_embeddings", None)
-    if positions is not None and config.max_tokens > positions:
-        raise InputError(
-            f"max_tokens is {config.max_tokens}, but {config.model} has {positions} positions"
-        )
-    prompt = config.prompt or (DEFAULT_PROMPT if trained is None else trained.prompt)
-    pooling = config.pooling or (DEFAULT_POOLING if trained is None else trained.pooling)
-    return EncoderDescription(
-        model=config.model,
-        model_revision=model.revision,
-        adapter=config.adapter,
-        adapter_revision=None if adapter is None else adapter.revision,
-        prompt=str(PromptTemplate.parse(prompt)),
-        pooling=pooling,
-        layers=tuple(sorted({layer % (count + 1) for layer in layers})),
-        max_tokens=config.max_tokens,
-        normalize=config.normalize,
-        dtype=resolve_dtype(config.dtype, device),
-        append_eos=config.append_eos,
-        dimension=pooled_dimension(pooling, settings.hidden_size),
-        trust_remote_code=config.trust_remote_code,
-    )
-
-
 def difference(first: EncoderDescription, second: EncoderDescription) -> str | None:
     """Which deciding field tells two encoders apart, with both values; None if they agree."""
-    other = second.deciding
-    for name, value in first.deciding.items():
-        if other[name] != value:
-            return f"{name}: {value!r} and {other[name]!r}"
+    for name in {**first.deciding, **second.deciding}.keys() - {"format"}:
+        mine, theirs = getattr(first, name), getattr(second, name)
+        if mine != theirs:
+            return f"{name}: {mine!r} and {theirs!r}"
     return None
 
 
@@ -273,7 +281,13 @@ def _check_revision(kind: str, name: str, found: str, described: str | None) -> 
         )
 
 
-_OPTIONS = {"prompt": "prompt", "pooling": "pooling", "layers": "layer", "append_eos": "append-eos"}
+_OPTIONS = {
+    "prompt": "prompt",
+    "pooling": "pooling",
+    "layers": "layer",
+    "append_eos": "append-eos",
+    "attention": "attention",
+}
 
 
 def require_as_trained(

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.encoder.base_model import load_base_model
-from pipelines.encoder.description import (
-    EncoderConfig,
-    EncoderDescription,
-    describe_encoder,
-    difference,
-)
-from pipelines.encoder.elementwise import PLAIN, Elementwise
-from pipelines.encoder.int8 import quantize_linears
-from pipelines.encoder.packed import PackedDecoder, can_pack
-from pipelines.encoder.padded import PaddedDecoder, find_layers
-from pipelines.encoder.pooling import normalize, pool
+from pipelines.encoder.decoder import choose_decoder, load_tuned_model, vector_head
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription, difference
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
@@ -94,14 +85,24 @@ def default_budget_tokens(settings: Any, device: torch.device) -> int:
     return min(max(tokens, _LEAST_CUDA_BUDGET_TOKENS), _MOST_CUDA_BUDGET_TOKENS)
 
 
+def switch_length(settings: Any) -> int | None:
+    """Tokens beyond which a text's positions count in another way; None where they never do.
+
+    Such a model (longrope) looks at the longest text of a batch.
+    """
+    ropes = getattr(settings, "rope_parameters", None) or {}
+    if ropes.get("rope_type") != "longrope":
+        return None
+    own = ropes.get("original_max_position_embeddings")
+    return own or getattr(settings, "original_max_position_embeddings", None)
+
+
 __all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder", "difference"]
 
 
 # Texts tokenized and sorted by length together: enough that batches hold like lengths, few enough
 # that a window's vectors and token ids stay small.
 _WINDOW_TEXTS = 4096
-# Two right passes agree to within rounding; a wrong one is far off.
-_LEAST_AGREEMENT = {"float32": 0.9999, "bfloat16": 0.98, "float16": 0.98, "int8": 0.98}
 
 
 @dataclass
@@ -137,7 +138,12 @@ class Encoder:
         self.budget_tokens = budget_tokens or default_budget_tokens(
             model.config.get_text_config(), device
         )
-        self._decoder = choose_decoder(model, description, tokenizer, compile_model=compile_model)
+        self.adapter_effect: Mapping[str, float] | None = None
+        self._head = vector_head(description, tokenizer, device)
+        self._decoder = choose_decoder(
+            model, description, tokenizer, self._head, compile_model=compile_model
+        )
+        self._boundary = switch_length(model.config.get_text_config())
 
     @classmethod
     def load(
@@ -162,7 +168,8 @@ class Encoder:
 
         Raises:
             InputError: what :func:`describe_encoder` refuses, another revision than described,
-                and an adapter of another model.
+                an adapter of another model or without effect, and a precision that does not do
+                for this model.
         """
         keep_freed_memory()
         if threads is not None:
@@ -172,21 +179,14 @@ class Encoder:
             if isinstance(encoder, EncoderConfig)
             else encoder
         )
-        model_files, adapter_files = description.fetch()
         target = resolve_device(device)
         tokenizer = PromptedTokenizer.load(description)
-        model = load_base_model(
-            model_files.folder,
-            dtype=torch.float32
-            if description.dtype == "int8"
-            else getattr(torch, description.dtype),
-            device=target,
-            adapter=None if adapter_files is None else adapter_files.folder,
-            trust_remote_code=description.trust_remote_code,
-        )
-        return cls(
+        model, effect = load_tuned_model(description, target, tokenizer)
+        loaded = cls(
             description, tokenizer, model, target, budget_tokens, compile_model=compile_model
         )
+        loaded.adapter_effect = effect
+        return loaded
 
     @classmethod
     def from_folder(cls, folder: str, *, device: str = "auto") -> Encoder:
@@ -244,7 +244,7 @@ class Encoder:
             raise InputError(f"text {lengths.index(0)} of this batch is empty and has no prompt")
         started = time.perf_counter()
         vectors = np.empty((len(token_ids), self.dimension), np.float32)
-        batches = deque(token_budget_batches(lengths, self.budget_tokens))
+        batches = deque(self._batches(lengths))
         while batches:
             batch = batches.popleft()
             try:
@@ -265,71 +265,26 @@ class Encoder:
         self.stats.seconds += time.perf_counter() - started
         return vectors
 
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Batches, those whose positions count in another way apart."""
+        if self._boundary is None or max(lengths) <= self._boundary:
+            yield from token_budget_batches(lengths, self.budget_tokens)
+            return
+        for long in (True, False):
+            some = [i for i, n in enumerate(lengths) if (n > self._boundary) == long]
+            for batch in token_budget_batches([lengths[i] for i in some], self.budget_tokens):
+                yield [some[i] for i in batch]
+
     @torch.inference_mode()
     def _encode_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        last_only = self.description.pooling == "last"
-        states, mask = self._decoder.states(token_ids, last_only=last_only)
-        vectors = pool(
-            states,
-            mask,
-            self.description.pooling,
-            prefix_tokens=self.tokenizer.prefix_tokens,
-            suffix_tokens=self.tokenizer.suffix_tokens,
-        )
-        if self.description.normalize:
-            vectors = normalize(vectors)
-        return vectors.cpu().numpy()
+        states, mask = self._decoder.states(token_ids, last_only=self._head.last_only)
+        return self._head(states, mask).cpu().numpy()
 
     def _halve_budget(self) -> None:
         self.budget_tokens = max(1, self.budget_tokens // 2)
         log.warning("out of memory: batches now hold %d tokens", self.budget_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def choose_decoder(
-    model: Any,
-    description: EncoderDescription,
-    tokenizer: PromptedTokenizer,
-    *,
-    compile_model: bool = False,
-) -> PackedDecoder | PaddedDecoder:
-    """The fastest forward pass that computes what the model's own does.
-
-    The packed pass is compared with the model's own on two short texts before it is trusted.
-    """
-    padded = PaddedDecoder(model, description.layers)
-    longest = tokenizer.prefix_tokens + tokenizer.max_tokens + tokenizer.suffix_tokens
-    int8 = description.dtype == "int8"
-    if not can_pack(model, longest):
-        if int8:
-            quantize_linears(find_layers(model))
-        if compile_model:
-            model.compile(dynamic=True)
-        return padded
-    # A text's own part must hold a token: with no suffix, keep one token of the prefix for it.
-    prefix = tokenizer.head if tokenizer.tail else tokenizer.head[:-1]
-    packed = PackedDecoder(
-        model,
-        description.layers,
-        prefix,
-        longest,
-        int8=int8,
-        elementwise=Elementwise.fused() if compile_model else PLAIN,
-    )
-    probe = tokenizer.tokenize(["A cat sat on the mat, and a dog beside it.", "Rain."])
-    expected, found = (
-        pool(*decoder.states(probe, last_only=False), "last") for decoder in (padded, packed)
-    )
-    cosine = float(torch.cosine_similarity(expected, found).min())
-    if cosine >= _LEAST_AGREEMENT[description.dtype]:
-        return packed
-    log.warning(
-        "the packed pass disagrees with %s (cosine %.4f): running the model's own, slower pass",
-        type(model).__name__,
-        cosine,
-    )
-    return padded
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,8 +16,9 @@ head, d width of the model.
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from pipelines.encoder.int8 import Int8Linear, layers_in_int8
 from pipelines.encoder.packed_attention import (
     Packing,
     attend,
+    attend_both_ways,
     attend_from_last,
     attend_packed,
     can_attend_packed,
@@ -118,6 +120,13 @@ _FEW_SHAPES = {"multiple": 64, "longest_multiple": 16}
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 
 
+def has_static_rope(ropes: Mapping[str, Any]) -> bool:
+    """Whether positions turn by the same angles in texts of every length."""
+    if ropes["rope_type"] == "longrope":
+        return ropes["short_factor"] == ropes["long_factor"]
+    return ropes["rope_type"] in _STATIC_ROPES
+
+
 def can_pack(model: Any, longest_tokens: int) -> bool:
     """Whether the packed pass computes what ``model`` does on texts of up to so many tokens."""
     if type(model) not in _FAMILIES:
@@ -128,7 +137,7 @@ def can_pack(model: Any, longest_tokens: int) -> bool:
     window = getattr(settings, "sliding_window", None)
     return (
         settings.hidden_act == "silu"
-        and settings.rope_parameters["rope_type"] in _STATIC_ROPES
+        and has_static_rope(settings.rope_parameters)
         and (window is None or window >= longest_tokens)
     )
 
@@ -144,6 +153,7 @@ class PackedDecoder:
         longest_tokens: int,
         *,
         int8: bool = False,
+        bidirectional: bool = False,
         elementwise: Elementwise = PLAIN,
     ) -> None:
         """Prepare ``model``, whose layers above the highest of ``layers`` may have been cut.
@@ -151,9 +161,10 @@ class PackedDecoder:
         Args:
             model: one that :func:`can_pack`.
             layers: whose states are wanted; several are averaged.
-            prefix: token ids with which every text begins.
+            prefix: token ids with which most texts begin; none where tokens see later ones.
             longest_tokens: most tokens of a text, prefix included.
             int8: round the weights of ``model``, which must be float32, to int8.
+            bidirectional: tokens see those after them too.
             elementwise: the work between the products.
         """
         settings = model.config
@@ -164,6 +175,7 @@ class PackedDecoder:
         self._final_norm = model.norm
         self._final = settings.num_hidden_layers
         self._wanted = set(layers)
+        self._bidirectional = bidirectional
         self._elementwise = elementwise
         rounded = layers_in_int8(max(layers))
         self._layers = [
@@ -182,6 +194,7 @@ class PackedDecoder:
         nothing = self._cos.new_empty(1, self._key_heads, 0, self._width)
         self._prefix_keys = [(nothing, nothing)] * len(self._layers)
         self._prefix_states = self._cos.new_empty(0, settings.hidden_size)
+        self._without_prefix = copy.copy(self)
         if prefix and self._device.type == "cpu":  # packed attention knows no shared keys
             self._keep_prefix(prefix)
 
@@ -192,14 +205,18 @@ class PackedDecoder:
         """States of the wanted layer, or the average of several.
 
         Args:
-            token_ids: texts that begin with the prefix and go on.
+            token_ids: texts; where one of them does not begin with the prefix and go on, that is
+                computed anew for all of them.
             last_only: give each text's last token alone.
 
         Returns:
             States (n, t, d) and mask bool (n, t), true for a text's tokens; t is 1 if
             ``last_only``, else the tokens of the longest text.
         """
-        own = [ids[len(self.prefix) :] for ids in token_ids]
+        shared = len(self.prefix)
+        if any(tuple(ids[:shared]) != self.prefix or len(ids) == shared for ids in token_ids):
+            return self._without_prefix.states(token_ids, last_only=last_only)
+        own = [ids[shared:] for ids in token_ids]
         packing = Packing.of([len(ids) for ids in own], self._device, **self._multiples)
         rows = self._run(own, packing, last_only=last_only)
         if last_only:
@@ -278,7 +295,10 @@ class PackedDecoder:
         keys, values = self._with_prefix(number, keys, values)
         if keep is not None:
             keep.append((keys, values))
-        mixed = attend(turned, keys, values, D**-0.5)
+        if self._bidirectional:
+            mixed = attend_both_ways(turned, keys, values, packing.lengths, D**-0.5)
+        else:
+            mixed = attend(turned, keys, values, D**-0.5)
         return packing.unpad(mixed.transpose(1, 2).flatten(2))
 
     def _attend_packed(self, layer: Layer, h: Tensor, packing: Packing) -> Tensor:
@@ -290,7 +310,10 @@ class PackedDecoder:
         cos, sin = self._cos[packing.positions, None], self._sin[packing.positions, None]
         queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
         keys = rotate(keys, cos, sin, out=torch.empty_like(keys))
-        return attend_packed(queries, keys, values, packing, D**-0.5).flatten(1)
+        mixed = attend_packed(
+            queries, keys, values, packing, D**-0.5, bidirectional=self._bidirectional
+        )
+        return mixed.flatten(1)
 
     def _attend_from_last(self, number: int, h: Tensor, packing: Packing) -> Tensor:
         """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""

@@ -125,6 +125,25 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
     return mixed.view(n, K, L, G, D)
 
 
+def attend_both_ways(
+    queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
+    """Attention of every token to every other of its text, (n, K, L, G, D).
+
+    Args:
+        queries: (n, K, L, G, D).
+        keys: (n, K, L, D).
+        values: (n, K, L, D).
+        lengths: int64 (n,), tokens of each text.
+        scale: factor of the scores.
+    """
+    n, K, L, G, D = queries.shape
+    beyond = torch.arange(L, device=keys.device) >= lengths[:, None]
+    scores = torch.matmul(queries.flatten(2, 3), keys.transpose(-1, -2)) * scale
+    scores.masked_fill_(beyond[:, None, None], -torch.inf)
+    return torch.matmul(scores.softmax(dim=-1), values).view(n, K, L, G, D)
+
+
 def can_attend_packed(weight: Tensor) -> bool:
     """Whether this GPU has a kernel for packed texts in this precision."""
     half = weight.dtype in (torch.bfloat16, torch.float16)
@@ -132,9 +151,15 @@ def can_attend_packed(weight: Tensor) -> bool:
 
 
 def attend_packed(
-    queries: Tensor, keys: Tensor, values: Tensor, packing: Packing, scale: float
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    packing: Packing,
+    scale: float,
+    *,
+    bidirectional: bool = False,
 ) -> Tensor:
-    """Causal attention on CUDA without padding, (T, K * G, D).
+    """Attention on CUDA without padding, (T, K * G, D).
 
     Args:
         queries: (T, K * G, D), bfloat16 or float16.
@@ -142,6 +167,7 @@ def attend_packed(
         values: (T, K, D).
         packing: where the texts lie.
         scale: factor of the scores.
+        bidirectional: tokens see those after them too.
     """
     starts = torch.nn.functional.pad(packing.lengths.cumsum(0), (1, 0)).int()
     mixed = varlen_attn(
@@ -153,7 +179,7 @@ def attend_packed(
         packing.longest,
         packing.longest,
         scale=scale,
-        window_size=(-1, 0),
+        window_size=(-1, -1) if bidirectional else (-1, 0),
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
     assert isinstance(mixed, Tensor)

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.encoder.adapters import check_adapter_settings
+from pipelines.encoder.gguf_files import CONVERSION, convert_gguf
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import open_filesystem, shoal_home
 from pipelines.runtime.packaged import SMOLLM2_WHEEL, build_once, extract_wheel
@@ -212,31 +213,6 @@ def digest_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def convert_gguf(source: Path, folder: Path) -> None:
-    """Unpack a GGUF file into a folder of bfloat16 safetensors, configuration and tokenizer."""
-    import torch
-    import transformers
-
-    log.info("converting %s to safetensors, once", source.name)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source.parent, gguf_file=source.name, trust_remote_code=False
-        )
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            gguf_file=source.name,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-        )
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{source} cannot be read as a GGUF model: {str(error).splitlines()[0]}"
-        ) from error
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def _fetch(name: str, revision: str | None, kind: str) -> ModelFiles:
     if name in _PACKAGED_GGUF or name.endswith(".gguf") or "://" in name or _is_path(name):
         if revision is not None:
@@ -262,7 +238,7 @@ def _is_path(name: str) -> bool:
 
 
 def _converted_package(name: str) -> Path:
-    folder = shoal_home() / "models" / name
+    folder = shoal_home() / "models" / f"{name}-v{CONVERSION}"
     if not folder.exists():
         with build_once(folder) as target:
             if target is not None:
@@ -274,7 +250,7 @@ def _converted_package(name: str) -> Path:
 def _converted_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    folder = shoal_home() / "models" / f"{path.stem}-{digest}"
+    folder = shoal_home() / "models" / f"{path.stem}-{digest}-v{CONVERSION}"
     if not folder.exists():
         with build_once(folder) as target:
             if target is not None:

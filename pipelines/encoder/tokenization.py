@@ -1,17 +1,20 @@
 """Texts become token ids: prompt prefix, body cut to its limit, prompt suffix.
 
-The three are tokenized apart and joined as ids. A text, however long, can therefore not push out
-the suffix, on which the last token's meaning rests, and what is cut is always the body's end.
+A text, however long, cannot push out the suffix, on which the last token's meaning rests: the
+suffix is tokenized apart, and what is cut is always the body's end. Prefix and body are read as
+one string, as the model was trained; only where a suffix touches a quoted text (``"{text}"``) they
+are apart too, so that the quotes of all texts are the same tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.encoder.description import (
+    DEFAULT_MAX_TOKENS,
     DEFAULT_PROMPT,
     EncoderConfig,
     EncoderDescription,
@@ -26,24 +29,32 @@ _UNSETTLED_TOKENS = 16
 _GUESSED_CHARACTERS_PER_TOKEN = 8
 # A normaliser may compose several characters into one (Hangul syllables: three).
 _COMPOSED_CHARACTERS = 4
+# Ordinary texts, which tell whether version 1 read a prompt in the same way.
+_PROBES = ("a", "The word")
 
 
 @dataclass(frozen=True)
 class PromptedTokenizer:
     """Token ids of prompted texts, as one model wants them.
 
-    ``head`` and ``tail`` are what surrounds every body: the tokenizer's own opening token and the
+    ``head`` and ``tail`` are what surrounds bodies: the tokenizer's own opening token and the
     prompt's prefix; the prompt's suffix, the tokenizer's own closing token and, where asked for,
-    the end-of-sequence token. ``lead`` is the space between prefix and text, if there is one: as
-    in ordinary writing it belongs to the text's first word.
+    the end-of-sequence token. Bodies are read together with ``lead``, the end of the prefix, whose
+    tokens come after the first ``apart`` ones of the head.
     """
 
     tokenizer: Any
     head: tuple[int, ...]
     tail: tuple[int, ...]
     lead: str
+    apart: int
     max_tokens: int
     longest_token_characters: int
+    lower_case: bool = False
+    version: int = 1
+    """2 where version 1 of this tokenization gave other tokens to an ordinary text."""
+    prompt_tokens: int = 0
+    """Tokens of the bare prefix with the tokenizer's opening ones; 0 where there is no prefix."""
 
     @classmethod
     def from_folder(
@@ -53,51 +64,76 @@ class PromptedTokenizer:
         *,
         max_tokens: int,
         append_eos: bool = False,
+        lower_case: bool = False,
         trust_remote_code: bool = False,
     ) -> PromptedTokenizer:
         """The tokenizer in a model's folder with a prompt; bodies are cut to ``max_tokens``.
 
-        Raises :class:`InputError` where the tokenizer has no end-of-sequence token to append.
+        Raises :class:`InputError` where the tokenizer cannot be read, and where it has no
+        end-of-sequence token to append.
         """
-        import transformers  # slow, and a job's --help does not need it
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        tokenizer = load_tokenizer(folder, trust_remote_code)
         opening, closing = special_tokens_around(tokenizer)
         if append_eos:
             if tokenizer.eos_token_id is None:
                 raise InputError("append_eos: this model's tokenizer has no end-of-sequence token")
             if closing[-1:] != [tokenizer.eos_token_id]:
                 closing = [*closing, tokenizer.eos_token_id]
-        words = template.prefix.rstrip(" ")
-        lead = template.prefix[len(words) :]
-        if lead and puts_a_space_before(tokenizer):
-            lead = lead[1:]
-        prefix, suffix = (
-            tokenizer.encode(part, add_special_tokens=False) if part else []
-            for part in (words, template.suffix)
+        prefix, suffix = template.prefix, template.suffix
+        if lower_case:
+            prefix, suffix = prefix.lower(), suffix.lower()
+        controls = [prefix.rfind(t) + len(t) for t in tokenizer.all_special_tokens if t in prefix]
+        start = max([0, *controls])
+        if suffix and not prefix[-1:].isspace():
+            start = len(prefix)
+        fixed = encode(tokenizer, prefix[:start])
+        lead = prefix[start:]
+        words = encode(tokenizer, lead.rstrip(" "))
+        version = 1 + any(
+            read_apart(tokenizer, prefix, text) != [*fixed, *encode(tokenizer, lead + text)]
+            for text in _PROBES
         )
         return cls(
             tokenizer=tokenizer,
-            head=(*opening, *prefix),
-            tail=(*suffix, *closing),
+            head=(*opening, *fixed, *words),
+            tail=(*encode(tokenizer, suffix), *closing),
             lead=lead,
+            apart=len(opening) + len(fixed),
             max_tokens=max_tokens,
             longest_token_characters=max(map(len, tokenizer.get_vocab())),
+            lower_case=lower_case,
+            version=version,
+            prompt_tokens=len(opening) + len(encode(tokenizer, prefix)) if prefix else 0,
         )
 
     @classmethod
     def load(cls, encoder: EncoderConfig | EncoderDescription) -> PromptedTokenizer:
-        """The tokenizer of an encoder; fetches its model's files, loads no weights."""
-        revision = encoder.revision if isinstance(encoder, EncoderConfig) else encoder.commit
-        return cls.from_folder(
-            fetch_model(encoder.model, revision).folder,
+        """The tokenizer of an encoder; fetches its model's files, loads no weights.
+
+        Raises :class:`InputError` for a description whose tokens are not made any more.
+        """
+        if isinstance(encoder, EncoderDescription):
+            commit, lower_case, version = encoder.commit, encoder.lower_case, encoder.tokenization
+        else:
+            commit, lower_case, version = encoder.revision, False, None
+        made = cls.from_folder(
+            fetch_model(encoder.model, commit).folder,
             PromptTemplate.parse(encoder.prompt or DEFAULT_PROMPT),
-            max_tokens=encoder.max_tokens,
+            max_tokens=encoder.max_tokens or DEFAULT_MAX_TOKENS,
             append_eos=encoder.append_eos,
+            lower_case=lower_case,
             trust_remote_code=encoder.trust_remote_code,
         )
+        if version is not None and made.version > version:
+            raise InputError(
+                "this encoder was described when the space between its prompt and a text was lost: "
+                "such vectors are not made any more; describe it anew and embed again"
+            )
+        return made
+
+    def limited(self, max_tokens: int) -> PromptedTokenizer:
+        """The same with another limit of a body's tokens."""
+        return replace(self, max_tokens=max_tokens)
 
     @property
     def prefix_tokens(self) -> int:
@@ -108,6 +144,11 @@ class PromptedTokenizer:
     def suffix_tokens(self) -> int:
         """Tokens of every text after its body."""
         return len(self.tail)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a text can have at most, prompt and special tokens included."""
+        return self.prefix_tokens + self.max_tokens + self.suffix_tokens
 
     @property
     def clip_characters(self) -> int:
@@ -138,21 +179,27 @@ class PromptedTokenizer:
         long it is.
         """
         texts = [self.clip(text) for text in texts]
-        bodies: list[list[int]] = [[] for _ in texts]
+        opening, limit = list(self.head[: self.apart]), len(self.head) - self.apart
+        limit += self.max_tokens
+        bodies = [list(self.head[self.apart :]) for _ in texts]
         pending = [index for index, text in enumerate(texts) if text]
         characters = self.max_tokens * _GUESSED_CHARACTERS_PER_TOKEN
         while pending:
-            beginnings = [self.lead + valid_unicode(texts[index][:characters]) for index in pending]
+            beginnings = [self.lead + self._readable(texts[i][:characters]) for i in pending]
             unsettled = []
             for index, ids in zip(pending, self._encode(beginnings), strict=True):
                 whole = len(texts[index]) <= characters
-                if whole or len(ids) >= self.max_tokens + _UNSETTLED_TOKENS:
-                    bodies[index] = ids[: self.max_tokens]
+                if whole or len(ids) >= limit + _UNSETTLED_TOKENS:
+                    bodies[index] = ids[:limit]
                 else:
                     unsettled.append(index)
             pending = unsettled
             characters *= 4
-        return [[*self.head, *body, *self.tail] for body in bodies]
+        return [[*opening, *body, *self.tail] for body in bodies]
+
+    def _readable(self, text: str) -> str:
+        text = valid_unicode(text)
+        return text.lower() if self.lower_case else text
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(
@@ -163,6 +210,27 @@ class PromptedTokenizer:
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a model's folder; :class:`InputError` where it cannot be read."""
+    import transformers  # slow, and a job's --help does not need it
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, OSError, KeyError, ImportError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the tokenizer in {folder} cannot be read "
+            f"({(str(error) or type(error).__name__).strip().splitlines()[0][:200]}): save it as "
+            "tokenizer.json, which a fast tokenizer's save_pretrained writes"
+        ) from error
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a piece of a prompt, whose control tokens are control tokens."""
+    return tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -176,10 +244,21 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise InputError("this model's tokenizer changes a text when it adds its special tokens")
 
 
-def puts_a_space_before(tokenizer: Any) -> bool:
-    """Whether a tokenizer, as many SentencePiece ones, reads a text as if a space preceded it."""
-    bare, spaced = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a"))
-    return bare == spaced or spaced[-len(bare) :] == bare
+def read_apart(tokenizer: Any, prefix: str, text: str) -> list[int]:
+    """Prefix and text as version 1 of this tokenization read them.
+
+    It took a tokenizer that ends " a" as it ends "a", as byte-level ones do, for one that puts a
+    space before every text by itself, and left the prompt's own space out.
+    """
+    words, lead = prefix.rstrip(" "), apart_lead(tokenizer, prefix)
+    return [*encode(tokenizer, words), *encode(tokenizer, lead + text)]
+
+
+def apart_lead(tokenizer: Any, prefix: str) -> str:
+    """What a text that is read apart from a prefix must begin with, so that a space is between."""
+    lead = prefix[len(prefix.rstrip(" ")) :]
+    bare, spaced = encode(tokenizer, "a"), encode(tokenizer, " a")
+    return lead[1:] if spaced[-len(bare) :] == bare else lead
 
 
 def valid_unicode(text: str) -> str:

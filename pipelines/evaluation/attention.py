@@ -24,13 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.corpus.sample import sample_corpus
-from pipelines.encoder.base_model import load_described_model
-from pipelines.encoder.description import (
-    DType,
-    EncoderConfig,
-    EncoderDescription,
-    describe_encoder,
-)
+from pipelines.encoder.decoder import load_described_model
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
 from pipelines.encoder.encoder import token_budget_batches
 from pipelines.encoder.padded import find_layers, pad_right
 from pipelines.encoder.sources import PACKAGED_MODEL

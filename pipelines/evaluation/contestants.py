@@ -18,7 +18,8 @@ from typing import Any
 
 import pydantic
 
-from pipelines.encoder.description import EncoderConfig, EncoderDescription, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription
 from pipelines.encoder.sources import digest_folder, fetch_model
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join

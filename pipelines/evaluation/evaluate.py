@@ -23,7 +23,8 @@ from typing import Any
 
 from pipelines.corpus.files import find_files, listing_digest, listing_of
 from pipelines.corpus.sample import sample_corpus
-from pipelines.encoder.description import EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.evaluation.contestants import (
     Contestant,

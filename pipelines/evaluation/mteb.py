@@ -20,7 +20,8 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
-from pipelines.encoder.description import EncoderConfig, EncoderDescription, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.prompts import PROMPTS, PromptTemplate
 from pipelines.encoder.sources import digest_folder

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.sample import Sample, sample_corpus
+from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import (
     POOLINGS,
     DType,
     EncoderConfig,
     EncoderDescription,
     Pooling,
-    describe_encoder,
     pooled_dimension,
 )
 from pipelines.encoder.prompts import PromptTemplate

@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from pipelines.encoder.base_model import load_described_model
+from pipelines.encoder.decoder import load_described_model
 from pipelines.encoder.description import EncoderDescription, Pooling
 from pipelines.encoder.encoder import (
     default_budget_tokens,

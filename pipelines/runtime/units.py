@@ -248,6 +248,28 @@ def plan_unit_actors(units: int, *, num_actors: int, cpus: float | None) -> tupl
     return count, plan.cpus
 
 
+class Loaded:
+    """What an actor loads once, or why that cannot be.
+
+    An error in an actor's constructor ends as a traceback of Ray's. An :class:`InputError` is kept
+    and raised where the first unit asks, so that it reaches the user as the one line that it is.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._value: Any = None
+        self._problem: str | None = None
+        try:
+            self._value = load()
+        except InputError as error:
+            self._problem = str(error)
+
+    def get(self) -> Any:
+        """What was loaded; :class:`InputError` where it could not be."""
+        if self._problem is not None:
+            raise InputError(self._problem)
+        return self._value
+
+
 class _UnitActor:
     """Does units with what it has loaded."""
 
@@ -256,12 +278,12 @@ class _UnitActor:
     ) -> None:
         self.folder = folder
         self.function = function
-        self.loaded = load()
+        self.loaded = Loaded(load)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A unit to its receipt."""
         name, unit = take_unit(batch)
         with blame(self.folder.rpartition("/")[2], name):
-            receipt = json.dumps(self.function(name, unit, self.loaded))
+            receipt = json.dumps(self.function(name, unit, self.loaded.get()))
             write_bytes(join(self.folder, f"{name}.json"), receipt.encode())
         return pa.table({"name": [name], "receipt": [receipt]})

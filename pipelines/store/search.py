@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ class SearchConfig:
     version: int | None = None
     """Which version; by default the published."""
     query_prompt: str = ""
-    """A template with {text} for the query in place of the encoder's own prompt."""
+    """A template with {text} for the query in place of the encoder's own query prompt."""
     exact: bool = False
     """Compare with every vector instead of using the index."""
     json: bool = False
@@ -95,9 +94,7 @@ def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
             f"version {version.number}: encoder.json is of another encoder than its vectors; "
             "`manage_store.py verify` says more"
         )
-    if prompt:
-        template = str(PromptTemplate.parse(prompt))
-        description = dataclasses.replace(description, prompt=template)
+    description = description.for_queries(prompt or None)
     device = "cpu" if description.dtype == "int8" else "auto"
     return Encoder.load(description, device=device).encode([text])[0]
 

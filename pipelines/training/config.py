@@ -57,7 +57,7 @@ class FinetuneConfig(EncoderConfig):
     """Also look for each positive's anchor, and average the two losses."""
     margin: float = 0.0
     """Taken off a pair's own cosine, so that it must win by as much."""
-    dimensions: tuple[int, ...] = ()
+    dimensions: tuple[int, ...] = ()  # type: ignore[assignment]  # in place of one to cut to
     """Shorter lengths that vectors shall be good at too (Matryoshka); the full one is added."""
     learning_rate: float = 5e-4
     """Highest learning rate of AdamW."""
@@ -147,7 +147,9 @@ class FinetuneConfig(EncoderConfig):
     def encoder(self) -> EncoderConfig:
         """The encoder that is tuned, without an adapter."""
         names = EncoderConfig.__dataclass_fields__
-        settings = {name: getattr(self, name) for name in names if name != "adapter"}
+        settings = {
+            name: getattr(self, name) for name in names if name not in ("adapter", "dimensions")
+        }
         return EncoderConfig(**settings)
 
     @property

@@ -17,11 +17,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.encoder.description import (
-    EncoderDescription,
-    describe_encoder,
-    require_as_trained,
-)
+from pipelines.encoder import sentence_transformers
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderDescription, require_as_trained
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.sources import fetch_adapter
 from pipelines.runtime.command import JobResult
@@ -129,6 +127,11 @@ def check_settings(config: FinetuneConfig, description: EncoderDescription) -> N
             f"dimensions has {too_long[0]}, but vectors have {description.dimension}: give "
             "shorter lengths only; the full one is always trained"
         )
+    if description.projections:
+        raise InputError(
+            f"{config.model} projects its vectors by Dense layers, which are not tuned: take a "
+            "model without, or give --pooling to leave them out"
+        )
     if config.sentence_transformers:
         check_export(config, description)
     if config.workers == (0, 0) and "://" in config.output:
@@ -141,11 +144,7 @@ def check_export(config: FinetuneConfig, description: EncoderDescription) -> Non
     """Refuse now, not after hours of training, an encoder that cannot be exported."""
     if "://" in config.output:
         raise InputError("--sentence-transformers writes to local folders only; leave it out here")
-    if description.pooling == "body-mean" or len(description.layers) > 1:
-        raise InputError(
-            f"pooling {description.pooling} of layers {list(description.layers)} has no equal in "
-            "sentence-transformers: leave --sentence-transformers out, or name another"
-        )
+    sentence_transformers.check_export(description)
 
 
 def check_start_adapter(config: FinetuneConfig, description: EncoderDescription) -> None:

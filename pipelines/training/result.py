@@ -14,9 +14,9 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.encoder.description import EncoderDescription, describe_encoder
+from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.sentence_transformers import export_sentence_transformer
-from pipelines.encoder.sources import fetch_model, load_model_settings
+from pipelines.encoder.sources import fetch_adapter, fetch_model, load_model_settings
 from pipelines.runtime.files import atomic_output, join, write_bytes
 from pipelines.runtime.run_record import package_versions
 from pipelines.training.adapter import adapter_files
@@ -248,11 +248,7 @@ def describe_tuned(config: FinetuneConfig, base: EncoderDescription) -> EncoderD
     """The encoder that the adapter makes of its base model."""
     output = config.output
     folder = output if "://" in output else str(Path(output).expanduser().absolute())
-    settled = replace(
-        config.encoder, adapter=folder, prompt=base.prompt, pooling=base.pooling,
-        layer=base.layers, dtype=base.dtype,  # type: ignore[arg-type]
-    )  # fmt: skip
-    return describe_encoder(settled)
+    return replace(base, adapter=folder, adapter_revision=fetch_adapter(folder).revision)
 
 
 def summarize(

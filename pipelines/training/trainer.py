@@ -271,6 +271,7 @@ class AdapterTrainer:
             self.description.pooling,
             prefix_tokens=self.tokenizer.prefix_tokens,
             suffix_tokens=self.tokenizer.suffix_tokens,
+            skipped_tokens=0 if self.description.pool_prompt else self.tokenizer.prompt_tokens,
         )
 
 
@@ -285,7 +286,13 @@ def load_trainable_base(
         return load_quantized_base(
             folder, quantize, dtype=dtype, device=device, trust_remote_code=trust
         )
-    base: Any = load_base_model(folder, dtype=dtype, device=device, trust_remote_code=trust)
+    base: Any = load_base_model(
+        folder,
+        dtype=dtype,
+        device=device,
+        attention=description.attention,
+        trust_remote_code=trust,
+    )
     if device.type == "cpu":
         # Backward through torch's fused CPU attention took 54 ms a layer for 20 texts of 45
         # tokens, a quarter of a step; written out as products it takes a tenth of that.

@@ -13,7 +13,8 @@ from tiny_models import tiny_adapter
 from pipelines.embedding import job as embed
 from pipelines.embedding.job import EmbedConfig, embed_corpus
 from pipelines.encoder.adapters import repeats_a_repeat
-from pipelines.encoder.description import EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.sources import fetch_adapter, fetch_model, is_confined
 from pipelines.runtime.command import print_config
 from pipelines.runtime.errors import InputError

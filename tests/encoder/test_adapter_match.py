@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 from tiny_models import tiny_adapter, tiny_model
 
-from pipelines.encoder.description import EncoderConfig, describe_encoder, require_as_trained
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, require_as_trained
 from pipelines.runtime.errors import InputError
 
 

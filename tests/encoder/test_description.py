@@ -8,12 +8,8 @@ import torch
 from tiny_models import tiny_adapter, tiny_model
 
 from pipelines.encoder import precision
-from pipelines.encoder.description import (
-    EncoderConfig,
-    EncoderDescription,
-    describe_encoder,
-    difference,
-)
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription, difference
 from pipelines.runtime.errors import InputError
 
 

@@ -4,8 +4,9 @@ import torch
 import transformers
 from tiny_models import FAMILIES, SENTENCES, tiny_adapter, tiny_model
 
-from pipelines.encoder.description import POOLINGS
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import POOLINGS, EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.padded import find_layers, read_states
 from pipelines.runtime.errors import InputError
 

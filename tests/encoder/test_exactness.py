@@ -9,7 +9,9 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.packed import PackedDecoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.packaged import load_labelled_corpus

@@ -7,7 +7,9 @@ import torch
 import transformers
 from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.sentence_transformers import (
     export_sentence_transformer,
     import_sentence_transformer,

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 
-from pipelines.encoder.encoder import EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.attention import (
     AttentionConfig,

@@ -19,7 +19,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tiny_models import SENTENCES, tiny_model
 from torch.utils.data import DataLoader
 
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.evaluation.contestants import distinct, parse_contestant
 from pipelines.evaluation.evaluate import (
     MAY_CHANGE,

@@ -16,8 +16,9 @@ from tiny_models import SENTENCES, tiny_adapter, tiny_model
 
 from pipelines.corpus.sample import sample_corpus
 from pipelines.encoder.base_model import load_base_model
-from pipelines.encoder.description import POOLINGS
-from pipelines.encoder.encoder import Encoder, EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import POOLINGS, EncoderConfig
+from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation import select as selection
 from pipelines.evaluation.ranking import rank_candidates

@@ -13,7 +13,8 @@ import torch
 import transformers
 from tiny_models import SENTENCES, tiny_model
 
-from pipelines.encoder.description import EncoderDescription, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run

@@ -2,7 +2,8 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from pipelines.encoder.description import EncoderConfig, describe_encoder
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
 from pipelines.training import adapter as quantized_base
 from pipelines.training.adapter import load_quantized_base, require_quantization

@@ -1,0 +1,324 @@
+"""An encoder as asked for becomes a description: everything settled and checked, no weight read.
+
+What the flags leave open is taken from the adapter, if it says what it was trained with, then from
+the model's folder, if it says how it is used. Names and shapes of weights stand in their files'
+headers, so most of what cannot run is refused here, before a worker starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.encoder.adapters import added_tokens, foreign_class
+from pipelines.encoder.description import (
+    DEFAULT_LAYER,
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_POOLING,
+    DEFAULT_PROMPT,
+    EncoderConfig,
+    EncoderDescription,
+    pooled_dimension,
+    trained_encoder,
+)
+from pipelines.encoder.prompts import PLACEHOLDER, PromptTemplate
+from pipelines.encoder.sources import ModelFiles, fetch_adapter, fetch_model, load_model_settings
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.encoder.usage import ModelUsage, read_usage
+from pipelines.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# Tokenizers without a limit say a huge number.
+_UNLIMITED_TOKENS = 10_000_000
+
+
+def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderDescription:
+    """Resolve a configuration without loading weights.
+
+    Fetches the model's files, reads its configuration and settles what ``auto`` means, so that
+    everyone who loads the description makes the same vectors.
+
+    Args:
+        config: the encoder as asked for.
+        device: where it will run: ``cpu``, ``cuda``, or ``auto`` for this machine's best.
+
+    Raises:
+        InputError: unknown model or adapter, an adapter of another model, a layer the model does
+            not have, a text limit beyond the model's positions, a model that is no single stack of
+            layers or that cannot be loaded here, and a folder whose use has no equal here.
+    """
+    from pipelines.encoder.precision import resolve_dtype  # slow: it loads torch
+
+    model = fetch_model(config.model, config.revision)
+    adapter = None if config.adapter is None else fetch_adapter(config.adapter)
+    trained = None if adapter is None else trained_encoder(adapter.folder)
+    settings = load_model_settings(model.folder, config.trust_remote_code)
+    check_code(model.folder, settings, config)
+    usage = read_usage(model.folder, config.model)
+    settled = settle(config, trained, usage)
+    layers, pooling = settled["layers"], settled["pooling"]
+    check_layers(layers, settings.num_hidden_layers, config.model)
+    attention = settle_attention(config, settings, trained, adapter)
+    tokenizer = PromptedTokenizer.from_folder(
+        model.folder,
+        PromptTemplate.parse(settled["prompt"]),
+        max_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
+        append_eos=config.append_eos,
+        lower_case=usage is not None and usage.lower_case,
+        trust_remote_code=config.trust_remote_code,
+    )
+    check_added_tokens(config, model, adapter, settled["prompt"])
+    tokenizer = tokenizer.limited(settle_max_tokens(config, settings, usage, tokenizer))
+    check_loading(config, model, adapter, attention, tokenizer)
+    width = pooled_dimension(pooling, settings.hidden_size)
+    own_head = usage is not None and config.pooling in (None, usage.pooling)
+    projections = usage.projections if usage is not None and own_head else ()
+    dimension = usage.dimension if usage is not None and projections else width
+    dimensions = config.dimensions or (usage.dimensions if usage is not None else None)
+    if dimensions is not None and dimensions > (dimension or width):
+        raise InputError(f"dimensions is {dimensions}, but vectors have {dimension} numbers")
+    return EncoderDescription(
+        model=config.model,
+        model_revision=model.revision,
+        adapter=config.adapter,
+        adapter_revision=None if adapter is None else adapter.revision,
+        prompt=settled["prompt"],
+        pooling=pooling,
+        layers=tuple(sorted({layer % (settings.num_hidden_layers + 1) for layer in layers})),
+        max_tokens=tokenizer.max_tokens,
+        normalize=config.normalize,
+        dtype=resolve_dtype(config.dtype, device),
+        append_eos=config.append_eos,
+        dimension=dimensions or dimension or width,
+        trust_remote_code=config.trust_remote_code,
+        attention=attention,
+        dimensions=dimensions,
+        lower_case=tokenizer.lower_case,
+        pool_prompt=usage is None or not own_head or usage.pool_prompt,
+        projections=projections,
+        code_digest=digest_code(model.folder) if config.trust_remote_code else None,
+        tokenization=tokenizer.version,
+        query_prompt=settled["query_prompt"],
+    )
+
+
+def settle(
+    config: EncoderConfig, trained: EncoderDescription | None, usage: ModelUsage | None
+) -> dict[str, Any]:
+    """Prompts, pooling and layers: by flag, else as trained, else as the folder says.
+
+    A flag that contradicts the folder is told.
+    """
+    asked = {"prompt": config.prompt, "pooling": config.pooling, "layers": config.layers}
+    folder: dict[str, Any] = {}
+    if usage is not None:
+        folder = {
+            "prompt": f"{usage.default_prompt}{PLACEHOLDER}",
+            "pooling": usage.pooling,
+            "layers": (usage.layer,),
+        }
+    defaults = {"prompt": DEFAULT_PROMPT, "pooling": DEFAULT_POOLING, "layers": (DEFAULT_LAYER,)}
+    told: dict[str, Any] = {}
+    for name, flag in asked.items():
+        adapter = None if trained is None else getattr(trained, name)
+        values = (flag, adapter, folder.get(name), defaults[name])
+        told[name] = next(value for value in values if value is not None)
+    told["prompt"] = str(PromptTemplate.parse(told["prompt"]))
+    others = [n for n in folder if asked[n] is not None and told[n] != folder[n]]
+    if usage is not None and usage.normalize and not config.normalize:
+        others.append("normalize")
+    for name in others:
+        log.warning(
+            "%s says %s %r for itself; %r is used, as asked for",
+            config.model, name, folder.get(name, True), told.get(name, False),
+        )  # fmt: skip
+    query = config.query_prompt
+    if query is None and trained is not None and config.prompt is None:
+        query = trained.query_prompt
+    if query is None and usage is not None and told["prompt"] == folder["prompt"]:
+        query = f"{usage.query_prompt}{PLACEHOLDER}"
+    query = None if query is None else str(PromptTemplate.parse(query))
+    return {**told, "query_prompt": None if query == told["prompt"] else query}
+
+
+def settle_max_tokens(
+    config: EncoderConfig, settings: Any, usage: ModelUsage | None, tokenizer: PromptedTokenizer
+) -> int:
+    """Tokens of a text: as asked for, else what the folder's limit leaves, else the default."""
+    if config.max_tokens is not None or usage is None:
+        return config.max_tokens or DEFAULT_MAX_TOKENS
+    positions = getattr(settings, "max_position_embeddings", None)
+    limits = [usage.max_tokens or tokenizer.tokenizer.model_max_length, positions]
+    limit = min(int(limit) for limit in limits if limit is not None)
+    around = tokenizer.prefix_tokens + tokenizer.suffix_tokens
+    if limit > _UNLIMITED_TOKENS:
+        return DEFAULT_MAX_TOKENS
+    if limit <= around:
+        raise InputError(
+            f"{config.model} reads {limit} tokens, and the prompt and special tokens are {around} "
+            "already: take a shorter prompt"
+        )
+    return limit - around
+
+
+def settle_attention(
+    config: EncoderConfig,
+    settings: Any,
+    trained: EncoderDescription | None,
+    adapter: ModelFiles | None,
+) -> str | None:
+    """The attention to ask the model for; None for its own."""
+    if config.attention != "auto":
+        return None if config.attention == own_attention(settings) else config.attention
+    if trained is not None:
+        return trained.attention
+    foreign = None if adapter is None else foreign_class(adapter.folder)
+    if foreign is not None:
+        raise InputError(
+            f"adapter {config.adapter} was trained on {foreign}, which is not the model's class: "
+            "pass --attention bidirectional or --attention causal, as that class attends"
+        )
+    return None
+
+
+def own_attention(settings: Any) -> str:
+    """How a model attends by its own configuration."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = type(settings)
+    if getattr(settings, "use_bidirectional_attention", False):
+        return "bidirectional"
+    if getattr(settings, "is_causal", True) is False:
+        return "bidirectional"
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False):
+        return "bidirectional"
+    return "causal" if kind in MODEL_FOR_CAUSAL_LM_MAPPING else "bidirectional"
+
+
+def check_layers(layers: Sequence[int], count: int, name: str) -> None:
+    """Refuse layers that a model of ``count`` layers does not have."""
+    for layer in layers:
+        if not -count - 1 <= layer <= count:
+            raise InputError(
+                f"layer {layer} does not exist: {name} has {count} layers, so 0 to "
+                f"{count}, or -1 to {-count - 1} counted from the end"
+            )
+
+
+def check_code(folder: Path, settings: Any, config: EncoderConfig) -> None:
+    """Refuse a folder whose model is a class of its own, where its code is not to be run."""
+    import transformers
+
+    named = _config(folder).get("auto_map") or {}
+    elsewhere = [str(name) for name in named.values() if "--" in str(name)]
+    if config.trust_remote_code and elsewhere:
+        raise InputError(
+            f"{config.model} takes its code from another repository ({elsewhere[0]}), so its files "
+            "do not tell which code runs: copy that code into the model's folder"
+        )
+    if config.trust_remote_code:
+        return
+    for kind, mapping in (
+        ("AutoModel", transformers.MODEL_MAPPING),
+        ("AutoModelForCausalLM", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+    ):
+        wanted = str(named.get(kind, "")).rpartition(".")[2]
+        stock = mapping.get(type(settings), None)
+        if wanted and stock is not None and stock.__name__ != wanted:
+            raise InputError(
+                f"{config.model} names a class of its own, {wanted}, where transformers would run "
+                f"{stock.__name__}: pass --trust-remote-code if you trust whoever wrote it"
+            )
+
+
+def check_added_tokens(
+    config: EncoderConfig, model: ModelFiles, adapter: ModelFiles | None, prompt: str
+) -> None:
+    """Refuse a prompt with tokens that only the adapter's own tokenizer knows."""
+    if adapter is None or not (model.folder / "tokenizer.json").is_file():
+        return
+    new = added_tokens(adapter.folder) - added_tokens(model.folder)
+    used = sorted(token for token in new if token in prompt)
+    if used:
+        raise InputError(
+            f"the prompt holds {used[0]!r}, a token that only the tokenizer of adapter "
+            f"{config.adapter} knows: merge it with PEFT, save its tokenizer with the result, and "
+            "give that folder as --model"
+        )
+
+
+def check_loading(
+    config: EncoderConfig,
+    model: ModelFiles,
+    adapter: ModelFiles | None,
+    attention: str | None,
+    tokenizer: PromptedTokenizer,
+) -> None:
+    """Refuse weights, an adapter and a text limit that the model cannot run with.
+
+    Reads names and shapes alone. A model whose code cannot be run so is checked when it is loaded.
+    """
+    import torch
+
+    from pipelines.encoder.base_model import learned_positions, load_base_model
+
+    check_quantization(model.folder, config.model)
+    positions = getattr(
+        load_model_settings(model.folder, config.trust_remote_code), "max_position_embeddings", None
+    )
+    if positions is not None and tokenizer.max_tokens > positions:
+        raise InputError(
+            f"max_tokens is {tokenizer.max_tokens}, but {config.model} has {positions} positions"
+        )
+    if config.trust_remote_code:
+        return
+    try:
+        loaded = load_base_model(
+            model.folder,
+            dtype=torch.float32,
+            device=torch.device("meta"),
+            adapter=None if adapter is None else adapter.folder,
+            attention=attention,
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        log.debug("%s cannot be checked without its weights: %s", config.model, error)
+        return
+    learned = learned_positions(loaded)
+    if learned is not None and tokenizer.most_tokens > learned:
+        around = tokenizer.prefix_tokens + tokenizer.suffix_tokens
+        raise InputError(
+            f"{tokenizer.max_tokens} tokens of text and {around} of prompt and special tokens, but "
+            f"{config.model} has {learned} positions: --max-tokens {learned - around} at most"
+        )
+
+
+def check_quantization(folder: Path, name: str) -> None:
+    """Refuse weights that are quantised already."""
+    settings = _config(folder)
+    method = (settings.get("quantization_config") or {}).get("quant_method")
+    if settings.get("quantization_config"):
+        raise InputError(
+            f"model {name!r} is quantised already ({method or 'by an unnamed method'}): give the "
+            "model that it was made from, with --dtype int8 or bfloat16 where memory is short"
+        )
+
+
+def digest_code(folder: Path) -> str | None:
+    """SHA-256 of the Python files that come with a model; None where there are none."""
+    files = sorted(folder.rglob("*.py"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,0 +1,196 @@
+"""A GGUF file becomes a folder of safetensors: weights, configuration and tokenizer.
+
+transformers reads weights and vocabulary. What it leaves out without a word is read here as
+llama.cpp means it, or the file is refused by what it holds: the split before the merges, the
+opening token, scaled positions, Gemma's query scale.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipelines.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
+
+CONVERSION = 2
+"""Number of this conversion; a folder made by another one is made anew."""
+
+# By the names of tokenizer.ggml.pre, as llama.cpp's llama-vocab.cpp groups them.
+_LIKE_GPT2 = ("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe")
+_DIGITS_FIRST = (
+    "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+)  # fmt: skip
+_OPENED = (
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+)  # fmt: skip
+_WHOLE_WORDS_FIRST = (*_OPENED, "tekken")
+_FACTORS = {"both": "freqs", "short": "factors_short", "long": "factors_long"}
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+
+
+def convert_gguf(source: Path, folder: Path) -> None:
+    """Unpack a GGUF file into a folder of bfloat16 safetensors, configuration and tokenizer.
+
+    Raises :class:`InputError` for a file that is no GGUF model, and for settings in it that cannot
+    be kept.
+    """
+    import gguf
+    import torch
+    import transformers
+
+    log.info("converting %s to safetensors, once", source.name)
+    try:
+        reader = gguf.GGUFReader(source)
+        fields = {name: _value(field) for name, field in reader.fields.items()}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, trust_remote_code=False
+        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+        )
+    except (ValueError, KeyError, OSError, IndexError) as error:
+        raise InputError(
+            f"{source} cannot be read as a GGUF model: {str(error).splitlines()[0]}"
+        ) from error
+    tensors = {t.name: t.data for t in reader.tensors if t.name.startswith("rope_")}
+    try:
+        split_as_trained(tokenizer, fields)
+        open_as_trained(tokenizer, fields)
+        scale_positions(model.config, fields, tensors)
+        scale_queries(model.config, fields)
+    except InputError as error:
+        raise InputError(f"{source} cannot be used: {error}") from error
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def split_as_trained(tokenizer: Any, fields: dict[str, Any]) -> None:
+    """Set the split that the file names; :class:`InputError` for one that is not known."""
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    name = fields.get("tokenizer.ggml.pre", "default")
+    if fields.get("tokenizer.ggml.model") != "gpt2":
+        return
+    backend = tokenizer.backend_tokenizer
+    if name in _DIGITS_FIRST:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    elif name not in _LIKE_GPT2 and name not in GGUF_PRE_TOKENIZER_SPLITS:
+        known = sorted({*_LIKE_GPT2, *_DIGITS_FIRST, *GGUF_PRE_TOKENIZER_SPLITS})
+        raise InputError(
+            f"its tokenizer splits texts as {name!r}, which is not known (known are "
+            f"{', '.join(known)}): give the model as safetensors with its tokenizer.json"
+        )
+    if name in _WHOLE_WORDS_FIRST:
+        backend.model.ignore_merges = True
+
+
+def open_as_trained(tokenizer: Any, fields: dict[str, Any]) -> None:
+    """Let the tokenizer put its opening and closing tokens as llama.cpp does."""
+    from tokenizers import processors
+
+    pre, kind = fields.get("tokenizer.ggml.pre"), fields.get("tokenizer.ggml.model")
+    opens = fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _OPENED)
+    closes = fields.get("tokenizer.ggml.add_eos_token", False)
+    around = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    wanted = [
+        *([tokenizer.bos_token_id] if opens and tokenizer.bos_token_id is not None else []),
+        *around[1],
+        *([tokenizer.eos_token_id] if closes and tokenizer.eos_token_id is not None else []),
+    ]
+    if around[0] == wanted:
+        return
+    named = [
+        (token, tokenizer.convert_tokens_to_ids(token))
+        for token in (tokenizer.bos_token, tokenizer.eos_token)
+        if token
+    ]
+    single = [tokenizer.bos_token if opens else None, "$A", tokenizer.eos_token if closes else None]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[piece for piece in single if piece], special_tokens=named
+    )
+
+
+def scale_positions(config: Any, fields: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """Write the file's scaling of positions into a model's configuration.
+
+    Raises :class:`InputError` for a scaling that has no equal there.
+    """
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None)
+    if ropes is None:
+        return
+    arch = fields["general.architecture"]
+    key = f"{arch}.rope.scaling"
+    kind = fields.get(f"{key}.type", "none")
+    factor = float(fields.get(f"{key}.factor") or fields.get(f"{arch}.rope.scale_linear") or 1.0)
+    original = int(fields.get(f"{key}.original_context_length") or text.max_position_embeddings)
+    if f"{key}.type" not in fields and factor != 1.0:
+        kind = "linear"
+    wide = ropes.get("full_attention", ropes)
+    factors = {
+        name: tensors[f"rope_{tensor}.weight"].tolist()
+        for name, tensor in (
+            ("both", "freqs"),
+            ("short", "factors_short"),
+            ("long", "factors_long"),
+        )
+        if f"rope_{tensor}.weight" in tensors
+    }
+    if factors:
+        # each frequency has its own divisor, which is what longrope's tables say
+        attention = fields.get(f"{key}.attn_factor")
+        wide.update(
+            rope_type="longrope",
+            short_factor=factors.get("short", factors.get("both")),
+            long_factor=factors.get("long", factors.get("both")),
+            original_max_position_embeddings=original,
+            attention_factor=1.0 if "both" in factors else attention,
+            factor=text.max_position_embeddings / original,
+        )
+        if wide["short_factor"] is None or wide["long_factor"] is None:
+            raise InputError("it has factors of short or of long texts alone")
+    elif kind == "linear" and factor != 1.0:
+        wide.update(rope_type="linear", factor=factor)
+    elif kind == "yarn":
+        wide.update(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
+        if float(fields.get(f"{key}.attn_factor", 1.0)) != 1.0 or fields.get(
+            f"{key}.yarn_log_multiplier"
+        ):
+            raise InputError("its YaRN scaling has an attention factor of its own")
+    elif kind not in ("none", "linear"):
+        raise InputError(f"its positions are scaled by {kind!r}, which is not read from GGUF")
+
+
+def scale_queries(config: Any, fields: dict[str, Any]) -> None:
+    """Set Gemma's query scale, which llama.cpp takes from the model's size."""
+    arch = fields["general.architecture"]
+    text = config.get_text_config()
+    if arch in _LAYERS_OF_27B and hasattr(text, "query_pre_attn_scalar"):
+        width = text.hidden_size // text.num_attention_heads
+        large = text.num_hidden_layers == _LAYERS_OF_27B[arch]
+        text.query_pre_attn_scalar = width if large else text.head_dim
+
+
+def _value(field: Any) -> Any:
+    """A field's content; of an array only the number of its entries."""
+    import gguf
+
+    if field.types[0] == gguf.GGUFValueType.ARRAY:
+        return len(field.data)
+    value = field.parts[field.data[0]]
+    if field.types[0] == gguf.GGUFValueType.STRING:
+        return bytes(value).decode("utf-8", "replace")
+    return value[0].item()

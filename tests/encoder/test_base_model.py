@@ -1,0 +1,172 @@
+import json
+import shutil
+
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from tiny_models import SENTENCES, tiny_adapter, tiny_model
+
+from pipelines.encoder.base_model import load_base_model
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
+from pipelines.runtime.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model") / "llama", num_hidden_layers=2)
+
+
+def tune(folder, adapter, *, spread=0.2, **settings):
+    """An adapter of the model with its head, random unless ``spread`` is 0."""
+    torch.manual_seed(3)
+    settings = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings}
+    tuned = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(folder), peft.LoraConfig(**settings)
+    )
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name or "lora_embedding_A" in name:
+                weight.normal_(0, spread)
+    tuned.save_pretrained(adapter)
+    return str(adapter)
+
+
+def load(folder, **settings):
+    settings = {"dtype": "float32", "prompt": "none", **settings}
+    return Encoder.load(EncoderConfig(str(folder), **settings), device="cpu")
+
+
+def unmerged(folder, adapter, texts, encoder):
+    """Last states of the adapted model itself, one text at a time, as PEFT runs it."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tuned = peft.PeftModel.from_pretrained(base, adapter).eval()
+    rows = []
+    for ids in encoder.tokenizer.tokenize(texts):
+        with torch.no_grad():
+            output = tuned(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+        rows.append(output.hidden_states[-1][0, -1])
+    return torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+
+
+def test_an_adapter_of_a_tied_head_leaves_the_input_embeddings_alone(tmp_path):
+    folder = tiny_model(tmp_path / "tied", num_hidden_layers=2, tie_word_embeddings=True)
+    adapter = tune(folder, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    encoder = load(folder, adapter=adapter)
+    expected = unmerged(folder, adapter, SENTENCES, encoder)
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("gpt_neox", "query_key_value"), ("opt", "q_proj"), ("gemma2", "o_proj")]
+)
+def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family, target):
+    folder = tiny_model(tmp_path / family, family)
+    adapter = tune(folder, tmp_path / "adapter", target_modules=[target])
+    encoder = load(folder, adapter=adapter)
+    expected = unmerged(folder, adapter, SENTENCES, encoder)
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_bias": True}, "lora_bias"),
+        ({"alora_invocation_tokens": [70, 71]}, "alora_invocation_tokens"),
+        ({"target_modules": ["lm_head"]}, "changes only lm_head"),
+        ({"spread": 0}, "changes nothing"),
+    ],
+)
+def test_adapters_that_cannot_be_used_are_refused_before_weights_are_read(
+    folder, tmp_path, settings, message
+):
+    adapter = tune(folder, tmp_path / "adapter", **settings)
+    with pytest.raises(InputError, match=message) as caught:
+        describe_encoder(EncoderConfig(str(folder), adapter=adapter))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_a_wider_model_is_refused_before_weights_are_read(folder, tmp_path):
+    other = tiny_model(tmp_path / "other", hidden_size=32, num_hidden_layers=2)
+    adapter = str(tiny_adapter(tmp_path / "adapter", other))
+    with pytest.raises(InputError, match="does not fit the model") as caught:
+        describe_encoder(EncoderConfig(str(folder), adapter=adapter))
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_embeddings_in_an_adapter_are_used(folder, tmp_path):
+    adapter = tune(folder, tmp_path / "adapter", modules_to_save=["embed_tokens"])
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    weights[name] = torch.randn_like(weights[name])
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    encoder = load(folder, adapter=adapter)
+    expected = unmerged(folder, adapter, SENTENCES, encoder)
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+def test_embeddings_of_added_tokens_are_refused_with_the_reason(folder, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(520)
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with pytest.raises(InputError, match="embeddings of 520 tokens, the model has 512"):
+        describe_encoder(EncoderConfig(str(folder), adapter=str(tmp_path / "adapter")))
+
+
+def test_what_an_adapter_did_is_measured_and_kept_beside_the_fingerprint(folder, tmp_path):
+    adapter = str(tiny_adapter(tmp_path / "adapter", folder))
+    encoder = load(folder, adapter=adapter)
+    effect = encoder.adapter_effect
+    assert effect["changed_layers"] == 1.0
+    assert effect["cosine"] < 0.999
+    assert load(folder).adapter_effect is None
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_a_merged_model_beside_its_adapter_is_not_adapted_twice(tmp_path, activation):
+    base = tiny_model(tmp_path / "base", num_hidden_layers=2, hidden_act=activation)
+    adapter = tune(base, tmp_path / "adapter")
+    merged = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(base), adapter
+    ).merge_and_unload()
+    shutil.copytree(base, tmp_path / "clean")
+    merged.save_pretrained(tmp_path / "clean")
+    shutil.copytree(tmp_path / "clean", tmp_path / "beside")
+    shutil.copytree(adapter, tmp_path / "beside", dirs_exist_ok=True)
+    expected = load(tmp_path / "clean").encode(SENTENCES)
+    np.testing.assert_allclose(load(tmp_path / "beside").encode(SENTENCES), expected, atol=1e-6)
+
+
+def test_weights_that_lack_or_misfit_the_configuration_are_named(folder, tmp_path):
+    for change, message in (
+        ({"num_hidden_layers": 3}, "lack layers.2"),
+        ({"intermediate_size": 48}, "of shape"),
+    ):
+        shutil.copytree(folder, tmp_path / "model", dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("layer_types", None)
+        (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(InputError, match=message):
+            describe_encoder(EncoderConfig(str(tmp_path / "model")))
+
+
+def test_embeddings_stored_under_the_heads_name_are_found(tmp_path):
+    folder = tiny_model(tmp_path / "tied", num_hidden_layers=2, tie_word_embeddings=True)
+    expected = load(folder).encode(SENTENCES)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_allclose(load(folder).encode(SENTENCES), expected, atol=1e-6)
+
+
+def test_names_and_shapes_alone_are_read_on_the_meta_device(folder):
+    model = load_base_model(folder, dtype=torch.float32, device=torch.device("meta"))
+    assert all(weight.is_meta for weight in model.parameters())

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import SENTENCES, tiny_model
+
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
+from pipelines.encoder.packed import PackedDecoder
+from pipelines.runtime.errors import InputError
+
+TEXTS = [*SENTENCES, "a", " ".join(SENTENCES)]
+
+
+def load(folder, **settings):
+    settings = {"dtype": "float32", **settings}
+    return Encoder.load(EncoderConfig(str(folder), **settings), device="cpu")
+
+
+def reference(encoder, folder, texts, **changes):
+    """One text at a time by the model's own pass, its configuration changed."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = transformers.AutoModel.from_pretrained(folder, config=config).eval()
+    rows = []
+    for ids in encoder.tokenizer.tokenize(texts):
+        with torch.no_grad():
+            output = model(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=int))
+        states = output.last_hidden_state[0]
+        rows.append(states[-1] if encoder.description.pooling == "last" else states.mean(0))
+    return torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+
+
+def change_weights(folder, change):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            change(layer)
+    model.save_pretrained(folder)
+    return folder
+
+
+def one_large_channel(layer):
+    """A channel that is large and means little: int8 loses the others beside it."""
+    attention, mlp = layer.self_attn, layer.mlp
+    for norm, products in (
+        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+    ):
+        norm.weight[3] *= 30000
+        for product in products:
+            product.weight[:, 3] /= 30000
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_int8_that_loses_too_much_is_refused_and_never_something_else(tmp_path, activation):
+    folder = tiny_model(tmp_path / "llama", hidden_act=activation)
+    change_weights(folder, one_large_channel)
+    with pytest.raises(InputError, match=r"loses too much in int8: cosine .* use --dtype"):
+        load(folder, dtype="int8")
+
+
+def test_float16_that_overflows_is_refused_with_the_remedy(tmp_path):
+    folder = change_weights(
+        tiny_model(tmp_path / "llama"), lambda layer: layer.mlp.down_proj.weight.mul_(1e6)
+    )
+    with pytest.raises(InputError, match="no finite vector in float16: use --dtype bfloat16"):
+        load(folder, dtype="float16")
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt_neox"])
+def test_bidirectional_attention_equals_the_models_own(tmp_path, family, pooling):
+    folder = tiny_model(tmp_path / family, family)
+    encoder = load(folder, attention="bidirectional", pooling=pooling, prompt="cluster-the-text")
+    expected = reference(encoder, folder, TEXTS, is_causal=False)
+    assert (encoder.encode(TEXTS) * expected).sum(1).min() > 0.9999
+    assert (load(folder, pooling=pooling).encode(TEXTS) * expected).sum(1).min() < 0.999
+    assert isinstance(encoder._decoder, PackedDecoder) == (family != "gpt_neox")
+
+
+def test_attention_is_in_the_fingerprint_only_where_it_is_not_the_models_own(tmp_path):
+    folder = tiny_model(tmp_path / "llama", num_hidden_layers=2)
+    fingerprints = [
+        describe_encoder(
+            EncoderConfig(str(folder), dtype="float32", attention=attention)
+        ).fingerprint
+        for attention in ("auto", "causal", "bidirectional")
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_a_configuration_that_says_bidirectional_is_honoured(tmp_path):
+    folder = tiny_model(tmp_path / "llama", num_hidden_layers=2)
+    causal = load(folder, pooling="mean").encode(TEXTS)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.is_causal = False
+    config.save_pretrained(folder)
+    encoder = load(folder, pooling="mean")
+    assert encoder.description.attention is None
+    expected = reference(encoder, folder, TEXTS)
+    assert (encoder.encode(TEXTS) * expected).sum(1).min() > 0.9999
+    np.testing.assert_allclose(
+        load(folder, pooling="mean", attention="causal").encode(TEXTS), causal, atol=1e-4
+    )
+
+
+def test_a_shared_prefix_that_some_texts_do_not_begin_with_is_no_harm(tmp_path):
+    folder = tiny_model(tmp_path / "llama", num_hidden_layers=2)
+    encoder = load(folder, prompt="ab: {text}", pooling="mean")
+    ids = encoder.tokenizer.tokenize(["one text", "another"])
+    odd = [ids[0], [7, *ids[1][1:]]]
+    together, alone = encoder.encode_tokens(odd), encoder.encode_tokens([odd[1]])
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
+    np.testing.assert_allclose(together[0], encoder.encode_tokens([ids[0]])[0], atol=1e-5)
+
+
+def test_longrope_texts_do_not_depend_on_their_batch(tmp_path):
+    ropes = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8, "original_max_position_embeddings": 32, "factor": 32.0,
+    }  # fmt: skip
+    folder = tiny_model(tmp_path / "llama", num_hidden_layers=2, rope_parameters=ropes)
+    encoder = load(folder, pooling="mean")
+    texts = ["short", " ".join(SENTENCES)]
+    alone = np.vstack([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-5)

@@ -1,0 +1,128 @@
+import json
+import shutil
+
+import pytest
+import transformers
+from tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
+
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
+from pipelines.runtime.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_model(tmp_path / "model", num_hidden_layers=2)
+
+
+def describe(folder, **settings):
+    return describe_encoder(EncoderConfig(str(folder), **{"dtype": "float32", **settings}))
+
+
+def change(folder, **settings):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "awq", "bits": 4, "group_size": 16},
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "fp8"},
+        {"quant_method": "compressed-tensors"},
+    ],
+)
+def test_weights_that_are_quantised_already_are_one_line(folder, settings):
+    change(folder, quantization_config=settings)
+    with pytest.raises(InputError, match=f"quantised already .{settings['quant_method']}"):
+        describe(folder)
+
+
+@pytest.mark.parametrize(("family", "positions"), [("opt", 1024), ("bert", 512)])
+def test_prompt_and_text_must_fit_learned_positions(tmp_path, family, positions):
+    if family == "opt":
+        folder = tiny_model(tmp_path / family, family)
+    else:
+        config = transformers.BertConfig(
+            vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=positions,
+        )  # fmt: skip
+        folder = tmp_path / family
+        transformers.BertModel(config).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    with pytest.raises(InputError, match=f"has {positions} positions: --max-tokens") as caught:
+        describe(folder, max_tokens=positions, prompt="none", pooling="mean")
+    most = int(str(caught.value).rsplit("--max-tokens ", 1)[1].split()[0])
+    encoder = Encoder.load(
+        EncoderConfig(str(folder), dtype="float32", max_tokens=most, prompt="none", pooling="mean")
+    )
+    assert encoder.encode(["x" * 5000]).shape == (1, 64)
+
+
+def test_rotary_positions_may_be_exceeded_by_the_prompt(folder):
+    assert describe(folder, max_tokens=1024).max_tokens == 1024
+
+
+def test_an_adapter_of_a_foreign_class_needs_its_attention_named(folder, tmp_path):
+    adapter = tiny_adapter(tmp_path / "adapter", folder)
+    path = adapter / "adapter_config.json"
+    mapping = {"base_model_class": "LlamaBiModel", "parent_library": "llm2vec.models"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_mapping": mapping}))
+    with pytest.raises(InputError, match="LlamaBiModel of llm2vec"):
+        describe(folder, adapter=str(adapter))
+    named = describe(folder, adapter=str(adapter), attention="bidirectional")
+    assert named.attention == "bidirectional"
+
+
+def test_a_class_of_its_own_is_not_run_as_the_stock_one(folder):
+    change(folder, auto_map={"AutoModel": "modeling_bi.LlamaBiModel"})
+    with pytest.raises(InputError, match="a class of its own, LlamaBiModel"):
+        describe(folder)
+    change(folder, auto_map={"AutoModel": "modeling_llama.LlamaModel"})
+    describe(folder)
+
+
+def test_code_that_is_run_decides_the_fingerprint(folder):
+    config = {"trust_remote_code": True}
+    before = describe(folder, **config).fingerprint
+    assert before == describe(folder).fingerprint
+    (folder / "modeling_own.py").write_text("SCALE = 1")
+    first = describe(folder, **config).fingerprint
+    (folder / "modeling_own.py").write_text("SCALE = 2")
+    assert len({before, first, describe(folder, **config).fingerprint}) == 3
+
+
+def test_dimensions_keep_the_first_numbers_renormalised(folder):
+    whole = Encoder.load(EncoderConfig(str(folder), dtype="float32"), device="cpu")
+    cut = Encoder.load(EncoderConfig(str(folder), dtype="float32", dimensions=16), device="cpu")
+    expected = whole.encode(["a text"])[:, :16]
+    expected /= (expected**2).sum() ** 0.5
+    assert abs(cut.encode(["a text"]) - expected).max() < 1e-6
+    assert cut.dimension == 16
+    assert cut.fingerprint != whole.fingerprint
+    with pytest.raises(InputError, match="vectors have 64"):
+        describe(folder, dimensions=65)
+
+
+def test_a_prompt_of_the_adapters_own_tokens_is_refused(folder, tmp_path):
+    adapter = tiny_adapter(tmp_path / "adapter", folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<query>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    shutil.copy(tmp_path / "tokenizer" / "tokenizer.json", adapter)
+    describe(folder, adapter=str(adapter))
+    with pytest.raises(InputError, match="only the tokenizer of adapter"):
+        describe(folder, adapter=str(adapter), prompt="<query>{text}")
+
+
+def test_fingerprints_of_earlier_encoders_stay_what_they_were(folder):
+    description = describe(folder)
+    assert set(description.to_json()) == {
+        "format", "fingerprint", "model", "model_revision", "adapter", "adapter_revision", "prompt",
+        "pooling", "layers", "max_tokens", "normalize", "dtype", "append_eos", "dimension",
+        "trust_remote_code",
+    }  # fmt: skip

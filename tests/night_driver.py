@@ -14,7 +14,7 @@ import trivial_workers
 from inline_ray import run_inline
 
 from pipelines.embedding import job as embed
-from pipelines.nightly import job as steps
+from pipelines.nightly import night as steps
 from pipelines.nightly.job import NightConfig, reindex
 from pipelines.runtime.command import report_error
 from pipelines.runtime.run_record import read_run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,10 @@ class NightFigures:
     drift: Drift | None
     encoder_before: str | None
     """Fingerprint of the version before, where it is another encoder's."""
+    novel_groups: Sequence[int] = ()
+    """Sizes of the clusters that novel documents would make."""
+    broken_edits: Sequence[str] = ()
+    """People's edits that the night's clusters go against, described."""
 
 
 def run_checks(config: NightConfig, figures: NightFigures) -> list[Check]:
@@ -57,6 +61,8 @@ def run_checks(config: NightConfig, figures: NightFigures) -> list[Check]:
         *_drift(config, figures),
         _imbalance(config, figures),
         _encoder(figures),
+        _novel(figures),
+        _edits(figures),
     ]
     checks = []
     for name, value, limit, says in measured:
@@ -139,3 +145,19 @@ def _encoder(figures: NightFigures) -> _Measured:
         f"encoder (fingerprint {(before or '')[:12]}…)"
     )
     return "encoder", 0.0 if before is None else 1.0, 0.0, says
+
+
+def _novel(figures: NightFigures) -> _Measured:
+    groups = figures.novel_groups
+    sizes = ", ".join(f"{size:,}" for size in groups[:10])
+    says = (
+        f"novel: documents that fit nowhere would make {len(groups)} new clusters, of {sizes} "
+        "documents; they are in novel.parquet, and with the nearest clusters for now"
+    )
+    return "novel", float(len(groups)), 0.0, says
+
+
+def _edits(figures: NightFigures) -> _Measured:
+    broken = figures.broken_edits
+    says = f"edits: clusters that are to be kept apart became one: {'; '.join(broken)}"
+    return "edits", float(len(broken)), 0.0, says

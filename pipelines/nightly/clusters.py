@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -35,7 +35,7 @@ from cluster.clustering import (
     scan_corpus,
 )
 from cluster.config import ClusterConfig, ClusterOptions
-from cluster.identity import Identity, NewClusters, OldClusters, identify_clusters
+from cluster.identity import NewClusters, OldClusters, identify_clusters
 from cluster.kmeans import Fit, start_from
 from cluster.on_ray import run_on_shards
 from cluster.outcome import Outcome, describe_outcome
@@ -43,38 +43,87 @@ from cluster.sample import Scan
 from cluster.vector_files import Columns, Piece
 from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks
 from pipelines.nightly.config import TEXT, NightConfig
+from pipelines.nightly.edits import (
+    AssignIds,
+    Pins,
+    describe_published,
+    name_clusters,
+    place_pins,
+    split_starts,
+)
+from pipelines.nightly.novelty import Joined, Novelty, find_novelty, split_joined
+from pipelines.nightly.parts import (
+    CLUSTERS,
+    Parts,
+    Published,
+    publish_parts,
+    published_clusters,
+    read_parts,
+)
 from pipelines.store.candidate import Candidate
 from pipelines.store.documents import FragmentRef, assign_fragment, read_fragment
+from pipelines.store.edits import Edit, read_applied
 from pipelines.store.version import Version
 
 SHARD_ROWS = 200_000
-CENTROIDS = "centroids.parquet"
-CLUSTERS = "clusters.parquet"
 MOST_WARM_ITERATIONS = 25
 _MERGED_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The clusters of the version before."""
+
+    version: Version
+    clusters: OldClusters
+    """As they were published."""
+    parts: Parts
+    """As they were fitted."""
+
+    @classmethod
+    def read(cls, version: Version, *, same_encoder: bool) -> Earlier:
+        """Those of a version; without centroids where they are another encoder's."""
+        parts = read_parts(version, same_encoder=same_encoder)
+        return cls(version, published_clusters(version, parts), parts)
+
+
+@dataclass(frozen=True)
 class NightClusters:
-    """The new clustering, identified, not yet written."""
+    """The new clustering, identified, people's edits applied, not yet written."""
 
     outcome: Outcome
     """Clusters are called by their ids."""
-    new: NewClusters
-    identity: Identity
-    shared: np.ndarray | None
-    """int64 (k, m), untouched documents by old and new cluster; None without old clusters."""
+    published: Published
+    names: list[str]
+    """Of the published clusters, people's among them."""
+    pins: Pins
+    split: dict[int, int]
+    """By cluster that people wanted split: the new one that came out of it."""
     fit: Fit
     unit_norm: bool
+    novelty: Novelty | None
+    """What does not fit; None where the clusters were fitted anew."""
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """All documents under a fit's centroids."""
+
+    census: Census
+    shared: np.ndarray
+    """int64 (k, m), untouched documents by old cluster and new part."""
+    joined: list[Joined]
 
 
 def cluster_candidate(
     config: NightConfig,
     candidate: Candidate,
-    old: OldClusters | None,
+    earlier: Earlier | None,
+    edits: Sequence[Edit],
     *,
     changed: float,
     when: datetime,
+    fitted_at: datetime | None,
     next_id: int,
 ) -> NightClusters:
     """Cluster the documents of ``candidate`` and find out which cluster is which old one.
@@ -82,53 +131,135 @@ def cluster_candidate(
     Args:
         config: the night's options.
         candidate: its documents are as they are to be published.
-        old: the clusters of the version before.
+        earlier: the clusters of the version before.
+        edits: people's, those that hold.
         changed: share of the documents that are not as they were; 1 where other settings than
             those of the version before ask for another clustering.
         when: documents that changed last before are those that this night left untouched.
+        fitted_at: when the clusters were fitted that documents join now; None to fit them anew.
         next_id: the first cluster id that was never given.
     """
-    settings = cluster_config(config, old, changed)
+    splits = _splits(earlier)
+    settings = cluster_config(config, earlier, changed, splits)
     source = open_candidate(candidate, config)
     scan = scan_corpus(source, settings)
-    choice = choose_levels(scan, settings)
-    k = choice.k if choice is not None else settings.levels()[0]
-    fit = fit_level(source, scan, k, settings, _start(config, old, k, scan))
-    old_ids = np.empty(0, dtype=np.int64) if old is None else old.ids
-    census, shared = count_documents(source, scan, fit, settings, old_ids, when)
+    sample = scan.sample.head(config.sample_documents).vectors
+    starts = {}
+    if earlier is not None and config.warm:
+        starts = split_starts(edits, earlier.version, earlier.parts, sample)
+    choice = None
+    if fitted_at is not None:
+        assert earlier is not None
+        fit = _standing(_with_splits(earlier.parts, starts)[0])
+    else:
+        choice = choose_levels(scan, settings)
+        k = (choice.k if choice is not None else settings.levels()[0]) + len(starts)
+        fit = fit_level(source, scan, k, settings, _start(config, earlier, starts, k, sample))
+    count = functools.partial(
+        count_documents, source, scan, settings=settings, earlier=earlier, when=when,
+        fitted_at=fitted_at,
+    )  # fmt: skip
+    counted, novelty = count(fit), None
+    if fitted_at is not None:
+        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids))
+        if len(novelty.centroids) and "novel" in config.accept:
+            fit = _standing(np.vstack([fit.centroids, novelty.centroids]))
+            counted = count(fit)
     outcome = describe_outcome(
         scan,
-        {k: fit},
+        {len(fit.centroids): fit},
         choice,
-        census,
+        counted.census,
         documents=settings.sample_documents,
         has_labels=config.label_column is not None,
         similarity=settings.duplicate_similarity or None,
     )
+    asked = [] if earlier is None else [int(earlier.parts.ids[place]) for place in starts]
+    return _identify(candidate, earlier, edits, counted, outcome, next_id, asked, source, novelty)
+
+
+def _identify(
+    candidate: Candidate,
+    earlier: Earlier | None,
+    edits: Sequence[Edit],
+    counted: _Counted,
+    outcome: Outcome,
+    next_id: int,
+    asked: Sequence[int],
+    source: VectorSource,
+    novelty: Novelty | None,
+) -> NightClusters:
+    """Who is who, and what people want of it."""
+    fit = outcome.fit
     keywords = [description.keywords for description in outcome.clusters]
-    new = NewClusters(fit.centroids, census.sizes, keywords)
-    known = None if old is None else shared
-    identity = identify_clusters(old, new, known, next_id=next_id)
-    return NightClusters(
-        outcome.with_ids(identity.ids), new, identity, known, fit, source.unit_norm
-    )
+    new = NewClusters(fit.centroids, counted.census.sizes, keywords)
+    old = None if earlier is None else earlier.clusters
+    shared = None if earlier is None else counted.shared
+    identity = identify_clusters(old, new, shared, next_id=next_id)
+    split = {
+        e.related_cluster_id: e.cluster_id
+        for e in identity.events
+        if e.event == "split" and e.related_cluster_id is not None and e.related_cluster_id in asked
+    }
+    before = None if earlier is None else earlier.parts
+    published = publish_parts(edits, old, before, new, shared, identity)
+    places = AssignIds(fit.centroids, np.arange(len(fit.centroids)), source.unit_norm)
+    pins, published = place_pins(edits, candidate, published, places)
+    names = name_clusters(edits, published.identity)
+    outcome = describe_published(outcome, published, names)
+    return NightClusters(outcome, published, names, pins, split, fit, source.unit_norm, novelty)
+
+
+def _splits(earlier: Earlier | None) -> int:
+    """How many clusters there are by people's splits, beside the number that is asked for."""
+    if earlier is None:
+        return 0
+    rows = read_applied(earlier.version).to_pylist()
+    return sum(row["action"] == "split" and row["status"] == "applied" for row in rows)
+
+
+def _with_splits(parts: Parts, starts: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids float32 (k, d) and sizes int64 (k,) with two in place of each that is split."""
+    assert parts.centroids is not None
+    centroids, sizes = parts.centroids.copy(), parts.sizes.copy()
+    for place, pair in starts.items():
+        centroids[place] = pair[0]
+        centroids = np.vstack([centroids, pair[1:]])
+        sizes = np.append(sizes, sizes[place])
+    return centroids, sizes
+
+
+def _standing(centroids: np.ndarray) -> Fit:
+    """Centroids, float32 (k, d), that were fitted in another night, as a fit."""
+    return Fit(centroids, np.zeros(len(centroids), np.int64), 0.0, 0, 0, 0)
 
 
 def write_assignments(candidate: Candidate, clusters: NightClusters) -> None:
-    """Write every document's cluster id and distance."""
-    assign = _AssignIds(clusters.fit.centroids, clusters.identity.ids, clusters.unit_norm)
+    """Write every document's cluster id and distance, those of pinned documents last."""
+    ids = clusters.published.parts.ids
+    assign = AssignIds(clusters.fit.centroids, ids, clusters.unit_norm)
     work = functools.partial(_assign, assign=assign)
     candidate.set_assignments(map_on_ray(work, candidate.fragments()))
+    if clusters.pins.table is not None:
+        candidate.update_columns(clusters.pins.table)
 
 
-def cluster_config(config: NightConfig, old: OldClusters | None, changed: float) -> ClusterConfig:
-    """The settings of the clustering package; ``auto`` keeps the number of clusters there are."""
+def cluster_config(
+    config: NightConfig, earlier: Earlier | None, changed: float, splits: int
+) -> ClusterConfig:
+    """The settings of the clustering package; ``auto`` keeps the number of clusters there are.
+
+    ``splits`` are clusters that people made out of others, beside the number that is asked for.
+    """
     number = config.num_clusters
-    there = len(old.ids) if config.warm and old is not None else 0
+    there = len(earlier.parts.ids) if config.warm and earlier is not None else 0
     if number == "auto" and there:
         number = str(there)
+    elif number != "auto":
+        number = str(int(number) + splits)
     iterations = config.max_iterations
-    if old is not None and old.centroids is not None and number == str(there) and changed < 1:
+    known = earlier is not None and earlier.parts.centroids is not None
+    if known and number == str(there) and changed < 1:
         needed = min(MOST_WARM_ITERATIONS, max(1, round(100 * changed)))
         iterations = config.warm_iterations or needed
     shared = {f.name: getattr(config, f.name) for f in fields(ClusterOptions)}
@@ -164,40 +295,30 @@ def count_documents(
     source: VectorSource,
     scan: Scan,
     fit: Fit,
+    *,
     settings: ClusterConfig,
-    old_ids: np.ndarray,
+    earlier: Earlier | None,
     when: datetime,
-) -> tuple[Census, np.ndarray]:
-    """The census under new centroids, and int64 (k, m) untouched documents by old and new."""
+    fitted_at: datetime | None,
+) -> _Counted:
+    """The census under a fit's centroids, and where untouched and new documents are in it."""
+    old_ids = np.empty(0, dtype=np.int64) if earlier is None else earlier.clusters.ids
     largest = max(scan.largest, float(np.abs(fit.centroids).max()))
     longest = 2 * largest * float(np.sqrt(source.dimension))
     plan = CensusPlan((len(fit.centroids),), KEPT_DOCUMENTS, scan.rows, longest)
     count = functools.partial(
-        _count_shard, source, fit.centroids, plan, settings.seed, old_ids, when
+        _count_shard, source, fit.centroids, plan, settings.seed, old_ids, when, fitted_at
     )
-    censuses = []
+    censuses, joined = [], []
     shared = np.zeros((len(old_ids), plan.k), dtype=np.int64)
     for tables in run_on_shards(count, source.shards, **pool_of(settings)):
         censuses.append(census_from_tables(tables, plan))
         pairs = tables["untouched"]
         places = pairs["old"].to_numpy(), pairs["new"].to_numpy()
         np.add.at(shared, places, pairs["documents"].to_numpy())
-    return merge_censuses(censuses), shared
-
-
-def read_old_clusters(version: Version, *, same_encoder: bool) -> OldClusters:
-    """The clusters of a version, by rising id."""
-    found = _table(version, CENTROIDS).sort_by("cluster_id")
-    names = dict(zip(*(_table(version, CLUSTERS)[n].to_pylist() for n in ("cluster_id", "name")),
-                     strict=True))  # fmt: skip
-    ids = found["cluster_id"].to_numpy()
-    column = found["centroid"].combine_chunks()
-    return OldClusters(
-        ids.astype(np.int64),
-        column.flatten().to_numpy().reshape(len(ids), -1) if same_encoder else None,
-        found["size"].to_numpy().astype(np.int64),
-        [names[int(cluster_id)] for cluster_id in ids],
-    )
+        if fitted_at is not None:
+            joined.append(Joined(tables["fitted"], tables["since"]))
+    return _Counted(merge_censuses(censuses), shared, joined)
 
 
 def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:
@@ -213,12 +334,6 @@ def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:
     return {firsts[row_id]: text for row_id, text in pairs}
 
 
-def clusters_with_names(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """``clusters.parquet`` with each cluster's name."""
-    place = table.schema.get_field_index("name")
-    return table.set_column(place, "name", pa.array(list(names), pa.string()))
-
-
 def map_on_ray(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """``function`` of every item, each in a task of one CPU, in order."""
     task = ray.remote(num_cpus=1)(_call)  # Ray takes no functools.partial
@@ -231,12 +346,16 @@ def _call(function: Callable[[Any], Any], item: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _CountedShard:
     census: Census
     shared: pa.Table
+    joined: Joined | None
 
     def to_tables(self) -> dict[str, pa.Table]:
-        return {**self.census.to_tables(), "untouched": self.shared}
+        tables = {**self.census.to_tables(), "untouched": self.shared}
+        if self.joined is not None:
+            tables |= {"fitted": self.joined.fitted, "since": self.joined.since}
+        return tables
 
 
 def _count_shard(
@@ -246,35 +365,54 @@ def _count_shard(
     seed: int,
     old_ids: np.ndarray,
     when: datetime,
+    fitted_at: datetime | None,
     shard: Shard,
-) -> _Counted:
+) -> _CountedShard:
     index = NearestCentroids(centroids)
-    censuses, found = [empty_census(plan)], [np.empty(0, dtype=np.int32)]
+    censuses, assigned, ids = [empty_census(plan)], [], []
     for block in read_blocks(source, shard):
         assignment = index.assign(block.vectors)
         orders = hash_ids(block.ids, seed)
         censuses.append(count_block(block, orders, {plan.k: assignment}, plan))
-        found.append(assignment.cluster_ids)
+        assigned.append((assignment.cluster_ids, assignment.distances))
+        ids.append(block.ids)
         if len(censuses) == _MERGED_AT_A_TIME:
             censuses = [merge_censuses(censuses)]
-    shared = _shared(shard, np.concatenate(found), old_ids, when)
-    return _Counted(merge_censuses(censuses), shared)
+    places = np.concatenate([np.empty(0, np.int32), *(a for a, _ in assigned)])
+    cluster, changed = _before(shard)
+    joined = None
+    if fitted_at is not None:
+        distances = np.concatenate([np.empty(0), *(d for _, d in assigned)])
+        every = pa.chunked_array(ids).combine_chunks() if ids else pa.array([], pa.string())
+        joined = split_joined(every, places, distances, changed <= _microseconds(fitted_at))
+    shared = _shared(cluster, changed < _microseconds(when), places, old_ids)
+    return _CountedShard(merge_censuses(censuses), shared, joined)
 
 
-def _shared(shard: Shard, places: np.ndarray, old_ids: np.ndarray, when: datetime) -> pa.Table:
-    """Untouched documents of a shard by place of their old and their new cluster."""
+def _before(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+    """The old cluster, -1 without one, and the last change, in microseconds, of a shard's rows."""
     names = ["cluster_id", "last_changed"]
     batches = [
         batch for piece in shard.pieces if piece.read for batch in piece.read(names, 1 << 16)
     ]
     before = pa.Table.from_batches(batches)
     cluster = before["cluster_id"].fill_null(-1).to_numpy()
-    changed = before["last_changed"].cast(pa.int64()).fill_null(0).to_numpy()
+    return cluster, before["last_changed"].cast(pa.int64()).fill_null(0).to_numpy()
+
+
+def _microseconds(moment: datetime) -> int:
+    return round(moment.timestamp() * 1e6)
+
+
+def _shared(
+    cluster: np.ndarray, untouched: np.ndarray, places: np.ndarray, old_ids: np.ndarray
+) -> pa.Table:
+    """Untouched documents of a shard by place of their old cluster and their new part."""
     old_place = np.searchsorted(old_ids, cluster)
     known = np.zeros(len(cluster), dtype=bool)
     if len(old_ids):
         at = np.minimum(old_place, len(old_ids) - 1)
-        known = (old_ids[at] == cluster) & (changed < round(when.timestamp() * 1e6))
+        known = (old_ids[at] == cluster) & untouched
     pairs, counts = np.unique(
         np.stack([old_place[known], places[known]]), axis=1, return_counts=True
     )
@@ -285,38 +423,22 @@ def _rows_of(ref: FragmentRef, names: Sequence[str], rows: int) -> Iterator[pa.R
     return read_fragment(ref, names, batch_rows=rows)
 
 
-def _assign(ref: FragmentRef, assign: _AssignIds) -> Any:
+def _assign(ref: FragmentRef, assign: AssignIds) -> Any:
     return assign_fragment(ref, assign)
 
 
-class _AssignIds:
-    """Vectors to cluster ids and distances; the index of centroids is built where it is used."""
-
-    def __init__(self, centroids: np.ndarray, ids: np.ndarray, unit_norm: bool) -> None:
-        self._centroids, self._ids, self._unit_norm = centroids, ids, unit_norm
-        self._index: NearestCentroids | None = None
-
-    def __call__(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cluster ids int32 (n,) and distances float32 (n,) of float32 (n, d)."""
-        self._index = self._index or NearestCentroids(self._centroids)
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if self._unit_norm:
-            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        found = self._index.assign(vectors)
-        return self._ids[found.cluster_ids], found.distances.astype(np.float32)
-
-
-def _start(config: NightConfig, old: OldClusters | None, k: int, scan: Scan) -> np.ndarray | None:
-    if not config.warm or old is None or old.centroids is None:
+def _start(
+    config: NightConfig,
+    earlier: Earlier | None,
+    starts: Mapping[int, np.ndarray],
+    k: int,
+    sample: np.ndarray,
+) -> np.ndarray | None:
+    if not config.warm or earlier is None or earlier.parts.centroids is None:
         return None
-    sample = scan.sample.head(config.sample_documents).vectors
-    return start_from(old.centroids, old.sizes, k, sample, seed=config.seed)
+    centroids, sizes = _with_splits(earlier.parts, starts)
+    return start_from(centroids, sizes, k, sample, seed=config.seed)
 
 
 def _table(version: Version, name: str) -> pa.Table:
     return pq.read_table(io.BytesIO(version.read(name)))
-
-
-def read_lineage(version: Version | None, name: str, added: pa.Table) -> pa.Table:
-    """The lineage of a version and what is added to it."""
-    return added if version is None else pa.concat_tables([_table(version, name), added])

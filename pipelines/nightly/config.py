@@ -9,11 +9,14 @@ from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
 from pipelines.corpus.files import CorpusOptions
 from pipelines.embedding.job import EmbedConfig
 from pipelines.encoder.description import EncoderConfig
+from pipelines.nightly.notify import require_notifiable
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
 from pipelines.store.columns import require_column_names
 
-CheckName = Literal["deleted", "rejected", "score", "drift", "imbalance", "encoder"]
+CheckName = Literal[
+    "deleted", "rejected", "score", "drift", "imbalance", "encoder", "novel", "edits"
+]
 
 TEXT = "text"
 STORE_COLUMNS = ("id", "text_sha256", "embedding", "cluster_id", "distance")
@@ -55,6 +58,17 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
     num_clusters: Words = field(default="auto", metadata=DECIDES_CLUSTERS)
     """How many clusters: a number, or 'auto': chosen on the first night, then kept."""
+    clusters: Literal["refit", "assign"] = "refit"
+    """'assign' leaves clusters as they are: documents that are new or changed join the nearest."""
+    refit_every: int = 0
+    """With --clusters assign: fit anew in every Nth night that makes a version; 0 for never."""
+    novel_deviations: float = 3.0
+    """With --clusters assign: a document is novel where it is farther from its centroid than the
+    cluster's mean distance by this many standard deviations."""
+    novel_documents: int = 20
+    """Novel documents that are alike make a new cluster where they are as many."""
+    novel_similarity: float = 0.6
+    """Mean cosine from which novel documents are alike."""
     warm: bool = field(default=True, metadata=DECIDES_CLUSTERS)
     """Go on from the centroids of the version before; without, cluster from scratch."""
     max_iterations: int = field(default=100, metadata=DECIDES_CLUSTERS)
@@ -79,6 +93,9 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """Check `imbalance`: 0 where clusters are equal, 1 where one holds everything."""
     accept: tuple[CheckName, ...] = ()
     """Checks that may fail this time; `encoder` publishes the vectors of another encoder."""
+    notify: str = ""
+    """Where to post a JSON object when a night has published, was refused or found something novel:
+    an http(s) address, or env:NAME for the environment variable that holds it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +108,17 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
             raise InputError(f"warm_iterations is {self.warm_iterations}; it must not be negative")
         if self.max_score_drop < 0:
             raise InputError(f"max_score_drop is {self.max_score_drop}; it must not be negative")
+        if self.clusters == "refit" and self.refit_every:
+            raise InputError("--refit-every has no effect without --clusters assign")
+        if self.refit_every < 0 or self.novel_deviations < 0 or self.novel_documents < 2:
+            raise InputError(
+                "refit_every and novel_deviations must not be negative, novel_documents at least 2"
+            )
+        if not 0 <= self.novel_similarity < 1:
+            raise InputError(
+                f"novel_similarity is {self.novel_similarity}; it must be from 0 to below 1"
+            )
+        require_notifiable(self.notify)
         if self.num_clusters != "auto" and not self.num_clusters.isdecimal():
             raise InputError(
                 f"num_clusters is {self.num_clusters!r}; a night takes one number, or auto"

@@ -10,115 +10,55 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.drift import Drift, changes_section, measure_drift
-from cluster.identity import OldClusters, lineage_table
-from cluster.outcome import centroids_table, clusters_table
-from cluster.report import build_report, render_report
-from cluster.report_data import Changes as ChangesSection
+from cluster.drift import Drift, measure_drift
 from pipelines.corpus.files import CorpusFile, find_files
 from pipelines.embedding.encode import duration
 from pipelines.embedding.job import prepare_encoder
 from pipelines.nightly.changes import Before, Changes, embed_changes, find_changes
 from pipelines.nightly.checks import Check, NightFigures, run_checks
 from pipelines.nightly.clusters import (
-    CENTROIDS,
-    CLUSTERS,
+    Earlier,
     NightClusters,
     cluster_candidate,
-    clusters_with_names,
     map_on_ray,
-    read_lineage,
-    read_old_clusters,
-    vanished_texts,
     write_assignments,
 )
 from pipelines.nightly.config import NightConfig, decides_clusters
+from pipelines.nightly.edits import broken_pairs
+from pipelines.nightly.night import Night, Steps
+from pipelines.nightly.notify import notify
+from pipelines.nightly.parts import moved_by_the_night
 from pipelines.nightly.reuse import (
     find_leftovers,
     night_folder,
     other_folders,
     remove_work,
 )
+from pipelines.nightly.version_files import write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.runtime.logs import mark_lines
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
 from pipelines.store.candidate import Candidate
+from pipelines.store.edits import EDITS_KEY, read_edits
 from pipelines.store.lease import Lease
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 log = logging.getLogger(__name__)
 
-STEPS = (
-    "take the lease",
-    "compare the corpus with the published version",
-    "embed what is new or changed",
-    "write documents into a candidate",
-    "cluster, from the centroids before",
-    "write the clusters of all documents",
-    "write scores and report",
-    "bring the vector index up to date",
-    "check and seal",
-    "publish",
-    "clean up",
-)
-
-
-class Steps:
-    """Tells which step begins, and how long each took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._step = ""
-        self._began = time.monotonic()
-
-    def begin(self, number: int) -> None:
-        """Announce step ``number``, from 1."""
-        self.end()
-        self._step = STEPS[number - 1]
-        announce(number)
-
-    def end(self) -> None:
-        """The step that was begun last is done."""
-        now = time.monotonic()
-        if self._step:
-            self.seconds[self._step] = round(now - self._began, 3)
-        self._step, self._began = "", now
-
-
-def announce(number: int) -> None:
-    """One line to the log."""
-    log.info("step %d of %d: %s", number, len(STEPS), STEPS[number - 1])
-
-
 __all__ = ["NightConfig", "reindex"]
 
 JOB = "nightly_reindex"
-LINEAGE = "lineage.parquet"
 _NEXT_ID = "next_cluster_id"
-
-
-@dataclass
-class Night:
-    """One run, as its steps share it."""
-
-    config: NightConfig
-    store: Store
-    lease: Lease
-    record: RunRecord
-    steps: Steps
-    before: Before
-    folder: str
-    when: datetime
+_FITTED_AT = "fitted_at"
+_SINCE_FIT = "nights_since_fit"
 
 
 def reindex(config: NightConfig) -> JobResult:
@@ -138,7 +78,27 @@ def reindex(config: NightConfig) -> JobResult:
         )
         with record:
             mark_lines(JOB, record.run_id)
-            return run_night(config, store, lease, record, steps, files)
+            result = run_night(config, store, lease, record, steps, files)
+    if config.notify:
+        notify(config.notify, message_of(config, record, result))
+    return result
+
+
+def message_of(config: NightConfig, record: RunRecord, result: JobResult) -> dict[str, Any]:
+    """What a webhook is told of a night."""
+    names = [check["name"] for check in record.metrics.get("checks", ()) if not check["passed"]]
+    event = "refused" if result.refusals else "published"
+    if "version" not in result.summary:
+        event = "unchanged"
+    return {
+        "event": "novel" if "novel" in names else event,
+        "published": not result.refusals,
+        "store": config.store,
+        "version": record.metrics["version"],
+        "reasons": list(result.refusals),
+        "counts": dict(record.counts),
+        "run_id": record.run_id,
+    }
 
 
 def run_night(
@@ -167,10 +127,11 @@ def run_night(
         find_leftovers(root, folder, fingerprint),
         base is not None and base.record.fingerprint == fingerprint,
     )
-    night = Night(config, store, lease, record, steps, before, folder, datetime.now(UTC))
+    edits = read_edits(store.uri)
+    night = Night(config, store, lease, record, steps, before, folder, datetime.now(UTC), edits)
     found = find_changes(config, folder, files, encoder, before)
     record.counts.update(found.counts)
-    if found.is_empty and base is not None and same_clustering(config, base):
+    if base is not None and found.is_empty and is_settled(night, base):
         return leave(night, base)
     steps.begin(3)
     changes = embed_changes(config, found)
@@ -198,19 +159,21 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
     config, base, steps = night.config, night.before.base, night.steps
     same_encoder = night.before.same_encoder
     steps.begin(5)
-    old = None if base is None else read_old_clusters(base, same_encoder=same_encoder)
+    earlier = None if base is None else Earlier.read(base, same_encoder=same_encoder)
     clusters = cluster_candidate(
         config,
         candidate,
-        old,
+        earlier,
+        night.active,
         changed=changed_share(night, changes),
         when=night.when,
+        fitted_at=fitted_at(night),
         next_id=next_cluster_id(night.store),
     )
     steps.begin(6)
     write_assignments(candidate, clusters)
     steps.begin(7)
-    drift = find_drift(base, old, clusters)
+    drift = find_drift(earlier, clusters)
     checks = run_checks(config, night_figures(night, changes, clusters, drift))
     write_artifacts(night, candidate, changes, clusters, drift, checks)
     steps.begin(8)
@@ -249,8 +212,35 @@ def changed_share(night: Night, changes: Changes) -> float:
 
 def same_clustering(config: NightConfig, base: Version) -> bool:
     """Whether a version was clustered as this night would."""
-    earlier = json.loads(base.read("run.json"))["config"]
+    earlier = {**asdict(NightConfig()), **json.loads(base.read("run.json"))["config"]}
     return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
+
+
+def is_settled(night: Night, base: Version) -> bool:
+    """Whether a version's clusters and edits are what this night's would be."""
+    newest = night.edits[-1].number if night.edits else 0
+    seen = base.record.details.get(EDITS_KEY, 0)
+    return newest == seen and same_clustering(night.config, base)
+
+
+def fitted_at(night: Night) -> datetime | None:
+    """When the clusters were fitted that documents join this night; None where they are fitted.
+
+    A version of an earlier release was fitted in its own night.
+    """
+    config, base = night.config, night.before.base
+    if config.clusters == "refit" or base is None or not night.before.same_encoder:
+        return None
+    if not same_clustering(config, base) or refit_due_in(config, base) == 0:
+        return None
+    return datetime.fromisoformat(base.record.details.get(_FITTED_AT, base.record.created_at))
+
+
+def refit_due_in(config: NightConfig, base: Version) -> int | None:
+    """In how many nights, this one counted as 0, clusters are fitted anew; None for never."""
+    if not config.refit_every:
+        return None
+    return max(0, config.refit_every - 1 - int(base.record.details.get(_SINCE_FIT, 0)))
 
 
 def leave(night: Night, base: Version) -> JobResult:
@@ -289,13 +279,17 @@ def next_cluster_id(store: Store) -> int:
     return max((int(v.record.details.get(_NEXT_ID, 0)) for v in store.versions()), default=0)
 
 
-def find_drift(base: Version | None, old: OldClusters | None, found: NightClusters) -> Drift | None:
+def find_drift(earlier: Earlier | None, clusters: NightClusters) -> Drift | None:
     """How far the clusters moved; None on the first night."""
-    if base is None or old is None or found.shared is None:
+    published = clusters.published
+    if earlier is None or published.shared is None:
         return None
-    scores = json.loads(base.read("scores.json"))
+    scores = json.loads(earlier.version.read("scores.json"))
     radius = math.sqrt(scores["inertia"] / max(1, scores["documents"]))
-    return measure_drift(old, found.new, found.identity, found.shared, radius=radius)
+    old, new, identity, shared = moved_by_the_night(
+        published, earlier.clusters, earlier.parts, clusters.split
+    )
+    return measure_drift(old, new, identity, shared, radius=radius)
 
 
 def night_figures(
@@ -311,60 +305,11 @@ def night_figures(
         scores_before=None if base is None else json.loads(base.read("scores.json")),
         drift=drift,
         encoder_before=base.record.fingerprint if base is not None and other_encoder else None,
+        novel_groups=[] if clusters.novelty is None else clusters.novelty.sizes,
+        broken_edits=[
+            edit.describe() for edit in broken_pairs(night.active, clusters.published.identity)
+        ],
     )
-
-
-def write_artifacts(
-    night: Night,
-    candidate: Candidate,
-    changes: Changes,
-    clusters: NightClusters,
-    drift: Drift | None,
-    checks: Sequence[Check],
-) -> None:
-    """Write what belongs to the version beside its documents."""
-    outcome, identity = clusters.outcome, clusters.identity
-    lineage = lineage_table(identity.events, candidate.number)
-    candidate.put("encoder.json", to_json(changes.found.run.description.to_json()))
-    candidate.put_table(
-        CENTROIDS, centroids_table(clusters.new.centroids, clusters.new.sizes, identity.ids)
-    )
-    described = clusters_table(outcome.clusters, outcome.documents.ids.type)
-    candidate.put_table(CLUSTERS, clusters_with_names(described, identity.names))
-    candidate.put_table(LINEAGE, read_lineage(night.before.base, LINEAGE, lineage))
-    candidate.put("scores.json", to_json(outcome.scores))
-    candidate.put("checks.json", to_json([asdict(check) for check in checks]))
-    rejected = join(night.folder, "rejected")
-    for name in list_files(rejected):
-        candidate.put(f"rejected/{name}", read_bytes(join(rejected, name)))
-    settings = {"embeddings": night.config.store, **asdict(night.config)}
-    report = build_report(
-        outcome,
-        settings,
-        map_documents=night.config.map_documents,
-        seed=night.config.seed,
-        changes=describe_changes(night, changes, clusters, drift),
-        linear_map=night.config.map_method == "pca",
-    )
-    candidate.put("report.html", render_report(report).encode())
-
-
-def describe_changes(
-    night: Night, changes: Changes, clusters: NightClusters, drift: Drift | None
-) -> ChangesSection | None:
-    """The report's section about what changed since the version before."""
-    base = night.before.base
-    if base is None or drift is None:
-        return None
-    gone = [change.cluster_id for change in drift.changes if change.kind == "vanished"]
-    counts = changes.counts
-    figures = (
-        f"{counts['new']:,} new documents, {counts['changed']:,} changed, "
-        f"{counts['deleted']:,} deleted, {counts['unchanged']:,} as they were."
-    )
-    since = f"version {base.number} of {base.record.created_at}"
-    texts = vanished_texts(base, gone)
-    return changes_section(drift, clusters.outcome.clusters, texts, since=since, figures=figures)
 
 
 def seal(
@@ -373,7 +318,9 @@ def seal(
     """Make the candidate a version, with the reasons that speak against publishing it."""
     reasons = [check.reason for check in checks if check.refuses]
     outcome, record = clusters.outcome, night.record
-    record.counts["clusters"] = len(clusters.new.sizes)
+    record.counts["clusters"] = len(clusters.published.new.sizes)
+    if clusters.novelty is not None:
+        record.counts["novel"] = len(clusters.novelty.table)
     record.metrics["checks"] = [asdict(check) for check in checks]
     candidate.put("run.json", record.content("complete"))
     internal = outcome.scores["internal"]
@@ -388,10 +335,23 @@ def seal(
         },
         reasons=reasons,
         details={
-            _NEXT_ID: clusters.identity.next_id,
+            _NEXT_ID: clusters.published.identity.next_id,
             "checks": [asdict(check) for check in checks],
+            EDITS_KEY: night.edits[-1].number if night.edits else 0,
+            **fit_details(night),
         },
     )
+
+
+def fit_details(night: Night) -> dict[str, Any]:
+    """When the clusters were fitted, and how many versions ago."""
+    base, standing = night.before.base, fitted_at(night)
+    if standing is None or base is None:
+        return {_FITTED_AT: night.when.isoformat(), _SINCE_FIT: 0}
+    return {
+        _FITTED_AT: standing.isoformat(),
+        _SINCE_FIT: int(base.record.details.get(_SINCE_FIT, 0)) + 1,
+    }
 
 
 def summarize(
@@ -404,16 +364,20 @@ def summarize(
     """The table that a person sees at the end."""
     counts = night.record.counts
     kinds = ("new", "changed", "deleted", "unchanged", "retouched", "rejected")
-    events = [event.event for event in clusters.identity.events]
+    events = [event.event for event in clusters.published.identity.events]
     rows = {
         "version": f"{version.number}, "
         + ("NOT published" if version.record.reasons else "published"),
         "documents": f"{version.count():,}",
         "changes": ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds if counts[kind]),
         "texts embedded": f"{counts['embedded']:,}, and {counts['reused']:,} known ones reused",
-        "clusters": f"{len(clusters.new.sizes):,}"
+        "clusters": f"{len(clusters.published.new.sizes):,}"
         + "".join(f", {events.count(kind)} {kind}" for kind in dict.fromkeys(events)),
     }
+    if clusters.novelty is not None:
+        due = refit_due_in(night.config, version)
+        when = "--refit-every is 0" if due is None else f"a fit is due in {due + 1} nights"
+        rows["novel"] = f"{len(clusters.novelty.table):,} documents fit nowhere; {when}"
     if drift is not None:
         moved = "–" if drift.assignments is None else f"{drift.assignments:.2%}"
         rows["drift"] = f"{moved} of {drift.untouched:,} untouched documents changed clusters"
@@ -421,8 +385,3 @@ def summarize(
         rows[f"check {number}"] = check.says + (" (accepted)" if check.accepted else "")
     took = duration(sum(night.steps.seconds.values()))
     return rows | {"took": took, "report": version.path("report.html")}
-
-
-def to_json(content: Any) -> bytes:
-    """JSON for people and machines."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

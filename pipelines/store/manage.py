@@ -26,6 +26,7 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.edits import EditConfig, edit_store
 from pipelines.store.index import unit
 from pipelines.store.records import PUBLISHED, read_record, sealed_numbers
 from pipelines.store.store import Store
@@ -418,4 +419,5 @@ VERBS = {
     "export": Verb(ExportConfig, export_version),
     "tag": Verb(TagConfig, tag_version),
     "untag": Verb(UntagConfig, untag_version),
+    "edit": Verb(EditConfig, edit_store),
 }

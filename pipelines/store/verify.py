@@ -107,11 +107,11 @@ def _check_artifacts(version: Version) -> Iterator[str]:
 def _check_encoder(version: Version) -> Iterator[str]:
     """The encoder that comes with the version is the one of its vectors."""
     try:
-        found = _encoder_of(version)
+        encoder = _encoder_of(version)
     except (InputError, ValueError, KeyError) as error:
         yield f"encoder.json cannot be read: {str(error).splitlines()[0]}"
         return
-    if found is not None and found.fingerprint != version.record.fingerprint:
+    if encoder is not None and encoder.fingerprint != version.record.fingerprint:
         yield "encoder.json is of another encoder than its vectors"
 
 
@@ -210,8 +210,11 @@ def _check_clusters(version: Version) -> Iterator[str]:
     if strange:
         yield f"documents are in clusters without a centroid: {strange[:5]}"
     if "size" in centroids.column_names:
-        sizes = zip(centroids["cluster_id"].to_pylist(), centroids["size"].to_pylist(), strict=True)
-        off = [cluster for cluster, size in sizes if counts[cluster] != size]
+        sizes = dict.fromkeys(counts, 0)  # a cluster that people merged has several centroids
+        for cluster, size in zip(centroids["cluster_id"].to_pylist(), centroids["size"].to_pylist(),
+                                 strict=True):  # fmt: skip
+            sizes[cluster] += size
+        off = [cluster for cluster, size in sizes.items() if counts[cluster] != size]
         if off:
             yield f"clusters {off[:5]} have another number of documents than centroids.parquet says"
     if centroids["centroid"].type.list_size != version.schema.field(EMBEDDING).type.list_size:

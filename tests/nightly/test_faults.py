@@ -23,7 +23,7 @@ from nights import (
 )
 
 from pipelines.embedding import job as embed
-from pipelines.nightly.job import STEPS
+from pipelines.nightly.night import STEPS
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 

@@ -1,0 +1,271 @@
+"""People's edits applied to a night's clusters, after these have been matched with the old ones.
+
+Splits come before the fit, which starts from two centroids in place of one; merges are a matter of
+what parts are published as (:mod:`pipelines.nightly.parts`); names and pinned documents come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.assign import NearestCentroids
+from cluster.describe import Description
+from cluster.identity import Identity
+from cluster.kmeans import FitOptions, fit_in_memory
+from cluster.outcome import Outcome
+from pipelines.nightly.parts import Parts, Published
+from pipelines.store.candidate import Candidate
+from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.edits import SCHEMA, Edit, Status, document_id, merge_targets, read_applied
+from pipelines.store.version import Version
+
+_LEAST_SPLIT = 2
+
+
+def split_starts(
+    edits: Sequence[Edit], base: Version, parts: Parts, vectors: np.ndarray
+) -> dict[int, np.ndarray]:
+    """For each edit that splits and has not been applied: (place of the part, two centroids).
+
+    ``vectors``, float32 (n, d), are a sample; a cluster with fewer than two different vectors in
+    it waits. Keys are places of parts, values float32 (2, d).
+    """
+    done = {r["edit"] for r in read_applied(base).to_pylist() if r["status"] != "waiting"}
+    waiting = [e for e in edits if e.action == "split" and e.number not in done]
+    if parts.centroids is None or not waiting:
+        return {}
+    nearest = NearestCentroids(parts.centroids).assign(vectors).cluster_ids
+    starts = {}
+    for edit in waiting:
+        for place in np.flatnonzero(parts.ids == edit.clusters[0])[:1].tolist():
+            own = vectors[nearest == place]
+            if len(np.unique(own, axis=0)) >= _LEAST_SPLIT:
+                starts[place] = fit_in_memory(own, 2, FitOptions(restarts=3)).centroids
+    return starts
+
+
+def describe_published(outcome: Outcome, published: Published, names: Sequence[str]) -> Outcome:
+    """The outcome by published clusters; descriptions of the parts of one become one."""
+    outcome = outcome.with_ids(published.parts.ids)
+    finest = outcome.levels[-1]
+    merged: dict[int, Description] = {}
+    for description in sorted(finest.clusters, key=lambda d: -d.size):
+        first = merged.get(description.cluster_id)
+        merged[description.cluster_id] = (
+            description if first is None else _join_descriptions(first, description)
+        )
+    total = max(1, int(published.new.sizes.sum()))
+    rows = zip(published.identity.ids.tolist(), published.new.sizes.tolist(), names, strict=True)
+    clusters = [
+        replace(merged[i], size=size, share=size / total, name=name) for i, size, name in rows
+    ]
+    return replace(outcome, levels=[*outcome.levels[:-1], replace(finest, clusters=clusters)])
+
+
+def _join_descriptions(first: Description, second: Description) -> Description:
+    """The larger part's, with words and documents of the smaller one between its own."""
+    ways = [(d.size, d.mean_distance) for d in (first, second) if d.mean_distance is not None]
+    weight = sum(size for size, _ in ways)
+    words = dict.fromkeys(_alternate(first.keywords, second.keywords))
+    return replace(
+        first,
+        size=first.size + second.size,
+        keywords=list(words)[: max(len(first.keywords), len(second.keywords))],
+        central=_alternate(first.central, second.central)[: len(first.central)],
+        diverse=_alternate(first.diverse, second.diverse)[: len(first.diverse)],
+        mean_distance=sum(n * way for n, way in ways) / weight if weight else None,
+    )
+
+
+def _alternate(first: Sequence, second: Sequence) -> list:
+    mixed = [item for pair in zip(first, second, strict=False) for item in pair]
+    shorter = min(len(first), len(second))
+    return [*mixed, *first[shorter:], *second[shorter:]]
+
+
+class AssignIds:
+    """Vectors to cluster ids and distances; the index of centroids is built where it is used."""
+
+    def __init__(self, centroids: np.ndarray, ids: np.ndarray, unit_norm: bool) -> None:
+        self._centroids, self._ids, self._unit_norm = centroids, ids, unit_norm
+        self._index: NearestCentroids | None = None
+
+    def among(self, places: np.ndarray) -> AssignIds:
+        """The same with these centroids alone, int (j,), called by their places."""
+        return AssignIds(self._centroids[places], places, self._unit_norm)
+
+    def __call__(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cluster ids int32 (n,) and distances float32 (n,) of float32 (n, d)."""
+        self._index = self._index or NearestCentroids(self._centroids)
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if self._unit_norm:
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        assigned = self._index.assign(vectors)
+        return self._ids[assigned.cluster_ids], assigned.distances.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Documents that people put into clusters, with the parts they go from and to."""
+
+    table: pa.Table | None = None
+    """``id``, ``cluster_id``, ``distance``, as the store's documents have them."""
+    moves: dict[int, str] = field(default_factory=dict)
+    """By number of the edit: the cluster that the document would be in."""
+    missing: frozenset[int] = frozenset()
+    """Numbers of edits whose document is not there."""
+
+
+def place_pins(
+    edits: Sequence[Edit],
+    candidate: Candidate,
+    published: Published,
+    assign: AssignIds,
+) -> tuple[Pins, Published]:
+    """Where pinned documents go, and the clusters' sizes with them there.
+
+    ``assign`` finds parts by their places.
+    """
+    parts, targets = published.parts, merge_targets(edits)
+    alive = set(parts.ids.tolist())
+    wanted = {}
+    for edit in (e for e in edits if e.action == "pin"):
+        cluster = targets.get(edit.clusters[0], edit.clusters[0])
+        if cluster in alive:
+            wanted[document_id(edit.document, candidate)] = (edit, cluster)
+    if not wanted:
+        return Pins(), published
+    table = candidate.take(list(wanted), ["id", EMBEDDING])
+    ids = table["id"].to_pylist()
+    missing = frozenset(edit.number for i, (edit, _) in wanted.items() if i not in ids)
+    if not ids:
+        return Pins(missing=missing), published
+    vectors = matrix(table[EMBEDDING].combine_chunks())
+    nearest, distances = assign(vectors)
+    own = {i: np.flatnonzero(parts.ids == i) for i in alive}
+    sizes, moves, clusters = parts.sizes.copy(), {}, []
+    for row, document in enumerate(ids):
+        edit, cluster = wanted[document]
+        clusters.append(cluster)
+        moves[edit.number] = str(int(parts.ids[nearest[row]]))
+        if parts.ids[nearest[row]] == cluster:
+            continue
+        to, distances[row : row + 1] = assign.among(own[cluster])(vectors[row : row + 1])
+        sizes[nearest[row]] -= 1
+        sizes[to] += 1
+    pinned = pa.table(
+        {
+            "id": table["id"],
+            "cluster_id": pa.array(clusters, pa.int32()),
+            "distance": pa.array(distances, pa.float32()),
+        }
+    )
+    resized = np.array([sizes[parts.ids == i].sum() for i in published.identity.ids], np.int64)
+    moved = replace(
+        published, parts=replace(parts, sizes=sizes), new=replace(published.new, sizes=resized)
+    )
+    return Pins(pinned, moves, missing), moved
+
+
+def name_clusters(edits: Sequence[Edit], identity: Identity) -> list[str]:
+    """The names of clusters, people's where they gave one."""
+    given = {e.clusters[0]: e.text for e in edits if e.action == "name"}
+    return [given.get(int(i), name) for i, name in zip(identity.ids, identity.names, strict=True)]
+
+
+def broken_pairs(edits: Sequence[Edit], identity: Identity) -> list[Edit]:
+    """Edits that keep two clusters apart of which one has gone into the other this night."""
+    merged = {
+        frozenset((e.cluster_id, e.related_cluster_id))
+        for e in identity.events
+        if e.event == "merged"
+    }
+    return [e for e in edits if e.action == "forbid" and frozenset(e.clusters) in merged]
+
+
+def applied_table(
+    edits: Sequence[Edit],
+    every: Sequence[Edit],
+    base: Version | None,
+    number: int,
+    published: Published,
+    pins: Pins,
+    split: Mapping[int, int],
+) -> pa.Table:
+    """``edits.parquet``: what became of each edit in version ``number``.
+
+    ``every`` are all edits of the journal, ``edits`` those that hold; ``split`` has, by cluster,
+    the new one that came out of it this night.
+    """
+    earlier = {} if base is None else {r["edit"]: r for r in read_applied(base).to_pylist()}
+    holds = {edit.number for edit in edits}
+    rows = []
+    for edit in (e for e in every if e.action != "undo"):
+        before = earlier.get(edit.number)
+        if edit.number not in holds:
+            status, overrode, says = "undone", None, ""
+        else:
+            status, overrode, says = _became(edit, edits, before, published, pins, split)
+        since = number if status == "applied" else None
+        if before is not None and before["since_version"] is not None:
+            since = before["since_version"]
+        rows.append(
+            {
+                "edit": edit.number,
+                "action": edit.action,
+                "cluster_ids": list(edit.clusters),
+                "document_id": edit.document or None,
+                "text": edit.text,
+                "who": edit.who,
+                "at": edit.at,
+                "status": status,
+                "since_version": since,
+                "overrode": overrode,
+                "says": says,
+            }
+        )
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _became(
+    edit: Edit,
+    edits: Sequence[Edit],
+    before: Mapping | None,
+    published: Published,
+    pins: Pins,
+    split: Mapping[int, int],
+) -> tuple[Status, str | None, str]:
+    """Status of an edit that holds, what it overrode, and a word about it."""
+    if edit.action == "note":
+        return "applied", None, ""
+    if edit.action == "split" and before is not None and before["status"] == "applied":
+        return "applied", before["overrode"], before["says"]
+    identity, parts = published.identity, published.parts
+    alive = set(identity.ids.tolist())
+    targets = merge_targets(edits)
+    known = alive | set(parts.part_ids.tolist())
+    lost = [c for c in edit.clusters if c not in known and targets.get(c) not in alive]
+    if lost:
+        return "lost", None, f"cluster {lost[0]} is no more"
+    if edit.action == "name":
+        if edit.clusters[0] not in alive:
+            return "lost", None, f"cluster {edit.clusters[0]} is no more"
+        place = identity.ids.tolist().index(edit.clusters[0])
+        return "applied", identity.names[place], ""
+    if edit.action == "pin":
+        if edit.number in pins.missing:
+            return "waiting", None, "the document is not in the corpus"
+        return "applied", pins.moves.get(edit.number), ""
+    if edit.action == "split":
+        if edit.clusters[0] in split:
+            return "applied", None, f"cluster {split[edit.clusters[0]]} came out of it"
+        return "waiting", None, "it could not be split yet"
+    if edit.action == "merge":
+        joined = dict(zip(parts.part_ids.tolist(), parts.ids.tolist(), strict=True))
+        if joined.get(edit.clusters[1]) != targets[edit.clusters[1]]:
+            return "lost", None, f"cluster {edit.clusters[1]} is no more"
+    return "applied", None, ""

@@ -1,0 +1,119 @@
+"""Nights that leave the clusters as they are: who joined since they were fitted, and who fits in.
+
+A document that joined is *novel* where it lies farther from its centroid than the documents that
+the cluster was fitted with: by more than some standard deviations of their distances. Novel
+documents that are many and alike are proposed as new clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from sklearn.cluster import AgglomerativeClustering
+
+from pipelines.nightly.config import NightConfig
+from pipelines.store.candidate import Candidate
+from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.index import unit
+
+NOVEL = "novel.parquet"
+GROUPED_DOCUMENTS = 3_000
+"""Novel documents that are compared with each other; memory grows with their square."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Distances of a shard's documents: who was there when the clusters were fitted, and since."""
+
+    fitted: pa.Table
+    """place, documents, sum and squares of their distances."""
+    since: pa.Table
+    """id, place and distance of each document that joined or changed since."""
+
+
+def split_joined(
+    ids: pa.Array, places: np.ndarray, distances: np.ndarray, fitted: np.ndarray
+) -> Joined:
+    """Of n documents, each with its centroid's place, int32 (n,), and distance, float64 (n,).
+
+    ``fitted``, bool (n,), says which were there when the clusters were fitted.
+    """
+    own, ways = places[fitted], distances[fitted]
+    count = int(places.max()) + 1 if len(places) else 0
+    sums = {
+        "documents": np.bincount(own, minlength=count),
+        "sum": np.bincount(own, ways, minlength=count),
+        "squares": np.bincount(own, ways**2, minlength=count),
+    }
+    rows = pa.array(np.flatnonzero(~fitted))
+    since = {
+        "id": ids.take(rows),
+        "place": pa.array(places[~fitted], pa.int32()),
+        "distance": pa.array(distances[~fitted]),
+    }
+    return Joined(pa.table({"place": range(count), **sums}), pa.table(since))
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """What does not fit the clusters that there are."""
+
+    table: pa.Table
+    """id, place (of the nearest centroid), distance, group (of those alike; null for others)."""
+    centroids: np.ndarray
+    """float32 (g, d), the mean of each group that is large enough to be a cluster."""
+    sizes: list[int]
+    """Documents of each group."""
+
+    def artifact(self, ids: np.ndarray) -> pa.Table:
+        """``novel.parquet``: id, cluster_id, distance, group; ``ids`` are clusters by place."""
+        places = self.table["place"].to_numpy()
+        table = self.table.set_column(1, "cluster_id", pa.array(ids[places], pa.int32()))
+        return table.set_column(2, "distance", table["distance"].cast(pa.float32()))
+
+
+def find_novelty(
+    config: NightConfig, candidate: Candidate, joined: list[Joined], k: int
+) -> Novelty:
+    """The novel documents, and those of them that are many and alike enough to be a cluster."""
+    totals = np.zeros((3, k))
+    for part in joined:
+        places = part.fitted["place"].to_numpy()
+        for row, name in enumerate(("documents", "sum", "squares")):
+            totals[row, places] += part.fitted[name].to_numpy()
+    count = np.maximum(totals[0], 1)
+    mean = totals[1] / count
+    spread = np.sqrt(np.maximum(totals[2] / count - mean**2, 0))
+    limits = np.where(totals[0] > 1, mean + config.novel_deviations * spread, np.inf)
+    since = pa.concat_tables([part.since for part in joined])
+    places, distances = since["place"].to_numpy(), since["distance"].to_numpy()
+    novel = since.filter(pa.array(distances > limits[places])).combine_chunks()
+    return _group(config, candidate, novel.sort_by("id"))
+
+
+def _group(config: NightConfig, candidate: Candidate, novel: pa.Table) -> Novelty:
+    """Novel documents by how alike they are (average linkage of cosines)."""
+    kind = candidate.schema.field(EMBEDDING).type
+    groups: list[int | None] = [None] * len(novel)
+    centroids: list[np.ndarray] = []
+    sizes: list[int] = []
+    if len(novel) >= max(2, config.novel_documents):
+        ids = novel["id"].slice(0, GROUPED_DOCUMENTS).to_pylist()
+        table = candidate.take(ids, ["id", EMBEDDING]).sort_by("id")
+        vectors = matrix(table[EMBEDDING].combine_chunks())
+        alike = AgglomerativeClustering(
+            None, metric="euclidean", linkage="average",
+            distance_threshold=float(np.sqrt(2 - 2 * config.novel_similarity)),
+        )  # fmt: skip
+        labels = alike.fit_predict(unit(vectors))
+        for label, size in zip(*np.unique(labels, return_counts=True), strict=True):
+            if size >= config.novel_documents:
+                rows = np.flatnonzero(labels == label)
+                for row in rows.tolist():
+                    groups[row] = len(sizes)
+                centroids.append(vectors[rows].mean(axis=0))
+                sizes.append(int(size))
+    found = np.array(centroids, np.float32).reshape(-1, kind.list_size)
+    return Novelty(novel.append_column("group", pa.array(groups, pa.int32())), found, sizes)

@@ -1,0 +1,354 @@
+"""The centroids of a fit, and the clusters that they are published as.
+
+A fit has *parts*, each with a centroid. A part is published as the cluster of its own id, unless
+people merged clusters: then a cluster has several parts, and rows of ``centroids.parquet`` with the
+same ``cluster_id`` and different ``part_id``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.optimize import linear_sum_assignment
+
+from cluster.identity import Event, Identity, NewClusters, OldClusters
+from pipelines.store.columns import matrix
+from pipelines.store.edits import Edit, merge_targets, read_applied
+from pipelines.store.version import Version
+
+CENTROIDS = "centroids.parquet"
+CLUSTERS = "clusters.parquet"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The centroids of a fit and what they are published as, m of them."""
+
+    part_ids: np.ndarray
+    """int32 (m,), each once."""
+    ids: np.ndarray
+    """int32 (m,), the clusters that they are published as."""
+    centroids: np.ndarray | None
+    """float32 (m, d); None where they are another encoder's."""
+    sizes: np.ndarray
+    """int64 (m,)."""
+
+    def table(self) -> pa.Table:
+        """``centroids.parquet``; ``part_id`` is there where a cluster has several parts."""
+        assert self.centroids is not None
+        dimension = self.centroids.shape[1]
+        flat = pa.array(self.centroids.ravel(), pa.float32())
+        columns = {
+            "cluster_id": pa.array(self.ids, pa.int32()),
+            "size": pa.array(self.sizes, pa.int64()),
+            "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
+        }
+        if not np.array_equal(self.ids, self.part_ids):
+            columns["part_id"] = pa.array(self.part_ids, pa.int32())
+        return pa.table(columns)
+
+
+def read_parts(version: Version, *, same_encoder: bool) -> Parts:
+    """The parts of a version, by rising id."""
+    table = _table(version, CENTROIDS)
+    key = "part_id" if "part_id" in table.column_names else "cluster_id"
+    table = table.sort_by(key)
+    column = table["centroid"].combine_chunks()
+    return Parts(
+        table[key].to_numpy().astype(np.int32),
+        table["cluster_id"].to_numpy().astype(np.int32),
+        matrix(column) if same_encoder else None,
+        table["size"].to_numpy().astype(np.int64),
+    )
+
+
+def published_clusters(version: Version, parts: Parts) -> OldClusters:
+    """A version's clusters by rising id, the parts of one taken together.
+
+    A cluster that a person named goes by the name that its keywords gave it: a person's name says
+    nothing about whether those still fit.
+    """
+    table = _table(version, CLUSTERS)
+    names = dict(zip(table["cluster_id"].to_pylist(), table["name"].to_pylist(), strict=True))
+    for row in read_applied(version).to_pylist():
+        if row["action"] == "name" and row["status"] == "applied":
+            names[row["cluster_ids"][0]] = row["overrode"]
+    ids, places = np.unique(parts.ids, return_inverse=True)
+    sizes, centroids = _joined(parts.centroids, parts.sizes, places, len(ids))
+    return OldClusters(
+        ids.astype(np.int64), centroids, sizes, [names.get(int(i)) or "" for i in ids]
+    )
+
+
+def _joined(
+    centroids: np.ndarray | None, sizes: np.ndarray, places: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Sizes int64 (count,) and mean centroids float32 (count, d) of the parts at each place."""
+    joined = np.bincount(places, sizes, count).astype(np.int64)
+    if centroids is None:
+        return joined, None
+    weights = np.maximum(sizes, 1e-9).astype(np.float64)
+    sums = np.zeros((count, centroids.shape[1]))
+    np.add.at(sums, places, centroids * weights[:, None])
+    return joined, (sums / np.bincount(places, weights, count)[:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A night's clusters as they are published."""
+
+    parts: Parts
+    new: NewClusters
+    """By published cluster, parts taken together."""
+    identity: Identity
+    shared: np.ndarray | None
+    """int64 (k, m), untouched documents by old and new published cluster."""
+
+
+def publish_parts(
+    edits: Sequence[Edit],
+    old: OldClusters | None,
+    before: Parts | None,
+    new: NewClusters,
+    shared: np.ndarray | None,
+    identity: Identity,
+) -> Published:
+    """What the matched parts of a fit are published as, merges of people followed.
+
+    Args:
+        edits: those that hold.
+        old: the clusters of the version before, as they were published.
+        before: their parts.
+        new: the fitted parts.
+        shared: int64 (k, m), untouched documents by old cluster and new part.
+        identity: which new part is which old cluster.
+    """
+    groups = {} if before is None else _groups(before)
+    part_ids = identity.ids.copy()
+    home: dict[int, int] = {}
+    for cluster, group in groups.items():
+        places = _places_of(cluster, identity)
+        part_ids[places] = _pool(cluster, group, places, before, new, identity)
+        home |= dict.fromkeys(part_ids[places].tolist(), cluster)
+    targets = _effective_targets(edits, part_ids, set(home.values()), before)
+    merged_homes = {home[p] for p in home if p in targets or p in targets.values()}
+    ids = np.array(
+        [_published_id(int(p), targets, home, merged_homes, groups) for p in part_ids], np.int32
+    )
+    parts = Parts(part_ids, ids, new.centroids, new.sizes)
+    if np.array_equal(ids, identity.ids):
+        return Published(parts, new, identity, shared)
+    return _join_parts(parts, old, new, shared, identity)
+
+
+def _groups(parts: Parts) -> dict[int, np.ndarray]:
+    """Published clusters with parts other than their own, and those."""
+    groups = {int(i): parts.part_ids[parts.ids == i] for i in np.unique(parts.ids)}
+    return {i: group for i, group in groups.items() if group.tolist() != [i]}
+
+
+def _places_of(cluster: int, identity: Identity) -> np.ndarray:
+    """New parts that an old cluster went into: its match, and most of whose documents were its."""
+    split = [
+        e.cluster_id
+        for e in identity.events
+        if e.event == "split" and e.related_cluster_id == cluster
+    ]
+    return np.flatnonzero(np.isin(identity.ids, [cluster, *split]))
+
+
+def _pool(
+    cluster: int,
+    group: np.ndarray,
+    places: np.ndarray,
+    before: Parts | None,
+    new: NewClusters,
+    identity: Identity,
+) -> np.ndarray:
+    """Part ids of the places of a group: the old ones, each to the nearest; then new ones."""
+    assert before is not None
+    fresh = [i for i in identity.ids[places].tolist() if i != cluster and i not in group]
+    if before.centroids is None:
+        order = np.argsort(-new.sizes[places], kind="stable")
+        pool = np.array([*group.tolist(), *fresh])
+        ids = np.empty(len(places), np.int32)
+        ids[order] = pool[: len(places)]
+        return ids
+    rows = np.isin(before.part_ids, group)
+    ways = np.linalg.norm(
+        new.centroids[places][:, None].astype(np.float64) - before.centroids[rows][None], axis=2
+    )
+    chosen, olds = linear_sum_assignment(ways)
+    ids = np.full(len(places), -1, np.int32)
+    ids[chosen] = before.part_ids[rows][olds]
+    ids[ids < 0] = fresh[: int((ids < 0).sum())]
+    return ids
+
+
+def _effective_targets(
+    edits: Sequence[Edit], part_ids: np.ndarray, homes: set[int], before: Parts | None
+) -> dict[int, int]:
+    """Merges to follow: of clusters that are both there, or that were one before.
+
+    ``homes`` are clusters that live on in their parts.
+    """
+    there = {*part_ids.tolist(), *homes}
+    was = {} if before is None else dict(
+        zip(before.part_ids.tolist(), before.ids.tolist(), strict=True)
+    )  # fmt: skip
+    targets = {}
+    for cluster, target in merge_targets(edits).items():
+        if (cluster in there and target in there) or was.get(cluster) == target:
+            targets[cluster] = target
+    return targets
+
+
+def _published_id(
+    part: int,
+    targets: Mapping[int, int],
+    home: Mapping[int, int],
+    merged_homes: set[int],
+    groups: Mapping[int, np.ndarray],
+) -> int:
+    if part in targets:
+        return targets[part]
+    cluster = home.get(part)
+    if cluster is not None and cluster in merged_homes and part not in groups[cluster]:
+        return targets.get(cluster, cluster)  # a new part of a cluster that is still merged
+    return part
+
+
+def _join_parts(
+    parts: Parts,
+    old: OldClusters | None,
+    new: NewClusters,
+    shared: np.ndarray | None,
+    identity: Identity,
+) -> Published:
+    """Everything by published cluster, in the order of first parts."""
+    _, first = np.unique(parts.ids, return_index=True)
+    ids = parts.ids[np.sort(first)]
+    place_of = {int(i): place for place, i in enumerate(ids)}
+    places = np.array([place_of[int(i)] for i in parts.ids])
+    sizes, centroids = _joined(new.centroids, new.sizes, places, len(ids))
+    assert centroids is not None
+    leads = [_lead(np.flatnonzero(places == p), new.sizes, identity) for p in range(len(ids))]
+    keywords = [new.keywords[lead] for lead in leads] if new.keywords else []
+    joined = None
+    old_places = np.full(len(ids), -1, np.int64)
+    if shared is not None and old is not None:
+        joined = np.zeros((len(shared), len(ids)), np.int64)
+        np.add.at(joined.T, places, shared.T)
+        found = np.searchsorted(old.ids, ids)
+        there = (found < len(old.ids)) & (old.ids[np.minimum(found, len(old.ids) - 1)] == ids)
+        old_places[there] = found[there]
+    names = [identity.names[lead] for lead in leads]
+    told = Identity(ids, old_places, identity.next_id, names, [])
+    clusters = NewClusters(centroids, sizes, keywords)
+    events = _events(old, told, clusters, joined, identity)
+    return Published(parts, clusters, replace(told, events=events), joined)
+
+
+def moved_by_the_night(
+    published: Published, old: OldClusters, before: Parts, split: Mapping[int, int]
+) -> tuple[OldClusters, NewClusters, Identity, np.ndarray]:
+    """Old and new clusters with those taken together that people merge, part or split.
+
+    What is different between the two is then the night's doing. ``split`` has, by cluster, the one
+    that came out of it.
+    """
+    labels: dict[int, int] = {}
+    now = published.parts
+    pairs = [
+        *zip(before.part_ids, before.ids, strict=True),
+        *zip(now.part_ids, now.ids, strict=True),
+    ]
+    for one, other in [*pairs, *split.items()]:
+        first, second = _follow(labels, int(one)), _follow(labels, int(other))
+        if first != second:
+            labels[max(first, second)] = min(first, second)
+    assert published.shared is not None
+    if not labels:
+        return old, published.new, published.identity, published.shared
+    ids, rows = np.unique([_follow(labels, int(i)) for i in old.ids], return_inverse=True)
+    new_ids, columns = np.unique(
+        [_follow(labels, int(i)) for i in published.identity.ids], return_inverse=True
+    )
+    shared = np.zeros((len(ids), len(new_ids)), np.int64)
+    np.add.at(shared, (rows[:, None], columns[None]), published.shared)
+    sizes, centroids = _joined(old.centroids, old.sizes, rows, len(ids))
+    new_sizes, new_centroids = _joined(
+        published.new.centroids, published.new.sizes, columns, len(new_ids)
+    )
+    assert new_centroids is not None
+    old_names = dict(zip(old.ids.tolist(), old.names, strict=True))
+    names = dict(zip(published.identity.ids.tolist(), published.identity.names, strict=True))
+    places = np.searchsorted(ids, new_ids)
+    there = ids[np.minimum(places, len(ids) - 1)] == new_ids
+    return (
+        OldClusters(ids, centroids, sizes, [old_names.get(int(i), "") for i in ids]),
+        NewClusters(new_centroids, new_sizes),
+        replace(
+            published.identity,
+            ids=new_ids.astype(np.int32),
+            old_places=np.where(there, places, -1),
+            names=[names.get(int(i), "") for i in new_ids],
+        ),
+        shared,
+    )
+
+
+def _follow(labels: Mapping[int, int], cluster: int) -> int:
+    while cluster in labels:
+        cluster = labels[cluster]
+    return cluster
+
+
+def _lead(places: np.ndarray, sizes: np.ndarray, identity: Identity) -> int:
+    """The part that a cluster is named after: one that was there, or the largest."""
+    order = sorted(places.tolist(), key=lambda p: (identity.old_places[p] < 0, -sizes[p]))
+    return order[0]
+
+
+def _events(
+    old: OldClusters | None,
+    told: Identity,
+    new: NewClusters,
+    shared: np.ndarray | None,
+    identity: Identity,
+) -> list[Event]:
+    """What happened to published clusters; merges and their undoing among it."""
+    ids = set(told.ids.tolist())
+    was = set() if old is None else set(old.ids.tolist())
+    begun, ended = ids - was, was - ids
+    kept = [e for e in identity.events if e.event == "renamed" and e.cluster_id in ids & was]
+    known = {e.cluster_id: e for e in identity.events if e.event != "renamed"}
+    events = []
+    for place, cluster in enumerate(told.ids.tolist()):
+        if cluster in begun:
+            event = known.get(cluster, Event("born", cluster))
+            size, name = int(new.sizes[place]), told.names[place]
+            events.append(replace(event, new_size=size, new_name=name))
+    for place, cluster in enumerate([] if old is None else old.ids.tolist()):
+        if cluster not in ended or old is None:
+            continue
+        event = known.get(cluster, Event("died", cluster))
+        if shared is not None and shared[place].any():
+            into = int(shared[place].argmax())
+            count = int(shared[place, into])
+            related = int(told.ids[into])
+            event = replace(
+                event, event="merged", related_cluster_id=related, shared_documents=count
+            )
+        name = old.names[place] if old.names else ""
+        events.append(replace(event, old_size=int(old.sizes[place]), old_name=name))
+    return [*events, *kept]
+
+
+def _table(version: Version, name: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(version.read(name)))

@@ -1,0 +1,119 @@
+"""What belongs to a night's version beside its documents: tables, scores, checks and the report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.drift import Drift, changes_section
+from cluster.identity import lineage_table
+from cluster.outcome import clusters_table
+from cluster.report import build_report, render_report
+from cluster.report_data import Changes as ChangesSection
+from cluster.report_data import Listing
+from pipelines.nightly.changes import Changes
+from pipelines.nightly.checks import Check
+from pipelines.nightly.clusters import NightClusters, vanished_texts
+from pipelines.nightly.edits import applied_table
+from pipelines.nightly.night import Night
+from pipelines.nightly.novelty import NOVEL
+from pipelines.nightly.parts import CENTROIDS, CLUSTERS
+from pipelines.runtime.files import join, list_files, read_bytes
+from pipelines.store.candidate import Candidate
+from pipelines.store.edits import EDITS, Edit
+from pipelines.store.version import Version
+
+LINEAGE = "lineage.parquet"
+
+
+def write_artifacts(
+    night: Night,
+    candidate: Candidate,
+    changes: Changes,
+    clusters: NightClusters,
+    drift: Drift | None,
+    checks: Sequence[Check],
+) -> None:
+    """Write what belongs to the version beside its documents."""
+    outcome, published = clusters.outcome, clusters.published
+    lineage = lineage_table(published.identity.events, candidate.number)
+    candidate.put("encoder.json", to_json(changes.found.run.description.to_json()))
+    candidate.put_table(CENTROIDS, published.parts.table())
+    candidate.put_table(CLUSTERS, clusters_table(outcome.clusters, outcome.documents.ids.type))
+    applied = applied_table(
+        night.active, night.edits, night.before.base, candidate.number, clusters.published,
+        clusters.pins, clusters.split,
+    )  # fmt: skip
+    if len(applied):
+        candidate.put_table(EDITS, applied)
+    if clusters.novelty is not None:
+        candidate.put_table(NOVEL, clusters.novelty.artifact(published.parts.ids))
+    candidate.put_table(LINEAGE, _grown_lineage(night.before.base, lineage))
+    candidate.put("scores.json", to_json(outcome.scores))
+    candidate.put("checks.json", to_json([asdict(check) for check in checks]))
+    rejected = join(night.folder, "rejected")
+    for name in list_files(rejected):
+        candidate.put(f"rejected/{name}", read_bytes(join(rejected, name)))
+    settings = {"embeddings": night.config.store, **asdict(night.config)}
+    report = build_report(
+        outcome,
+        settings,
+        map_documents=night.config.map_documents,
+        seed=night.config.seed,
+        changes=describe_changes(night, changes, clusters, drift, applied),
+        linear_map=night.config.map_method == "pca",
+    )
+    candidate.put("report.html", render_report(report).encode())
+
+
+def describe_changes(
+    night: Night,
+    changes: Changes,
+    clusters: NightClusters,
+    drift: Drift | None,
+    applied: pa.Table,
+) -> ChangesSection | None:
+    """The report's section about what changed since the version before."""
+    base = night.before.base
+    if base is None or drift is None:
+        return None
+    gone = [change.cluster_id for change in drift.changes if change.kind == "vanished"]
+    counts = changes.counts
+    figures = (
+        f"{counts['new']:,} new documents, {counts['changed']:,} changed, "
+        f"{counts['deleted']:,} deleted, {counts['unchanged']:,} as they were."
+    )
+    since = f"version {base.number} of {base.record.created_at}"
+    texts = vanished_texts(base, gone)
+    section = changes_section(drift, clusters.outcome.clusters, texts, since=since, figures=figures)
+    return replace(section, lists=[*section.lists, *edits_listing(night.edits, applied)])
+
+
+def edits_listing(edits: Sequence[Edit], applied: pa.Table) -> list[Listing]:
+    """The report's table of people's edits, none where there are none."""
+    described = {edit.number: edit.describe() for edit in edits}
+    rows = [
+        (described[row["edit"]], row["status"], row["overrode"] or "", row["says"] or "")
+        for row in applied.to_pylist()
+    ]
+    note = f"{len(rows):,} edits of people, applied after the clusters were matched."
+    columns = ("Edit", "Status", "Instead of", "")
+    return [Listing("Edits", note, columns, rows)] if rows else []
+
+
+def _grown_lineage(base: Version | None, added: pa.Table) -> pa.Table:
+    """The lineage of a version and what is added to it."""
+    if base is None:
+        return added
+    return pa.concat_tables([pq.read_table(io.BytesIO(base.read(LINEAGE))), added])
+
+
+def to_json(content: Any) -> bytes:
+    """JSON for people and machines."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,330 @@
+"""What people decide about clusters: a journal that nights apply, whatever the next fit finds.
+
+Each edit is a file ``edits/NNNNNNNN.json`` with the next number, which only one writer can create:
+two people at once get two numbers, and the second is held against the first's edit. Nothing is
+ever rewritten; an undo is an entry of its own. ``edits.parquet`` of a version says what became of
+each edit in it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.runtime.command import Answer
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import create_exclusively, in_threads, join, list_files, read_bytes
+from pipelines.store.store import Store
+from pipelines.store.version import Version
+
+Action = Literal["name", "merge", "split", "pin", "forbid", "note", "undo"]
+Status = Literal["waiting", "applied", "lost", "undone"]
+
+EDITS = "edits.parquet"
+EDITS_KEY = "edits"
+"""In a record's details: number of the last edit that the version knows of."""
+_FOLDER = "edits"
+SCHEMA = pa.schema(
+    [
+        ("edit", pa.int64()),
+        ("action", pa.string()),
+        ("cluster_ids", pa.list_(pa.int32())),
+        ("document_id", pa.string()),
+        ("text", pa.string()),
+        ("who", pa.string()),
+        ("at", pa.string()),
+        ("status", pa.string()),
+        ("since_version", pa.int64()),
+        ("overrode", pa.string()),
+        ("says", pa.string()),
+    ]
+)
+"""``status`` is ``applied``, ``waiting`` (for what it needs), ``lost`` (its cluster died) or
+``undone``; ``since_version`` the version that applied it first; ``overrode`` what would be there
+without it, such as the name made of keywords."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One decision of a person."""
+
+    number: int
+    action: Action
+    clusters: tuple[int, ...]
+    """The cluster that it is about; of a merge the one that stays, then the one that joins it."""
+    document: str
+    text: str
+    """The name, or why."""
+    undoes: int | None
+    who: str
+    at: str
+    version: int
+    """The version that was published when it was made."""
+
+    def describe(self) -> str:
+        """What it says and by whom, for people."""
+        what = " ".join([*([self.document] if self.document else []), *map(str, self.clusters)])
+        text = f" {self.text!r}" if self.text else ""
+        what = f"{what}{text}" if self.undoes is None else f"of edit {self.undoes}{text}"
+        number = f"edit {self.number}" if self.number else "this edit"
+        return f"{number} ({self.action} {what.strip()}, by {self.who} at {self.at})"
+
+
+def read_edits(store: str) -> list[Edit]:
+    """Every entry of the journal in order, undone ones and undos among them."""
+    names = [n for n in list_files(join(store, _FOLDER)) if n.removesuffix(".json").isdigit()]
+    contents = in_threads(lambda name: json.loads(read_bytes(join(store, _FOLDER, name))), names)
+    return [Edit(**{**content, "clusters": tuple(content["clusters"])}) for content in contents]
+
+
+def active_edits(edits: Sequence[Edit]) -> list[Edit]:
+    """The edits that hold: neither undone nor undos."""
+    undone = {edit.undoes for edit in edits}
+    return [edit for edit in edits if edit.action != "undo" and edit.number not in undone]
+
+
+def merge_targets(edits: Sequence[Edit]) -> dict[int, int]:
+    """For each cluster that was merged away, the one that it is part of, chains followed."""
+    direct = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
+    return {cluster: _follow(direct, cluster) for cluster in direct}
+
+
+def _follow(direct: dict[int, int], cluster: int) -> int:
+    while cluster in direct:
+        cluster = direct[cluster]
+    return cluster
+
+
+def read_applied(version: Version) -> pa.Table:
+    """``edits.parquet`` of a version, of :data:`SCHEMA`; empty where it has none."""
+    if EDITS not in version.record.artifacts:
+        return SCHEMA.empty_table()
+    return pq.read_table(io.BytesIO(version.read(EDITS)))
+
+
+def add_edit(store: Store, edit: Edit) -> Edit:
+    """Enter an edit under the next number, which it gets here.
+
+    Raises :class:`InputError` where the journal holds one that says otherwise; both are named.
+    """
+    while True:
+        edits = read_edits(store.uri)
+        number = edits[-1].number + 1 if edits else 1
+        require_no_conflict(replace(edit, number=0), edits)
+        edit = replace(edit, number=number)
+        content = json.dumps(asdict(edit), indent=2, ensure_ascii=False).encode()
+        if create_exclusively(join(store.uri, _FOLDER, f"{number:08d}.json"), content):
+            return edit
+
+
+def require_no_conflict(edit: Edit, edits: Sequence[Edit]) -> None:
+    """Raise :class:`InputError` where an edit and one that holds cannot both be followed."""
+    active = active_edits(edits)
+    if edit.action == "undo":
+        if edit.undoes not in {other.number for other in active}:
+            numbers = ", ".join(str(other.number) for other in active) or "none"
+            raise InputError(
+                f"edit {edit.undoes} does not hold, so it cannot be undone; those that hold: "
+                f"{numbers}"
+            )
+        return
+    targets = merge_targets(active)
+    for other in active:
+        reason = _conflict(edit, other) or _merged_away(edit, other, targets)
+        if reason:
+            raise InputError(
+                f"{edit.describe()} against {other.describe()}: {reason}; undo that one first "
+                f"(edit --undo {other.number})"
+            )
+    _require_apart(edit, active, targets)
+
+
+def _conflict(edit: Edit, other: Edit) -> str:
+    """Why two edits cannot both hold; empty where they can."""
+    kinds = {edit.action, other.action}
+    both = set(edit.clusters) & set(other.clusters)
+    if kinds == {"name"} and both:
+        return f"cluster {edit.clusters[0]} has a name already"
+    if kinds == {"pin"} and edit.document == other.document:
+        return f"document {edit.document!r} is pinned already"
+    if kinds == {"split"} and both:
+        return f"cluster {edit.clusters[0]} is to be split already"
+    if kinds == {"merge", "split"} and both:
+        return "a cluster is merged and split"
+    if kinds == {"merge", "name"}:
+        merge, name = (edit, other) if edit.action == "merge" else (other, edit)
+        if merge.clusters[1] == name.clusters[0]:
+            return f"cluster {name.clusters[0]} is named, and part of another"
+    if kinds == {"forbid"} and set(edit.clusters) == set(other.clusters):
+        return "these two are kept apart already"
+    return ""
+
+
+def _merged_away(edit: Edit, other: Edit, targets: dict[int, int]) -> str:
+    """Why an edit is about a cluster that ``other``, a merge, took away; empty where it is not."""
+    if other.action != "merge" or other.clusters[1] not in edit.clusters:
+        return ""
+    gone = other.clusters[1]
+    return f"cluster {gone} is part of cluster {targets[gone]}"
+
+
+def _require_apart(edit: Edit, active: Sequence[Edit], targets: dict[int, int]) -> None:
+    """Raise where clusters that are kept apart would be one, through whatever other merges."""
+    if edit.action not in ("merge", "forbid"):
+        return
+    first, second = edit.clusters
+    if first == second:
+        raise InputError(f"{edit.action} takes two clusters; {first} is given twice")
+    groups = merge_targets([*active, edit])
+    for other in [*active, edit]:
+        if other.action == "forbid":
+            ends = {groups.get(cluster, cluster) for cluster in other.clusters}
+            if len(ends) < 2:
+                blamed = edit
+                if edit.action == "forbid":
+                    merges = [e for e in active if e.action == "merge"]
+                    blamed = next(m for m in merges if set(m.clusters) & set(edit.clusters))
+                pair = (edit, other) if other is not edit else (edit, blamed)
+                raise InputError(
+                    f"{pair[0].describe()} against {pair[1].describe()}: clusters that are kept "
+                    f"apart would be one; undo that one first (edit --undo {pair[1].number})"
+                )
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Decide about clusters, for all nights to come; without an action, list what was decided."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    name: tuple[int, str] | None = None
+    """ID NAME: call a cluster so, whatever its keywords are."""
+    merge: tuple[int, int] | None = None
+    """A B: publish the documents of cluster B as cluster A."""
+    split: int | None = None
+    """ID: fit two clusters where this one is."""
+    pin: tuple[str, int] | None = None
+    """DOCUMENT CLUSTER: this document is in this cluster, wherever its vector lies."""
+    forbid: tuple[int, int] | None = None
+    """A B: refuse a night that makes these two one."""
+    undo: int | None = None
+    """NUMBER: take an edit back."""
+    note: str = ""
+    """Why; alone, a remark for the report."""
+    who: str = ""
+    """By whom, as free text; by default the name of the account."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        given = [a for a in ("name", "merge", "split", "pin", "forbid", "undo") if self.asks(a)]
+        if len(given) > 1:
+            flags = " and ".join(f"--{action}" for action in given)
+            raise InputError(f"{flags} are given; an edit does one thing")
+        if self.name is not None and not self.name[1].strip():
+            raise InputError("--name takes a cluster and a name that is not empty")
+
+    def asks(self, action: str) -> bool:
+        """Whether this action's flag is given."""
+        return getattr(self, action) is not None
+
+
+def edit_store(config: EditConfig) -> Answer:
+    """Enter an edit, or list all; no lease is taken, as nothing but the journal is written."""
+    store = Store.open(config.store)
+    edit = _edit_of(config, store)
+    if edit is None:
+        return list_edits(store)
+    edit = add_edit(store, edit)
+    rows = [["entered", edit.describe()], ["takes effect", "with the next night"]]
+    return Answer(asdict(edit), config.store, rows=rows)
+
+
+def list_edits(store: Store) -> Answer:
+    """All edits with what the published version made of them."""
+    edits, published = read_edits(store.uri), store.published()
+    applied = (
+        {} if published is None else {r["edit"]: r for r in read_applied(published).to_pylist()}
+    )
+    holds = {edit.number for edit in active_edits(edits)}
+    data = []
+    for edit in edits:
+        became = applied.get(edit.number, {})
+        status = became.get("status", "waiting") if edit.number in holds else "undone"
+        status = "" if edit.action == "undo" else status
+        extra = {"status": status, "overrode": became.get("overrode"), "says": became.get("says")}
+        data.append({**asdict(edit), **extra})
+    rows = [[e.describe(), d["status"], d["says"] or ""] for e, d in zip(edits, data, strict=True)]
+    return Answer(data, f"{store.uri}: {len(edits)} edits", ("edit", "status", ""), rows)
+
+
+def _edit_of(config: EditConfig, store: Store) -> Edit | None:
+    """The edit that the flags ask for, checked against the published version; None without one."""
+    clusters: tuple[int, ...] = ()
+    document, text, undoes = "", config.note, None
+    action: Action = "note"
+    if config.name is not None:
+        action, clusters, text = "name", (config.name[0],), config.name[1].strip()
+    elif config.merge is not None:
+        action, clusters = "merge", config.merge
+    elif config.split is not None:
+        action, clusters = "split", (config.split,)
+    elif config.pin is not None:
+        action, document, clusters = "pin", config.pin[0], (config.pin[1],)
+    elif config.forbid is not None:
+        action, clusters = "forbid", config.forbid
+    elif config.undo is not None:
+        action, undoes = "undo", config.undo
+    elif not config.note:
+        return None
+    version = store.version()
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    who = config.who or os.environ.get("USER") or "unknown"
+    edit = Edit(0, action, clusters, document, text, undoes, who, at, version.number)
+    require_no_conflict(edit, read_edits(store.uri))
+    _require_there(edit, version)
+    for row in read_applied(version).to_pylist():
+        if row["edit"] == undoes and row["action"] == "split" and row["status"] == "applied":
+            raise InputError(
+                f"edit {undoes} has been done ({row['says']}): --merge the two clusters instead"
+            )
+    return edit
+
+
+def _require_there(edit: Edit, version: Version) -> None:
+    """Raise :class:`InputError` for a cluster or a document that the version does not have."""
+    known = set(cluster_ids_of(version))
+    for cluster in edit.clusters:
+        if cluster not in known:
+            raise InputError(
+                f"version {version.number} has no cluster {cluster}; it has "
+                f"{', '.join(map(str, sorted(known)[:20]))}{' …' if len(known) > 20 else ''}"
+            )
+    if edit.document and not len(version.take([document_id(edit.document, version)], ["id"])):
+        raise InputError(f"version {version.number} has no document with id {edit.document!r}")
+
+
+def cluster_ids_of(version: Version) -> list[int]:
+    """Ids of a version's clusters, each once."""
+    if "centroids.parquet" not in version.record.artifacts:
+        raise InputError(f"version {version.number} of {version.store} has no clusters to edit")
+    table = pq.read_table(io.BytesIO(version.read("centroids.parquet")), columns=["cluster_id"])
+    return sorted(set(table["cluster_id"].to_pylist()))
+
+
+def document_id(text: str, source: Any) -> str | int:
+    """An id as people write it, in the store's type; ``source`` has the documents' ``schema``."""
+    if not pa.types.is_integer(source.schema.field("id").type):
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"id {text!r}: the store's ids are integers") from error

@@ -238,7 +238,7 @@ def _events(
             new_size=int(new.sizes[place]),
             new_name=found.names[place],
         )
-        yield _related(begun, "split", shared[:, place], old.ids)
+        yield related_event(begun, "split", shared[:, place], old.ids)
     for old_place in np.setdiff1d(np.arange(len(old.ids)), found.old_places).tolist():
         ended = Event(
             "died",
@@ -246,7 +246,7 @@ def _events(
             old_size=int(old.sizes[old_place]),
             old_name=old_names[old_place],
         )
-        yield _related(ended, "merged", shared[old_place], found.ids)
+        yield related_event(ended, "merged", shared[old_place], found.ids)
     for place, before in enumerate(found.old_places.tolist()):
         if before >= 0 and old.names and found.names[place] != old_names[before]:
             yield Event(
@@ -261,7 +261,7 @@ def _events(
             )
 
 
-def _related(event: Event, kind: EventKind, shared: np.ndarray, ids: np.ndarray) -> Event:
+def related_event(event: Event, kind: EventKind, shared: np.ndarray, ids: np.ndarray) -> Event:
     """The event as a split or merge where most of the documents say so."""
     total, place = int(shared.sum()), int(shared.argmax())
     if not total or shared[place] < _MAJORITY * total:

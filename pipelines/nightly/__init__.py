@@ -2,9 +2,15 @@
 
 ``config``    options
 ``job``       the whole night, step by step
+``night``     what its steps share, and which step it is at
 ``compare``   the corpus against a version, by id and text hash
 ``reuse``     unfinished nights, and vectors of known texts copied
 ``changes``   what changed, embedded
 ``clusters``  a candidate clustered from yesterday's centroids, under yesterday's ids
+``parts``     centroids of a fit, and the clusters that they are published as
+``edits``     people's names, merges, splits and pins, applied
+``novelty``   who fits none of the clusters, and who of them are alike
 ``checks``    what must hold before a version is published
+``version_files``  tables, scores and report of the new version
+``notify``    what became of a night, posted to a webhook
 """

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
-from cluster.identity import Event, Identity, NewClusters, OldClusters
+from cluster.identity import Event, Identity, NewClusters, OldClusters, related_event
 from pipelines.store.columns import matrix
 from pipelines.store.edits import Edit, merge_targets, read_applied
 from pipelines.store.version import Version
@@ -322,32 +322,22 @@ def _events(
     shared: np.ndarray | None,
     identity: Identity,
 ) -> list[Event]:
-    """What happened to published clusters; merges and their undoing among it."""
-    ids = set(told.ids.tolist())
-    was = set() if old is None else set(old.ids.tolist())
-    begun, ended = ids - was, was - ids
-    kept = [e for e in identity.events if e.event == "renamed" and e.cluster_id in ids & was]
-    known = {e.cluster_id: e for e in identity.events if e.event != "renamed"}
+    """What happened to published clusters; people's merges and their undoing among it."""
+    if old is None or shared is None:
+        return identity.events
+    ids, was = told.ids.tolist(), old.ids.tolist()
     events = []
-    for place, cluster in enumerate(told.ids.tolist()):
-        if cluster in begun:
-            event = known.get(cluster, Event("born", cluster))
-            size, name = int(new.sizes[place]), told.names[place]
-            events.append(replace(event, new_size=size, new_name=name))
-    for place, cluster in enumerate([] if old is None else old.ids.tolist()):
-        if cluster not in ended or old is None:
-            continue
-        event = known.get(cluster, Event("died", cluster))
-        if shared is not None and shared[place].any():
-            into = int(shared[place].argmax())
-            count = int(shared[place, into])
-            related = int(told.ids[into])
-            event = replace(
-                event, event="merged", related_cluster_id=related, shared_documents=count
-            )
-        name = old.names[place] if old.names else ""
-        events.append(replace(event, old_size=int(old.sizes[place]), old_name=name))
-    return [*events, *kept]
+    for place in (p for p, cluster in enumerate(ids) if cluster not in was):
+        size, name = int(new.sizes[place]), told.names[place]
+        begun = Event("born", ids[place], new_size=size, new_name=name)
+        events.append(related_event(begun, "split", shared[:, place], old.ids))
+    for place in (p for p, cluster in enumerate(was) if cluster not in ids):
+        size, name = int(old.sizes[place]), old.names[place] if old.names else ""
+        ended = Event("died", was[place], old_size=size, old_name=name)
+        events.append(related_event(ended, "merged", shared[place], told.ids))
+    lasting = set(ids) & set(was)
+    renamed = [e for e in identity.events if e.event == "renamed" and e.cluster_id in lasting]
+    return [*events, *renamed]
 
 
 def _table(version: Version, name: str) -> pa.Table:

@@ -7,6 +7,7 @@
 ``columns``    columns of a document, and rows made of what comes
 ``records``    ``version.json`` and publications: what belongs to what, and when
 ``index``      the vector index, and its measured recall
+``edits``      what people decide about clusters, for nights to apply
 ``lease``      one writer at a time
 ``verify``     every invariant of a store
 ``manage``     the verbs of ``manage_store.py``, export among them

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
 from pipelines.corpus.files import CorpusFile
-from pipelines.runtime.arrow import plain_type
+from pipelines.runtime.arrow import plain_type, unstorable
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, with_retries
 
@@ -49,6 +49,12 @@ def parquet_schema(
             raise InputError(
                 f"kept columns of {file.path} differ from other files': {error}"
             ) from error
+    for field in unified:
+        if (bad := unstorable(plain_type(field.type))) is not None:
+            raise InputError(
+                f"kept column {field.name!r} holds {bad}, which cannot be stored; cast it, or "
+                "leave it out of --keep-columns"
+            )
     return pa.schema([f.with_type(plain_type(f.type)) for f in unified])
 
 
@@ -114,7 +120,8 @@ def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
 
 def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
     about = with_retries(lambda: columns_of(file), file.path, decodes=True)
-    kinds = {name: about.type_of(name) or pa.null() for name in keep}
+    found = {name: about.type_of(name) for name in keep}
+    kinds = {name: pa.null() if kind is None else kind for name, kind in found.items()}
     if text in kinds and _is_bytes(kinds[text]):
         kinds[text] = pa.string()
     return pa.schema([pa.field(name, kind) for name, kind in kinds.items()])

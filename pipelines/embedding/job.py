@@ -193,6 +193,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     speed = embed_chunks(encode, WORKERS, assembled.chunks, rejected=rejected)
     written = write_result(result_settings(run, scanned), assembled.chunks)
     counts = final_counts(scanned, assembled, written)
+    check_encoded(config, counts)
     effect = read_adapter_effect(run.work)
     replace(run.description, adapter_effect=effect).save(config.output)
     record.counts.update(counts)
@@ -341,6 +342,18 @@ def final_counts(
     if counts["documents"] != counts["embedded"] + counts["rejected"] + counts["duplicates"]:
         raise RuntimeError(f"the counts do not add up, so rows were lost or doubled: {counts}")
     return counts
+
+
+def check_encoded(config: EmbedConfig, counts: Mapping[str, int]) -> None:
+    """Raise :class:`InputError` where too few documents got a vector, whenever they lost it."""
+    documents, rejected = counts["documents"], counts["rejected"]
+    if not counts["embedded"] or rejected > config.max_rejected_fraction * documents:
+        raise InputError(
+            f"{rejected:,} of {documents:,} documents got no vector, and {counts['embedded']:,} "
+            f"texts got one; --max-rejected-fraction is {config.max_rejected_fraction:g}. Why, is "
+            f"in {join(config.output, 'rejected')}"
+            + ("; vectors may not fit --float16" if config.float16 else "")
+        )
 
 
 def summarize(config: EmbedConfig, record: RunRecord, seconds: float) -> dict[str, str]:

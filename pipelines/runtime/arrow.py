@@ -31,7 +31,8 @@ _BUFFER_BYTES = 4 << 20
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type of a column's values: without dictionary, extension, view or null type.
 
-    UUIDs are strings, so are columns of nothing but nulls; maps are lists of ``key`` and ``value``.
+    UUIDs are strings, so are columns of nothing but nulls; maps are lists of ``key`` and ``value``,
+    small decimals decimal128, and only numbers are in lists of fixed size.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return pa.string() if kind.extension_name == _UUID else plain_type(kind.storage_type)
@@ -47,13 +48,32 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         )
     if pa.types.is_struct(kind):
         return pa.struct([f.with_type(plain_type(f.type)) for f in kind])
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(plain_type(kind.value_type), kind.list_size)
+        values = plain_type(kind.value_type)
+        return pa.list_(values, -1 if _is_no_number(values) else kind.list_size)
     if pa.types.is_large_list(kind):
         return pa.large_list(plain_type(kind.value_type))
     if pa.types.is_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
         return pa.list_(plain_type(kind.value_type))
     return kind
+
+
+def _is_no_number(kind: pa.DataType) -> bool:
+    return not (
+        pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    )
+
+
+def unstorable(kind: pa.DataType) -> pa.DataType | None:
+    """The plain type within ``kind`` that a store cannot hold; None where it can hold all."""
+    if pa.types.is_interval(kind) or pa.types.is_union(kind):
+        return kind
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return kind
+    inner = [kind.field(i).type for i in range(kind.num_fields)] if pa.types.is_nested(kind) else []
+    return next((bad for each in inner if (bad := unstorable(each)) is not None), None)
 
 
 def plain_column(column: pa.Array) -> pa.Array:
@@ -74,6 +94,8 @@ def plain_column(column: pa.Array) -> pa.Array:
         return column.cast(pa.binary_view()).cast(pa.binary()).view(pa.string())
     if pa.types.is_null(kind):
         return pa.nulls(len(column), pa.string())
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return _nested(column, target)  # pyarrow's own cast of a slice has broken offsets
     try:
         return column.cast(target)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):

@@ -245,6 +245,10 @@ def test_a_text_whose_vector_is_not_finite_is_rejected_with_all_its_documents(co
         ("2", "its vector is not finite"),
         ("4", "its vector is not finite"),
     ]
+    few = replace(config, max_rejected_fraction=0.4, output=f"{config.output}-few")
+    with pytest.raises(InputError, match=r"2 of 4 documents got no vector, and 2 texts got one"):
+        run(few)
+    assert json.loads(Path(few.output, "run.json").read_text())["status"] == "failed"
 
 
 def test_reading_and_writing_s3(config, s3_server):

@@ -315,6 +315,11 @@ def inspect_files(
     inspection = Inspection(columns, shard_bytes, options, sniffed)
     seen = _with_dialects(in_threads(inspection.inspect, list(files)), sniffed)
     check_columns(seen, columns)
+    hashed = [file for file in seen if not file.problem and columns.id_of(file) is None]
+    if hashed:
+        rows = f", {sum(file.rows or 0 for file in hashed):,} rows" if hashed[0].rows else ""
+        first = hashed[0].path
+        log.info("%d files%s have no id: hashes of the texts are, %s", len(hashed), rows, first)
     return seen
 
 

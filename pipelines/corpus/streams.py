@@ -31,6 +31,8 @@ _BYTE_ORDER_MARKS = {  # the longer first: that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _FEWEST_BAD_LINES = 5
+_BAD_SHARE = 0.05
+"""Of lines: where fewer are not UTF-8, each is rejected alone."""
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 
 
@@ -151,7 +153,8 @@ def encoding_problem(head: bytes) -> str | None:
             "iconv -f UTF-16LE -t UTF-8"
         )
     bad = good = 0
-    for line in head.split(b"\n")[:-1] or [head]:
+    lines = head.split(b"\n")[:-1] or [head]
+    for line in lines:
         if not _NOT_ASCII.search(line):
             continue
         try:
@@ -159,7 +162,7 @@ def encoding_problem(head: bytes) -> str | None:
             good += 1
         except UnicodeDecodeError:
             bad += 1
-    if bad >= _FEWEST_BAD_LINES and bad > 2 * good:
+    if bad > max(_FEWEST_BAD_LINES, 2 * good, _BAD_SHARE * len(lines)):
         return (
             f"{bad} of its first lines are not UTF-8: it is in another encoding, such as "
             "Windows-1252; convert it: iconv -f WINDOWS-1252 -t UTF-8"

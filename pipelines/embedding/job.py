@@ -23,11 +23,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.files import (
     Columns,
     CorpusFile,
     CorpusOptions,
-    find_files,
+    find_corpus,
     listing_digest,
     listing_of,
 )
@@ -172,13 +173,15 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     files that cannot be read, and where too much was rejected.
     """
     started = time.monotonic()
-    files = find_files(config.corpus or str(demo_corpus()), config.reading)
+    listing = find_corpus(config.corpus or str(demo_corpus()), config.reading)
+    files = listing.files
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
     run = prepare_run(config, files)
     if config.dry_run:
         estimate = estimate_run(run.files, config.columns, run.description, run.actors)
-        return JobResult(summary=estimate_table(estimate, run.actors, config.output))
+        seen = describe_corpus(run.files, config.columns, listing.passed_over)
+        return JobResult(summary=seen | estimate_table(estimate, run.actors, config.output))
     run.plan.save(run.work)
     scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
     assembled = assemble_corpus(assemble_settings(run, scanned))
@@ -201,6 +204,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
         {
             "rows": written["rows"],
             "files": written["files"],
+            "files_passed_over": len(listing.passed_over),
             **speed,
             "corpus_digest": listing_digest(scanned.listing),
             "encoder_fingerprint": run.description.fingerprint,

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.documents import Checker, read_documents
 from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_corpus, find_files
 from pipelines.corpus.kept_columns import json_to_values, parquet_schema, resolve_type
@@ -438,3 +439,23 @@ def test_a_folder_of_unreadable_kind_is_named(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(io.BytesIO(b"PK").read())
     with pytest.raises(InputError, match=r"a\.xlsx: unknown format"):
         find_files(str(tmp_path / "a.xlsx"))
+
+
+def test_what_was_detected_is_told_by_kind_of_file_with_sample_rows(tmp_path):
+    (tmp_path / "lang=en").mkdir()
+    (tmp_path / "lang=en" / "a.jsonl").write_text(LINES)
+    (tmp_path / "b.csv").write_text("id;text\n1;one\n2;\n")
+    pq.write_table(
+        pa.table({"text": ["a"], "n": pa.array([1], pa.int32())}), tmp_path / "c.parquet"
+    )
+    (tmp_path / "d.xlsx").write_text("x")
+    (tmp_path / "e.jsonl").write_text("")
+    listing = find_corpus(str(tmp_path))
+    files = inspect_files(listing.files, Columns(), shard_bytes=1 << 20)
+    table = describe_corpus(files, Columns(), listing.passed_over)
+    assert table["jsonl"] == "1 files; columns id, text; by its place: lang"
+    assert table["jsonl, row 1"] == "0: Text number 0"
+    assert table["csv fields parted by ';', quoted with \", row 2"] == "rejected: text is empty"
+    assert table["parquet"].startswith("1 files; columns text string, n int32; 1 without an id")
+    assert table[f"unreadable {tmp_path}/e.jsonl"] == "the file is empty"
+    assert table["passed over: unknown format"] == f"1 files, such as {tmp_path}/d.xlsx"

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cluster.census import Census, CensusPlan, assign_shard, census_from_tables, merge_censuses
 from cluster.config import MAY_CHANGE, ClusterConfig
+from cluster.duplicate_search import Part, SearchPlan
 from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
 from cluster.num_clusters import Candidate, Choice, choose_num_clusters
 from cluster.on_ray import RayVectors, count_cpus
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
 from cluster.report import build_report, render_report
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
+from cluster.vector_duplicates import search_vectors
 from cluster.vector_files import Piece
 from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_centroids
 from cluster.work import WORK_FOLDER, Work, remove_stale
@@ -102,7 +106,55 @@ def find_clusters(source: VectorSource, config: ClusterConfig, work: Work) -> Ou
         has_labels=config.label_column is not None,
         similarity=config.duplicate_similarity or None,
         fingerprint=source.fingerprint,
+        duplicates=duplicates_among_all(source, scan, config, work),
     )
+
+
+def duplicates_among_all(
+    source: VectorSource, scan: Scan, config: ClusterConfig, work: Work
+) -> pa.Table | None:
+    """``near_duplicates.parquet`` by all vectors; None where the sample holds them all, or none.
+
+    Their order is that of the sample, so that the two agree.
+    """
+    if not config.duplicate_similarity or work.folder is None or scan.rows <= len(scan.sample):
+        return None
+    plan = SearchPlan(config.duplicate_similarity, "hash", config.seed)
+    found = search_vectors(source, plan, join(work.folder, "duplicates"))
+    removed = np.flatnonzero(found.decisions.keepers >= 0)
+    positions = found.order.positions()
+    folder = join(config.output, "assignments")
+    rows = take_rows(folder, source, found.order.parts, positions[removed])
+    keepers = positions[found.decisions.keepers[removed]]
+    return pa.table(
+        {
+            "id": rows["id"],
+            "duplicate_of": take_rows(folder, source, found.order.parts, keepers)["id"],
+            "similarity": found.decisions.similarities[removed],
+            "cluster_id": rows["cluster_id"],
+        }
+    )
+
+
+def take_rows(
+    folder: str, source: VectorSource, parts: Sequence[Part], positions: np.ndarray
+) -> pa.Table:
+    """id and cluster_id of the assignments at ``positions`` of the corpus, int64 (m,)."""
+    starts = np.array([part.start for part in parts])
+    owners = np.searchsorted(starts, positions, side="right") - 1
+    found = []
+    order = np.argsort(owners, kind="stable")
+    for number in np.unique(owners):
+        part = parts[number]
+        filesystem, path = open_filesystem(
+            join(folder, f"{source.shards[part.shard].name}.parquet")
+        )
+        table = pq.read_table(path, columns=["id", "cluster_id"], filesystem=filesystem)
+        found.append(table.take(pa.array(positions[owners == number] - part.start)))
+    if not found:
+        ids = pa.array([], source.id_kind)
+        return pa.table({"id": ids, "cluster_id": pa.array([], pa.int32())})
+    return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
 
 
 def kept_fit(source: VectorSource, scan: Scan, k: int, config: ClusterConfig, work: Work) -> Fit:

@@ -17,7 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.duplicates import Decisions, Pairs, decide, merge_pairs, no_decisions
+from cluster.duplicates import (
+    Decisions,
+    Pairs,
+    decide,
+    merge_pairs,
+    no_decisions,
+    repeat_decisions,
+)
 from cluster.vectors import Block, VectorSource
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, make_folder, read_bytes, write_bytes
@@ -36,7 +43,7 @@ class SearchPlan:
 
     similarity: float
     keep: str = "first"
-    """'first', 'longest', 'central' or 'column:NAME'."""
+    """'first', 'longest', 'central', 'column:NAME', or 'hash': by the hash of their ids alone."""
     seed: int = 0
     checked: int = 0
     """Documents that are compared with all others besides, to measure the search; 0: by size."""
@@ -83,15 +90,7 @@ class Order:
 
     def expand(self, decisions: Decisions) -> Decisions:
         """The same with what equals an earlier document decided as that is."""
-        repeats = np.flatnonzero((self.same_as != np.arange(len(self.ranks))) & ~self.empty)
-        repeats = repeats[repeats >= self.fixed]
-        first = self.same_as[repeats]
-        keepers, similarities = decisions.keepers.copy(), decisions.similarities.copy()
-        keepers[repeats] = decisions.keepers[first]
-        similarities[repeats] = decisions.similarities[first]
-        kept = first < self.fixed if self.fixed else decisions.keepers[first] < 0
-        keepers[repeats[kept]], similarities[repeats[kept]] = first[kept], 1
-        return Decisions(keepers, similarities, np.zeros(len(keepers), dtype=bool))
+        return repeat_decisions(decisions, self.same_as, ~self.empty, self.fixed)
 
 
 @dataclass(frozen=True)
@@ -211,6 +210,8 @@ def order_rows(
     if plan.keep == "first":
         ranks[:own] = fixed + np.arange(own)
     else:
+        if plan.keep == "hash":
+            keys = np.zeros(len(rows))
         falling = -_as_numbers(rows["key"] if keys is None else pa.chunked_array([keys]))[:own]
         ranks[np.lexsort((hashes[:own], falling))] = fixed + np.arange(own)
     by_rank = np.empty(len(rows), dtype=np.int64)

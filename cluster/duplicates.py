@@ -11,8 +11,9 @@ the cells across a plane that near, each pair meets in a cell, and none is misse
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +25,8 @@ _LEFT_ROWS = 1_024
 _RIGHT_ROWS = 4_096
 _EXACT_BYTES = 32 << 20
 _VISIT_ROWS = 2_048
+_EARLY = 512
+_MOST_CELLS = 2_048
 _ROUNDING = 1e-6
 
 
@@ -79,9 +82,15 @@ class Cells:
     def __init__(self, centroids: np.ndarray, similarity: float) -> None:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._norms = squared_lengths(self.centroids).astype(np.float32)
-        self._reach = np.sqrt(2 - 2 * similarity) / 2
         # What rounding may take from a difference of two squared distances near 1.
-        self._slack = np.float32(8 * _ROUNDING * np.sqrt(self.centroids.shape[1]))
+        slack = np.float32(8 * _ROUNDING * np.sqrt(self.centroids.shape[1]))
+        apart = self._norms[:, None] + self._norms - 2 * self.centroids @ self.centroids.T
+        apart = np.sqrt(np.maximum(apart, 0, out=apart) + slack, out=apart)
+        # A vector visits where its squared distances to the two centroids differ by no more.
+        apart *= np.float32(np.sqrt(2 - 2 * similarity))
+        apart += slack
+        np.fill_diagonal(apart, -1)
+        self._limits = apart
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -96,15 +105,9 @@ class Cells:
             scores += self._norms
             home = scores.argmin(axis=1)
             scores -= scores[np.arange(len(block)), home][:, None]
-            order = np.argsort(home, kind="stable")
-            for group in np.split(order, np.flatnonzero(np.diff(home[order])) + 1):
-                apart = self.centroids - self.centroids[home[group[0]]]
-                limit = 2 * self._reach * np.sqrt(np.einsum("ij,ij->i", apart, apart))
-                near = scores[group] <= limit.astype(np.float32) + self._slack
-                near[:, home[group[0]]] = False
-                row, cell = np.nonzero(near)
-                rows.append(start + group[row])
-                cells.append(cell)
+            row, cell = np.nonzero(scores <= self._limits[home])
+            rows.append(start + row)
+            cells.append(cell)
             homes.append(home)
         if not homes:
             return np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32)
@@ -253,43 +256,78 @@ def decide(pairs: Pairs, before: Decisions) -> Decisions:
     return Decisions(keepers, similarities, undecided)
 
 
-def find_duplicates(
-    vectors: np.ndarray, similarity: float, centroids: np.ndarray | None = None
-) -> Decisions:
+def find_duplicates(vectors: np.ndarray, similarity: float) -> Decisions:
     """Decisions on ``vectors``, float32 (n, d), that stand in the order of their ranks.
 
-    ``centroids``, float32 (k, d), only decide how long it takes. Zero vectors have no direction
-    and are kept.
+    Zero vectors have no direction and are kept. All are held in memory, and compared with the first
+    few that are kept before anything else, so that a crowd of much the same costs little.
     """
-    units = to_units(vectors)
-    usable = np.flatnonzero(units.any(axis=1))
-    if centroids is None:
-        centroids = np.zeros((1, vectors.shape[1]), dtype=np.float32)
-    cells = Cells(centroids, similarity)
-    decisions = no_decisions(len(vectors))
-    while len(usable) and decisions.undecided.any():
-        home, rows, visited = cells.visits(units[usable])
+    units = to_units(vectors) + np.float32(0)  # -0.0 and 0.0 are the same number
+    first: dict[bytes | None, int] = {}
+    same_as = np.array([first.setdefault(d, i) for i, d in enumerate(digests(units))], np.int64)
+    rows = np.flatnonzero((same_as == np.arange(len(units))) & units.any(axis=1))
+    early, late = rows[:_EARLY], rows[_EARLY:]
+    decisions = _decide_in_cells(units, early, similarity, no_decisions(len(units)))
+    kept = early[decisions.keepers[early] < 0]
+    search = PairSearch(similarity)
+    search.add_cell(units[kept], kept, units[late], late)
+    decisions = decide(search.pairs(), replace(decisions, undecided=_only(late, len(units))))
+    late = late[decisions.keepers[late] < 0]
+    decisions = _decide_in_cells(units, late, similarity, decisions)
+    comparable: np.ndarray = np.asarray(units.any(axis=1))
+    return repeat_decisions(decisions, same_as, comparable)
+
+
+def _only(rows: np.ndarray, count: int) -> np.ndarray:
+    mask = np.zeros(count, dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+def _decide_in_cells(
+    units: np.ndarray, rows: np.ndarray, similarity: float, before: Decisions
+) -> Decisions:
+    """Decide on ``rows`` by each other; rows that lie anywhere serve as the cells' centroids."""
+    cells = Cells(units[rows[: int(np.clip(2 * np.sqrt(len(rows)), 1, _MOST_CELLS))]], similarity)
+    decisions = replace(before, undecided=_only(rows, len(units)))
+    while decisions.undecided.any():
+        home, coming, visited = cells.visits(units[rows])
         search = PairSearch(similarity)
-        for members, visitors in _by_cell(home, rows, visited, len(cells)):
-            inside, outside = usable[members], usable[visitors]
+        members = split_by(rows, home, len(cells))
+        visitors = split_by(rows[coming], visited, len(cells))
+        for inside, outside in zip(members, visitors, strict=True):
             search.add_members(units[inside], inside)
             search.add_cell(units[inside], inside, units[outside], outside)
         decisions = decide(search.pairs(), decisions)
-        usable = usable[decisions.keepers[usable] < 0]
+        rows = rows[decisions.keepers[rows] < 0]
     return decisions
 
 
-def _by_cell(
-    home: np.ndarray, rows: np.ndarray, visited: np.ndarray, k: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each cell its members and its visitors, as rows."""
-    return list(
-        zip(
-            split_by(np.arange(len(home)), home, k),
-            split_by(rows, visited, k),
-            strict=True,
-        )
-    )
+def digests(units: np.ndarray) -> list[bytes | None]:
+    """16 bytes that tell each vector, float32 (n, d), from every other; None for zeros."""
+    usable: list[bool] = np.any(units, axis=1).tolist()
+    return [
+        hashlib.blake2b(row.tobytes(), digest_size=16).digest() if there else None
+        for row, there in zip(units, usable, strict=True)
+    ]
+
+
+def repeat_decisions(
+    decisions: Decisions, same_as: np.ndarray, comparable: np.ndarray, fixed: int = 0
+) -> Decisions:
+    """The same with what equals an earlier one, ``same_as`` int64 (n,), decided as that is.
+
+    Only where ``comparable``, bool (n,), and from rank ``fixed`` on.
+    """
+    repeats = np.flatnonzero((same_as != np.arange(len(same_as))) & comparable)
+    repeats = repeats[repeats >= fixed]
+    first = same_as[repeats]
+    keepers, similarities = decisions.keepers.copy(), decisions.similarities.copy()
+    keepers[repeats] = decisions.keepers[first]
+    similarities[repeats] = decisions.similarities[first]
+    kept = first < fixed if fixed else decisions.keepers[first] < 0
+    keepers[repeats[kept]], similarities[repeats[kept]] = first[kept], 1
+    return Decisions(keepers, similarities, np.zeros(len(keepers), dtype=bool))
 
 
 def split_by(values: np.ndarray, keys: np.ndarray, count: int) -> list[np.ndarray]:

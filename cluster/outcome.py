@@ -289,12 +289,13 @@ def describe_outcome(
     has_labels: bool,
     similarity: float | None,
     fingerprint: str | None = None,
+    duplicates: pa.Table | None = None,
 ) -> Outcome:
     """Describe and score every level.
 
     ``fits`` maps numbers of clusters to fits. Keywords and scores without labels use the first
     ``documents`` rows of the scan's sample, near-duplicates (from cosine ``similarity`` on; None
-    for no search) all of it.
+    for no search) all of it, unless the ``duplicates`` among all vectors are given.
     """
     described = scan.sample.head(documents)
     levels = [
@@ -305,16 +306,17 @@ def describe_outcome(
     if len(levels) > 1:
         scores["levels"] = level_scores(levels)
     notices = find_notices(scan, census, described)
-    duplicates = None
     if similarity is not None:
-        centroids = levels[-1].fit.centroids
-        found = find_duplicates(scan.sample.vectors, similarity, centroids)
-        ids = NearestCentroids(centroids).assign(scan.sample.vectors).cluster_ids
-        duplicates = duplicates_table(found, scan.sample.ids, ids)
+        searched = len(scan.sample) if duplicates is None else scan.rows
+        if duplicates is None:
+            found = find_duplicates(scan.sample.vectors, similarity)
+            nearest = NearestCentroids(levels[-1].fit.centroids)
+            ids = nearest.assign(scan.sample.vectors).cluster_ids
+            duplicates = duplicates_table(found, scan.sample.ids, ids)
         scores["near_duplicates"] = {
             "count": len(duplicates),
             "similarity": similarity,
-            "searched": len(scan.sample),
+            "searched": searched,
         }
     return Outcome(
         scan,

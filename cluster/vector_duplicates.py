@@ -6,7 +6,6 @@ which holds its own vectors in memory and streams those that visit it from other
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,6 +39,7 @@ from cluster.duplicates import (
     Cells,
     Pairs,
     PairSearch,
+    digests,
     exact_cosines,
     merge_pairs,
     split_by,
@@ -91,21 +91,12 @@ def _read_shard(
     for block in read_blocks(source, source.shards[unit[1]], with_text=plan.keep == "longest"):
         units = to_units(block.vectors) + np.float32(0)  # -0.0 and 0.0 are the same number
         hashes = hash_ids(block.ids, plan.seed)
-        rows.append(row_table(block, hashes, _digests(units), plan.keep))
+        rows.append(row_table(block, hashes, digests(units), plan.keep))
         rejected.append(block.rejected)
         if unit[0] == 0:
             near = np.flatnonzero((hashes <= limit) & units.any(axis=1))
             drawn.append(vector_table(units[near], hash=hashes[near]))
     return write_rows(work, name, rows, [*drawn], rejected)
-
-
-def _digests(units: np.ndarray) -> list[bytes | None]:
-    """16 bytes that tell each vector from every other; None for zeros."""
-    usable: list[bool] = np.any(units, axis=1).tolist()
-    return [
-        hashlib.blake2b(row.tobytes(), digest_size=16).digest() if there else None
-        for row, there in zip(units, usable, strict=True)
-    ]
 
 
 def _sample_rows(rows: int) -> int:
@@ -196,7 +187,7 @@ def _sample_to_check(
 ) -> np.ndarray:
     """Ranks of the sample that is compared with all; its vectors are written for the workers."""
     own = sum(part.rows for part in parts if not part.source)
-    wanted = plan.checked or int(np.clip(2e8 / max(own, 1), 256, 4_096))
+    wanted = plan.checked or int(np.clip(1e8 / max(own, 1), 256, 4_096))
     sample = _drawn(parts, work, dimension)[:wanted]
     own_parts = [part for part in parts if not part.source]
     tables = [read_segment(join(work, "rows", part.name), 0) for part in own_parts]

@@ -235,6 +235,27 @@ def test_near_duplicates_and_outliers_are_listed(tmp_path):
     assert outliers[0]["id"] == "doc-20"
 
 
+def test_near_duplicates_are_sought_among_all_vectors_not_a_sample(tmp_path):
+    vectors, truth = blobs()
+    vectors[:100] = vectors[200:300]
+    (tmp_path / "in").mkdir()
+    pq.write_table(table_of(vectors, truth), tmp_path / "in" / "a.parquet")
+    few = {"fit": "sample:100", "sample_documents": 50, "map_documents": 50}
+    found = {}
+    for name, settings in (("few", few), ("all", {})):
+        config = config_of(tmp_path, duplicate_similarity=0.9999999, **settings)
+        cluster_corpus(replace(config, output=str(tmp_path / name)))
+        table = pq.read_table(tmp_path / name / "near_duplicates.parquet")
+        found[name] = {(row["id"], row["duplicate_of"]) for row in table.to_pylist()}
+        assigned = read_assignments(tmp_path / name).to_pydict()
+        clusters = dict(zip(assigned["id"], assigned["cluster_id"], strict=True))
+        assert all(clusters[row["id"]] == row["cluster_id"] for row in table.to_pylist())
+    assert len(found["few"]) >= 100
+    assert found["few"] == found["all"]
+    scores = json.loads((tmp_path / "few" / "scores.json").read_text())
+    assert scores["near_duplicates"]["searched"] == 400
+
+
 def test_cosine_ignores_lengths(tmp_path):
     write_corpus(tmp_path / "in")
     vectors, truth = blobs()

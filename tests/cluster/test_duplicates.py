@@ -49,25 +49,26 @@ def test_of_a_chain_the_ends_are_kept_and_the_middle_names_one_of_them():
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.9, 0.97, 1.0])
-@pytest.mark.parametrize("k", [1, 7, 60])
-def test_decisions_are_those_of_one_document_after_the_other(similarity, k):
+@pytest.mark.parametrize("early", [1, 50, 512])
+def test_decisions_are_those_of_one_document_after_the_other(similarity, early, monkeypatch):
+    monkeypatch.setattr(duplicates, "_EARLY", early)
     vectors = clumps(600, 12, spread=0.15)
-    vectors[37], vectors[411] = 0, vectors[3] * 2
-    centroids = to_units(clumps(k * 4, 12, seed=1))[:k]
-    found = find_duplicates(vectors, similarity, centroids)
+    vectors[37], vectors[411], vectors[590] = 0, vectors[3] * 2, vectors[580]
+    found = find_duplicates(vectors, similarity)
     assert found.keepers.tolist() == greedy(vectors, similarity).tolist()
     assert not found.undecided.any()
 
 
 def test_more_alike_than_are_looked_at_in_a_round_take_more_rounds(monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 2)
+    monkeypatch.setattr(duplicates, "_EARLY", 2)
     vectors = clumps(300, 4, spread=0.2)
     found = find_duplicates(vectors, 0.9)
     assert found.keepers.tolist() == greedy(vectors, 0.9).tolist()
     rounds = []
     monkeypatch.setattr(duplicates, "decide", lambda *given: rounds.append(1) or decide(*given))
     find_duplicates(vectors, 0.9)
-    assert len(rounds) > 1
+    assert len(rounds) > 3
 
 
 def test_what_repeats_only_removed_ones_beyond_the_listed_stays_undecided():

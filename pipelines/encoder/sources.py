@@ -149,7 +149,10 @@ def fetch_model(name: str, revision: str | None = None) -> ModelFiles:
     :class:`InputError` for an unknown name and for missing or incomplete files.
     """
     files = _fetch(name, revision, kind="model")
-    check_model_folder(files.folder, name)
+    try:
+        check_model_folder(files.folder, name)
+    except InputError as error:
+        raise InputError(f"{error}{_hidden_by(name)}") from error
     return files
 
 
@@ -229,8 +232,25 @@ def _fetch(name: str, revision: str | None, kind: str) -> ModelFiles:
     if path.suffix == ".gguf":
         return ModelFiles(name, _converted_gguf(path))
     if not path.is_dir():
-        raise InputError(f"{kind} {path} is a file: give its folder, or a .gguf file")
+        raise InputError(
+            f"{kind} {path} is a file: give its folder, or a .gguf file{_hidden_by(name)}"
+        )
     return ModelFiles(name, path)
+
+
+def _hidden_by(name: str) -> str:
+    """That a path here was read in place of a hub model, where a name could mean both."""
+    if not _HUB_ID.fullmatch(name) or name in _PACKAGED_GGUF:
+        return ""
+    path = Path(name).absolute()
+    return (
+        (
+            f"; {path} was read, which hides a hub model of that name: rename it, or start "
+            "elsewhere to take the hub's"
+        )
+        if path.exists()
+        else ""
+    )
 
 
 def _is_path(name: str) -> bool:

@@ -169,3 +169,10 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 def test_packaged_names_do_not_shadow_the_hub():
     assert all("/" not in name for name in model_sources._PACKAGED_GGUF)
+
+
+def test_a_folder_here_that_hides_a_hub_model_is_named(tmp_path, monkeypatch):
+    (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"Qwen3-0\.6B was read, which hides a hub model"):
+        fetch_model("Qwen/Qwen3-0.6B")

@@ -2,6 +2,8 @@ import pickle
 import time
 
 import pytest
+import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import SENTENCES, tiny_tokenizer
@@ -114,3 +116,89 @@ def test_a_huge_text_costs_no_more_than_its_beginning(tokenizer, text):
 def test_it_travels_between_processes(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.tokenize(SENTENCES) == tokenizer.tokenize(SENTENCES)
+
+
+def spread_tokenizer(kind):
+    """A tokenizer of a kind, trained on a few sentences, that opens and closes texts."""
+    special = ["<pad>", "<s>", "</s>", "[UNK]"]
+    options = {"special_tokens": special, "show_progress": False, "vocab_size": 400}
+    parts = tokenizers.pre_tokenizers
+    match kind:
+        case "byte-level":
+            backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+            backend.pre_tokenizer = parts.ByteLevel(add_prefix_space=False)
+            trainer = tokenizers.trainers.BpeTrainer(
+                **options, initial_alphabet=parts.ByteLevel.alphabet()
+            )
+        case "bytes-alone":
+            vocab = {token: i for i, token in enumerate([*special, *parts.ByteLevel.alphabet()])}
+            backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+            backend.pre_tokenizer = parts.ByteLevel(add_prefix_space=False)
+            trainer = None
+        case "sentencepiece-always" | "sentencepiece-first" | "sentencepiece-never":
+            backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
+            backend.pre_tokenizer = parts.Metaspace(prepend_scheme=kind.rpartition("-")[2])
+            trainer = tokenizers.trainers.BpeTrainer(**options)
+        case "sentencepiece-across-words":
+            backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
+            backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+            trainer = tokenizers.trainers.BpeTrainer(**options)
+        case "wordpiece":
+            backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+            backend.normalizer = tokenizers.normalizers.BertNormalizer()
+            backend.pre_tokenizer = parts.BertPreTokenizer()
+            trainer = tokenizers.trainers.WordPieceTrainer(**options)
+        case "unigram":
+            backend = tokenizers.Tokenizer(tokenizers.models.Unigram())
+            backend.pre_tokenizer = parts.Metaspace()
+            trainer = tokenizers.trainers.UnigramTrainer(**options, unk_token="[UNK]")
+    if trainer is not None:
+        backend.train_from_iterator(SENTENCES * 4, trainer)
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]"
+    )
+
+
+KINDS = (
+    "byte-level", "bytes-alone", "sentencepiece-always", "sentencepiece-first",
+    "sentencepiece-never", "sentencepiece-across-words", "wordpiece", "unigram",
+)  # fmt: skip
+PREFIXES = ("query: ", "Cluster the text:  ", "Instruct: find\nQuery:", "(", "")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def prompted(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    spread_tokenizer(request.param).save_pretrained(folder)
+    return {
+        (prefix, suffix): make(folder, f"{prefix}{{text}}{suffix}", max_tokens=5000)
+        for prefix in PREFIXES
+        for suffix in ("", " means in one word:")
+    }
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=TEXTS.filter(bool), prefix=st.sampled_from(PREFIXES))
+def test_prompt_and_text_are_the_tokens_of_the_whole_string(prompted, text, prefix):
+    made = prompted[prefix, ""]
+    whole = made.tokenizer(prefix + text, split_special_tokens=True, add_special_tokens=False)
+    assert made.tokenize([text]) == [[1, *whole["input_ids"], 2]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(text=TEXTS, times=st.integers(1, 2000), prefix=st.sampled_from(PREFIXES))
+def test_a_suffix_stays_whole_behind_texts_of_any_length(prompted, text, times, prefix):
+    made = prompted[prefix, " means in one word:"].limited(MAX_TOKENS)
+    ids = made.tokenize([text * times])[0]
+    assert tuple(ids[-made.suffix_tokens :]) == made.tail
+    assert len(ids) <= made.most_tokens
+
+
+def test_a_space_that_was_lost_before_has_a_number_of_its_own(tmp_path):
+    for kind, version in (("byte-level", 1), ("sentencepiece-first", 1), ("bytes-alone", 2)):
+        spread_tokenizer(kind).save_pretrained(tmp_path / kind)
+        assert make(tmp_path / kind, "query: {text}").version == version
+        assert make(tmp_path / kind, "one-word").version == 1

@@ -1,0 +1,169 @@
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import SENTENCES, tiny_model
+
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.encoder import Encoder
+from pipelines.encoder.sources import fetch_model
+from pipelines.runtime.errors import InputError
+
+ROPE = {"rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+
+
+def interleave(weight, heads):
+    """Rows of a query or key product in the order in which llama.cpp keeps them."""
+    halves = weight.reshape(heads, 2, len(weight) // heads // 2, -1)
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(
+    folder, path, arch="llama", *, pre="llama-bpe", scaling=None, tensors=None, bos=None
+):
+    """The model in ``folder`` as a GGUF file in float32."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config, writer = model.config, gguf.GGUFWriter(str(path), arch)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    if scaling is not None:
+        writer.add_string(f"{arch}.rope.scaling.type", scaling)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(256)
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocab += [(f"[unused{i}]", i) for i in range(len(vocab), config.vocab_size)]
+    merges = [m[0] + " " + m[1] for m in _merges(tokenizer)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([token for token, _ in vocab])
+    writer.add_token_types([3, 3, 3] + [1] * (len(vocab) - 3))
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        array = weight.float().numpy()
+        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            array = interleave(array, heads)
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(target, np.ascontiguousarray(array))
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, np.array(array, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _merges(tokenizer):
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+
+
+def rounded_model(folder, family, **settings):
+    """A tiny model whose weights are bfloat16 numbers, as a conversion keeps them."""
+    tiny_model(folder, family, num_hidden_layers=2, **settings)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.float().save_pretrained(folder)
+    return folder
+
+
+def llama3_factors(folder):
+    """What llama.cpp's converter writes: by how much each frequency is slowed down."""
+    plain = 1.0 / 10000.0 ** (np.arange(0, 16, 2) / 16)
+    model = transformers.AutoModel.from_pretrained(folder)
+    return plain / model.rotary_emb.inv_freq.numpy()
+
+
+@pytest.mark.parametrize(
+    ("family", "arch", "ropes", "scaling"),
+    [
+        ("llama", "llama", None, None),
+        ("llama", "llama", LLAMA3, None),
+        ("llama", "llama", {"rope_type": "linear", "factor": 4.0}, "linear"),
+        ("qwen3", "qwen3", {"rope_type": "yarn", "factor": 4.0,
+                            "original_max_position_embeddings": 256}, "yarn"),
+    ],
+)  # fmt: skip
+def test_scaled_positions_are_read(tmp_path, family, arch, ropes, scaling):
+    settings = {} if ropes is None else {"rope_parameters": {**ROPE, **ropes}}
+    if family == "qwen3":
+        settings["head_dim"] = 128  # the one that all models of this family have
+    folder = rounded_model(tmp_path / family, family, **settings)
+    tensors = {"rope_freqs.weight": llama3_factors(folder)} if ropes is LLAMA3 else {}
+    path = write_gguf(folder, tmp_path / "tiny.gguf", arch, scaling=scaling, tensors=tensors)
+    found = Encoder.load(EncoderConfig(str(path), dtype="float32", pooling="mean"), device="cpu")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    texts = [*SENTENCES, " ".join(SENTENCES)]
+    rows = []
+    for ids in found.tokenizer.tokenize(texts):
+        with torch.no_grad():
+            rows.append(model(torch.tensor([ids])).last_hidden_state[0].mean(0))
+    expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+    assert (found.encode(texts) * expected).sum(1).min() > 0.9999
+
+
+def test_scaling_that_is_not_known_is_refused_by_name(tmp_path):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny.gguf", scaling="spiral")
+    with pytest.raises(InputError, match="scaled by 'spiral'"):
+        fetch_model(str(path))
+
+
+def tokens(path, text):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model(str(path)).folder)
+    return tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
+
+
+def test_digits_are_split_off_first_where_the_file_says_so(tmp_path):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny.gguf", pre="smollm")
+    assert tokens(path, "\n\n42") == ["Ċ", "Ċ", "4", "2"]
+
+
+def test_a_split_that_is_not_known_is_refused_by_name(tmp_path):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny.gguf", pre="brand-new")
+    with pytest.raises(InputError, match="splits texts as 'brand-new', which is not known"):
+        fetch_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("pre", "bos", "opens"),
+    [
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_texts_open_as_in_llama_cpp(tmp_path, pre, bos, opens):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny.gguf", pre=pre, bos=bos)
+    assert (tokens(path, "a")[0] == "<s>") == opens

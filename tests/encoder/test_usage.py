@@ -1,0 +1,180 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import SENTENCES, tiny_model
+
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderConfig, EncoderDescription
+from pipelines.encoder.encoder import Encoder
+from pipelines.runtime.errors import InputError
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+TEXTS = [*SENTENCES, "a", "The KEEPER saved", "\n(two) lines", " ".join(SENTENCES) * 3]
+MODULES = "sentence_transformers.models"
+TRANSFORMER = {
+    "idx": 0,
+    "name": "0",
+    "path": "",
+    "type": "sentence_transformers.models.Transformer",
+}
+
+
+def make_folder(folder, *modules, transformer=None, family="llama", **settings):
+    """A tiny model as a sentence-transformers folder; each module is its name and its settings."""
+    tiny_model(folder, family, num_hidden_layers=2)
+    listed = [TRANSFORMER]
+    for number, (name, content) in enumerate(modules, start=1):
+        path = f"{number}_{name}"
+        (folder / path).mkdir(exist_ok=True)
+        (folder / path / "config.json").write_text(json.dumps(content))
+        if name == "Dense":
+            torch.manual_seed(number)
+            weights = {
+                "linear.weight": torch.randn(content["out_features"], content["in_features"])
+            }
+            if content.get("bias", True):
+                weights["linear.bias"] = torch.randn(content["out_features"])
+            save_file(weights, folder / path / "model.safetensors")
+        kind = f"{MODULES}.{name}"
+        listed.append({"idx": number, "name": str(number), "path": path, "type": kind})
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "sentence_bert_config.json").write_text(json.dumps(transformer or {}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return folder
+
+
+def pooling(*modes, **more):
+    return "Pooling", {"embedding_dimension": 64, "pooling_mode": list(modes), **more}
+
+
+def dense(inputs, outputs, activation="torch.nn.modules.activation.Tanh", **more):
+    content = {"in_features": inputs, "out_features": outputs, "bias": True}
+    return "Dense", {**content, "activation_function": activation, **more}
+
+
+NORMALIZE = ("Normalize", {})
+PROMPTS = {"query": "Find: ", "document": "D: "}
+FOLDERS = {
+    "mean": ([pooling("mean"), NORMALIZE], {}),
+    "first": ([pooling("cls")], {"transformer": {"max_seq_length": 24}}),
+    "last with a default prompt": (
+        [pooling("lasttoken"), NORMALIZE],
+        {"prompts": PROMPTS, "default_prompt_name": "document"},
+    ),
+    "a prompt that is not pooled": (
+        [pooling("mean", include_prompt=False)],
+        {"prompts": PROMPTS, "default_prompt_name": "document"},
+    ),
+    "several ways": ([pooling("cls", "max", "mean_sqrt_len_tokens", "weightedmean")], {}),
+    "old flags": (
+        [("Pooling", {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True,
+                      "pooling_mode_mean_sqrt_len_tokens": True})],
+        {},
+    ),
+    "two projections": (
+        [pooling("mean"), dense(64, 32), dense(32, 16, "torch.nn.modules.linear.Identity"),
+         NORMALIZE],
+        {},
+    ),
+    "lower case": (
+        [pooling("lasttoken")], {"transformer": {"max_seq_length": 20, "do_lower_case": True}},
+    ),
+    "cut vectors": ([pooling("mean")], {"truncate_dim": 24}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_used_as_it_says(tmp_path, name, family):
+    modules, settings = FOLDERS[name]
+    folder = make_folder(tmp_path / "model", *modules, family=family, **settings)
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    encoder = Encoder.load(EncoderConfig(str(folder), dtype="float32"), device="cpu")
+    found = encoder.encode(TEXTS)
+    assert found.shape == expected.shape
+    lengths = np.linalg.norm(expected, axis=1)
+    some = lengths > 0  # there a text of one token has none left where the prompt is not pooled
+    assert some.sum() >= len(TEXTS) - 1
+    assert ((found * expected).sum(1)[some] / lengths[some]).min() > 0.9999
+    encoder.save(str(tmp_path))
+    assert EncoderDescription.load(str(tmp_path)) == encoder.description
+
+
+def test_queries_have_the_folders_query_prompt(tmp_path):
+    folder = make_folder(
+        tmp_path / "model", pooling("lasttoken"), prompts=PROMPTS, default_prompt_name="document"
+    )
+    there = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    description = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+    assert (description.prompt, description.query_prompt) == ("D: {text}", "Find: {text}")
+    found = Encoder.load(description.for_queries(), device="cpu").encode(["goals"])
+    expected = there.encode_query(["goals"])
+    assert (found @ expected.T).item() / np.linalg.norm(expected) > 0.9999
+    own = describe_encoder(EncoderConfig(str(folder), dtype="float32", query_prompt="Q: {text}"))
+    assert own.for_queries().prompt == "Q: {text}"
+    assert own.fingerprint == description.fingerprint
+
+
+def test_flags_that_contradict_the_folder_win_and_are_told(tmp_path, caplog):
+    folder = make_folder(tmp_path / "model", pooling("mean"), NORMALIZE)
+    with caplog.at_level(logging.WARNING, logger="pipelines.encoder"):
+        plain = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+        assert not caplog.records
+        config = EncoderConfig(str(folder), dtype="float32", pooling="last", prompt="one-word")
+        flagged = describe_encoder(config)
+    assert (plain.pooling, plain.prompt) == ("mean", "{text}")
+    assert (flagged.pooling, flagged.prompt) == (
+        "last",
+        'This sentence: "{text}" means in one word:"',
+    )
+    assert [record.getMessage().split()[2] for record in caplog.records] == ["prompt", "pooling"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings", "message"),
+    [
+        ([pooling("mean"), ("LayerNorm", {})], {}, "the module LayerNorm"),
+        ([("Router", {})], {}, "made of Transformer, Router"),
+        ([pooling("mean"), NORMALIZE, dense(64, 8)], {}, "a Dense after a Normalize"),
+        (
+            [pooling("mean"), dense(64, 8, "torch.nn.modules.activation.Softmax")],
+            {},
+            "the Dense in",
+        ),
+        ([pooling("mean")], {"model_type": "SparseEncoder"}, "is a SparseEncoder"),
+        ([pooling("mean")], {"default_prompt_name": "passage"}, "no prompt 'passage'"),
+    ],
+)
+def test_what_has_no_equal_is_refused_by_name(tmp_path, modules, settings, message):
+    folder = make_folder(tmp_path / "model", *modules, **settings)
+    with pytest.raises(InputError, match=message) as caught:
+        describe_encoder(EncoderConfig(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_of_somebody_elses_code_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "model", pooling("mean"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["type"] = "custom_st.Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match=r"custom_st\.Transformer, code of its own"):
+        describe_encoder(EncoderConfig(str(folder)))
+
+
+def test_a_changed_projection_is_another_encoder(tmp_path):
+    folder = make_folder(tmp_path / "model", pooling("mean"), dense(64, 16))
+    description = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+    save_file(
+        {"linear.weight": torch.ones(16, 64), "linear.bias": torch.ones(16)},
+        folder / "2_Dense" / "model.safetensors",
+    )
+    with pytest.raises(InputError, match="not the one described"):
+        Encoder.load(description, device="cpu")
+    assert describe_encoder(EncoderConfig(str(folder), dtype="float32")).fingerprint != (
+        description.fingerprint
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -68,6 +69,8 @@ from pipelines.store.version import Version
 SHARD_ROWS = 200_000
 MOST_WARM_ITERATIONS = 25
 _MERGED_AT_A_TIME = 8
+_WAITING_A_CPU = 2
+"""Tasks that are submitted before their turn."""
 
 
 @dataclass(frozen=True)
@@ -335,10 +338,16 @@ def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:
 
 
 def map_on_ray(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """``function`` of every item, each in a task of one CPU, in order."""
+    """``function`` of every item, each in a task of one CPU, in order; a few wait at a time."""
     task = ray.remote(num_cpus=1)(_call)  # Ray takes no functools.partial
-    waiting = [task.remote(function, item) for item in items]
-    return (ray.get(found) for found in waiting)
+    most = _WAITING_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(task.remote(function, item))
+        if len(waiting) >= most:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

@@ -19,6 +19,7 @@ from cluster.drift import Drift, measure_drift
 from pipelines.corpus.files import CorpusFile, find_files
 from pipelines.embedding.encode import duration
 from pipelines.embedding.job import prepare_encoder
+from pipelines.encoder.description import EncoderDescription
 from pipelines.nightly.changes import Before, Changes, embed_changes, find_changes
 from pipelines.nightly.checks import Check, NightFigures, run_checks
 from pipelines.nightly.clusters import (
@@ -131,7 +132,7 @@ def run_night(
     night = Night(config, store, lease, record, steps, before, folder, datetime.now(UTC), edits)
     found = find_changes(config, folder, files, encoder, before)
     record.counts.update(found.counts)
-    if base is not None and found.is_empty and is_settled(night, base):
+    if base is not None and found.is_empty and is_settled(night, base, encoder[1]):
         return leave(night, base)
     steps.begin(3)
     changes = embed_changes(config, found)
@@ -216,8 +217,11 @@ def same_clustering(config: NightConfig, base: Version) -> bool:
     return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
 
 
-def is_settled(night: Night, base: Version) -> bool:
-    """Whether a version's clusters and edits are what this night's would be."""
+def is_settled(night: Night, base: Version, encoder: EncoderDescription) -> bool:
+    """Whether a version's clusters, edits and prompt of queries are what this night's would be."""
+    prompt = json.loads(base.read("encoder.json")).get("query_prompt")
+    if prompt != encoder.to_json().get("query_prompt"):
+        return False
     newest = night.edits[-1].number if night.edits else 0
     seen = base.record.details.get(EDITS_KEY, 0)
     return newest == seen and same_clustering(night.config, base)

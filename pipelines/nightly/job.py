@@ -343,6 +343,7 @@ def seal(
             "checks": [asdict(check) for check in checks],
             EDITS_KEY: night.edits[-1].number if night.edits else 0,
             **fit_details(night),
+            "seconds": round(sum(night.steps.seconds.values()), 1),
         },
     )
 

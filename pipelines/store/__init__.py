@@ -8,6 +8,7 @@
 ``records``    ``version.json`` and publications: what belongs to what, and when
 ``index``      the vector index, and its measured recall
 ``edits``      what people decide about clusters, for nights to apply
+``compare``    two versions side by side
 ``lease``      one writer at a time
 ``verify``     every invariant of a store
 ``manage``     the verbs of ``manage_store.py``, export among them

@@ -26,6 +26,7 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.compare import CompareConfig, compare_versions
 from pipelines.store.edits import EditConfig, edit_store
 from pipelines.store.index import unit
 from pipelines.store.records import PUBLISHED, read_record, sealed_numbers
@@ -420,4 +421,5 @@ VERBS = {
     "tag": Verb(TagConfig, tag_version),
     "untag": Verb(UntagConfig, untag_version),
     "edit": Verb(EditConfig, edit_store),
+    "compare": Verb(CompareConfig, compare_versions),
 }

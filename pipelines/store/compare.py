@@ -1,0 +1,274 @@
+"""Two versions of a store side by side, before one is switched for the other.
+
+Neighbours of a sample of documents that both have, how clusters map, which documents moved and
+why, recall of search, scores and cost. Memory holds ids, clusters and digests of texts of both
+versions (about 100 bytes a document), and vectors of the sample.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from pipelines.runtime.command import Answer
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import exists, write_bytes
+from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.edits import read_applied
+from pipelines.store.index import NEIGHBOURS, unit
+from pipelines.store.store import Store
+from pipelines.store.version import Version
+
+_LISTED = 25
+_COSTS = ("embedded", "reused", "tokens", "novel")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare two versions: neighbours, clusters, documents that moved, search, scores, cost."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    version: int
+    """The version that may be published."""
+    with_: Annotated[int | None, tyro.conf.arg(name="with")] = None
+    """The version it is compared with; by default the published."""
+    sample: int = 200
+    """Documents whose nearest neighbours are compared."""
+    output: str = ""
+    """A file for a page of the same, such as compare.html."""
+    seed: int = 0
+    """Decides the sample."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 2:
+            raise InputError(f"--sample is {self.sample}; it must be at least 2")
+
+
+def compare_versions(config: CompareConfig) -> Answer:
+    """The comparison as a table, as JSON, and where asked for as a page."""
+    store = Store.open(config.store)
+    new, old = store.version(config.version), store.version(config.with_)
+    if new.number == old.number:
+        raise InputError(f"version {new.number} is compared with itself: name another --with")
+    if config.output and exists(config.output):
+        raise InputError(f"--output {config.output} is there already: name a new file")
+    data = compare(old, new, sample=config.sample, seed=config.seed)
+    rows = summary_rows(data)
+    title = f"{config.store}: version {new.number} against {old.number}"
+    if config.output:
+        write_bytes(config.output, render_page(title, data).encode())
+        rows.append(["page", config.output])
+    return Answer(data, title, ("", "before", "after"), [[*row, ""][:3] for row in rows])
+
+
+def compare(old: Version, new: Version, *, sample: int, seed: int) -> dict[str, Any]:
+    """What is different between two versions; JSON values."""
+    if old.schema.field("id").type != new.schema.field("id").type:
+        raise InputError("the two versions have ids of different types")
+    both = _joined(old, new)
+    return {
+        "old": _figures(old),
+        "new": _figures(new),
+        "same_encoder": old.record.fingerprint == new.record.fingerprint,
+        "documents": {
+            "both": len(both),
+            "only_old": old.count() - len(both),
+            "only_new": new.count() - len(both),
+        },
+        "neighbours": compare_neighbours(old, new, both["id"], sample=sample, seed=seed),
+        "clusters": _flows(both),
+        "moved": _moved(old, new, both),
+    }
+
+
+def _figures(version: Version) -> dict[str, Any]:
+    """What a version's record says of it."""
+    record = version.record
+    seconds = record.details.get("seconds")
+    return {
+        "version": version.number,
+        "fingerprint": record.fingerprint,
+        "documents": record.counts.get("documents"),
+        "scores": dict(record.scores),
+        "recall_at_10": None if record.index is None else record.index["recall_at_10"],
+        "reasons": list(record.reasons),
+        "cost": {name: record.counts[name] for name in _COSTS if name in record.counts}
+        | ({} if seconds is None else {"seconds": seconds}),
+    }
+
+
+def _joined(old: Version, new: Version) -> pa.Table:
+    """id, cluster and digest of the text of documents that both have: ``*_old`` and ``*_new``."""
+    columns = ["id", "cluster_id", "text_sha256"]
+    tables = []
+    for version, suffix in ((old, "old"), (new, "new")):
+        batches = list(version.batches(columns))
+        schema = pa.schema([version.schema.field(name) for name in columns])
+        table = pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches],
+                                      schema.remove_metadata())  # fmt: skip
+        tables.append(table.rename_columns(["id", f"cluster_{suffix}", f"text_{suffix}"]))
+    return tables[0].join(tables[1], "id", join_type="inner").sort_by("id")
+
+
+def compare_neighbours(
+    old: Version, new: Version, ids: pa.ChunkedArray, *, sample: int, seed: int
+) -> dict[str, Any]:
+    """Share of the ten nearest others, by exact search, that a document keeps; with its error."""
+    if len(ids) < 2:
+        return {"overlap": None, "standard_error": None, "documents": 0, "neighbours": 0}
+    random = np.random.default_rng(seed)
+    rows = np.sort(random.choice(len(ids), min(sample, len(ids)), replace=False))
+    chosen = ids.take(pa.array(rows)).to_pylist()
+    nearest = [_nearest(version, chosen) for version in (old, new)]
+    shares = np.array(
+        [len(a & b) / max(1, min(len(a), len(b))) for a, b in zip(*nearest, strict=True)]
+    )
+    error = float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None
+    return {
+        "overlap": float(shares.mean()),
+        "standard_error": error,
+        "documents": len(shares),
+        "neighbours": NEIGHBOURS,
+    }
+
+
+def _nearest(version: Version, chosen: Sequence[Any]) -> list[set[Any]]:
+    """For each of these documents the ids of its nearest others, by one pass over all vectors."""
+    table = version.take(chosen, ["id", EMBEDDING])
+    own = pa.array(chosen, version.schema.field("id").type)
+    order = pc.index_in(own, table["id"].combine_chunks())
+    queries = unit(matrix(table[EMBEDDING].combine_chunks().take(order)))
+    wanted = min(NEIGHBOURS, version.count() - 1)
+    best = np.full((len(queries), wanted), -np.inf, np.float32)
+    places = np.full((len(queries), wanted), -1, np.int64)
+    start = 0
+    for batch in version.batches(["id", EMBEDDING]):
+        cosines = queries @ unit(matrix(batch.column(EMBEDDING))).T
+        query_of = pc.fill_null(pc.index_in(batch.column("id"), own), -1).to_numpy()
+        rows = np.flatnonzero(query_of >= 0)
+        cosines[query_of[rows], rows] = -np.inf  # itself
+        scores = np.hstack([best, cosines])
+        numbers = np.broadcast_to(np.arange(start, start + batch.num_rows), cosines.shape)
+        keep = np.argpartition(-scores, wanted - 1, axis=1)[:, :wanted]
+        best = np.take_along_axis(scores, keep, axis=1)
+        places = np.take_along_axis(np.hstack([places, numbers]), keep, axis=1)
+        start += batch.num_rows
+    different, inverse = np.unique(places, return_inverse=True)
+    ids = np.array(version.documents.at(different, ["id"])["id"].to_pylist(), dtype=object)
+    return [set(row.tolist()) for row in ids[inverse.reshape(places.shape)]]
+
+
+def _flows(both: pa.Table) -> dict[str, Any]:
+    """How clusters map: documents by old and new cluster, and where most of each old one went."""
+    counts = both.group_by(["cluster_old", "cluster_new"]).aggregate([("id", "count")])
+    rows = sorted(
+        zip(counts["cluster_old"].to_pylist(), counts["cluster_new"].to_pylist(),
+            counts["id_count"].to_pylist(), strict=True),
+        key=lambda row: (-row[2], row[0] or 0, row[1] or 0),
+    )  # fmt: skip
+    stayed = sum(n for before, after, n in rows if before == after)
+    return {
+        "stayed": stayed,
+        "share": stayed / len(both) if len(both) else None,
+        "matrix": [{"old": a, "new": b, "documents": n} for a, b, n in rows],
+    }
+
+
+def _moved(old: Version, new: Version, both: pa.Table) -> dict[str, Any]:
+    """Documents in another cluster by the reason, and the first of each.
+
+    ``edit``: people put it there, or merged or parted its cluster; ``text``: it has another text;
+    ``encoder``: its vector is another encoder's; ``centroid``: only centroids are elsewhere.
+    """
+    moved = both.filter(pc.not_equal(both["cluster_old"], both["cluster_new"]))
+    edits = [r for v in (old, new) for r in read_applied(v).to_pylist() if r["action"] in
+             ("pin", "merge", "split")]  # fmt: skip
+    pinned = {row["document_id"] for row in edits if row["action"] == "pin"}
+    touched = {frozenset(row["cluster_ids"]) for row in edits if row["action"] == "merge"}
+    same_encoder = old.record.fingerprint == new.record.fingerprint
+    lists: dict[str, list[Any]] = {"edit": [], "text": [], "encoder": [], "centroid": []}
+    counts = dict.fromkeys(lists, 0)
+    for row in moved.to_pylist():
+        pair = frozenset((row["cluster_old"], row["cluster_new"]))
+        why = "centroid" if same_encoder else "encoder"
+        if str(row["id"]) in pinned or pair in touched:
+            why = "edit"
+        elif row["text_old"] != row["text_new"]:
+            why = "text"
+        counts[why] += 1
+        if len(lists[why]) < _LISTED:
+            move = {"id": row["id"], "old": row["cluster_old"], "new": row["cluster_new"]}
+            lists[why].append(move)
+    return {"count": len(moved), "reasons": counts, "first": lists}
+
+
+def summary_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """The comparison as rows of a table: what, before, after."""
+    old, new = data["old"], data["new"]
+    near, moved = data["neighbours"], data["moved"]
+    rows = [["version", str(old["version"]), str(new["version"])]]
+    rows.append(["encoder", old["fingerprint"][:12], new["fingerprint"][:12]])
+    rows.append(["documents", _text(old["documents"]), _text(new["documents"])])
+    for name in dict.fromkeys([*old["scores"], *new["scores"]]):
+        rows.append([name, _text(old["scores"].get(name)), _text(new["scores"].get(name))])
+    rows.append(["recall@10 of search", _text(old["recall_at_10"]), _text(new["recall_at_10"])])
+    for name in dict.fromkeys([*old["cost"], *new["cost"]]):
+        rows.append([name, _text(old["cost"].get(name)), _text(new["cost"].get(name))])
+    both = data["documents"]["both"]
+    rows.append(["in both", "", f"{both:,}"])
+    if near["overlap"] is not None:
+        error = "" if near["standard_error"] is None else f" ± {near['standard_error']:.3f}"
+        told = f"{near['overlap']:.3f}{error} ({near['documents']} documents)"
+        rows.append([f"same {near['neighbours']} nearest", "", told])
+    rows.append(["in the same cluster", "", f"{data['clusters']['stayed']:,}"])
+    reasons = ", ".join(f"{n:,} {why}" for why, n in moved["reasons"].items() if n)
+    rows.append(["moved", "", f"{moved['count']:,}" + (f" ({reasons})" if reasons else "")])
+    flows = [f for f in data["clusters"]["matrix"] if f["old"] != f["new"]][:5]
+    for flow in flows:
+        rows.append([f"cluster {flow['old']} → {flow['new']}", "", f"{flow['documents']:,}"])
+    return rows
+
+
+def render_page(title: str, data: Mapping[str, Any]) -> str:
+    """One HTML page without scripts; every text is escaped."""
+    parts = [f"<h1>{html.escape(title)}</h1>", _table(("", "before", "after"), summary_rows(data))]
+    matrix_rows = [
+        [_text(flow["old"]), _text(flow["new"]), _text(flow["documents"])]
+        for flow in data["clusters"]["matrix"][:500]
+    ]
+    parts += ["<h2>Clusters</h2>", _table(("before", "after", "documents"), matrix_rows)]
+    for why, moves in data["moved"]["first"].items():
+        if moves:
+            rows = [[_text(m["id"]), _text(m["old"]), _text(m["new"])] for m in moves]
+            parts += [f"<h2>Moved: {why}</h2>", _table(("document", "before", "after"), rows)]
+    style = "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:left}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style>{''.join(parts)}</html>\n"
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -54,6 +54,8 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """Go on without files that cannot be read; their documents count as deleted."""
     float16: bool = False
     """Store vectors in half precision; decided by a store's first night."""
+    full_text: bool = False
+    """Make an index of words, for hybrid search; once made, every night keeps it up to date."""
     chunk_tokens: int = 0
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
     num_clusters: Words = field(default="auto", metadata=DECIDES_CLUSTERS)

@@ -48,6 +48,7 @@ from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
 from pipelines.store.candidate import Candidate
 from pipelines.store.edits import EDITS_KEY, read_edits
+from pipelines.store.full_text import has_text_index
 from pipelines.store.lease import Lease
 from pipelines.store.store import Store
 from pipelines.store.version import Version
@@ -178,7 +179,7 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
     checks = run_checks(config, night_figures(night, changes, clusters, drift))
     write_artifacts(night, candidate, changes, clusters, drift, checks)
     steps.begin(8)
-    index = candidate.update_index(seed=config.seed)
+    index = candidate.update_index(seed=config.seed, full_text=config.full_text)
     steps.begin(9)
     version = seal(night, candidate, clusters, checks)
     refusals = list(version.record.reasons)
@@ -221,6 +222,8 @@ def is_settled(night: Night, base: Version, encoder: EncoderDescription) -> bool
     """Whether a version's clusters, edits and prompt of queries are what this night's would be."""
     prompt = json.loads(base.read("encoder.json")).get("query_prompt")
     if prompt != encoder.to_json().get("query_prompt"):
+        return False
+    if night.config.full_text and not has_text_index(base.documents):
         return False
     newest = night.edits[-1].number if night.edits else 0
     seen = base.record.details.get(EDITS_KEY, 0)

@@ -3,7 +3,8 @@
 ``store``      the versions, the published one, what to keep and remove
 ``version``    a sealed version, for readers, and its search
 ``candidate``  a version in the making
-``documents``  how Lance keeps the rows of all versions; nothing above it knows
+``documents``  how Lance keeps the rows of all versions
+``full_text``  documents by their words, and rankings joined
 ``columns``    columns of a document, and rows made of what comes
 ``records``    ``version.json`` and publications: what belongs to what, and when
 ``index``      the vector index, and its measured recall

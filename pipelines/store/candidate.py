@@ -24,6 +24,7 @@ from pipelines.store.columns import (
     require_same,
 )
 from pipelines.store.documents import AssignedFragment, Documents, FragmentRef, write_documents
+from pipelines.store.full_text import has_text_index, index_text
 from pipelines.store.index import IndexReport, update_index
 from pipelines.store.lease import Lease
 from pipelines.store.records import (
@@ -211,8 +212,12 @@ class Candidate:
         """Address of its artifacts' folder, ``STORE/versions/N``."""
         return version_folder(self._store, self.number)
 
-    def update_index(self, *, recall_queries: int = 200, seed: int = 0) -> IndexReport:
+    def update_index(
+        self, *, recall_queries: int = 200, seed: int = 0, full_text: bool = False
+    ) -> IndexReport:
         """Bring the vector index up to date with what changed; measure its recall@10.
+
+        So it does with the index of words where there is one, or ``full_text`` asks for one.
 
         It is trained anew only when there is none, when the documents have doubled since, or when
         the recall is under 0.95. Call it after all documents and assignments are written.
@@ -221,6 +226,8 @@ class Candidate:
         documents = self._written()
         documents.compact()
         documents.index_ids()
+        if full_text or has_text_index(documents):
+            index_text(documents)
         same_vectors = self.base is not None and fingerprint_of(self.base.schema) == fingerprint_of(
             documents.schema
         )

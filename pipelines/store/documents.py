@@ -1,4 +1,4 @@
-"""Documents of all versions as one Lance dataset: the one module that knows how Lance keeps them.
+"""Documents of all versions as one Lance dataset; this module and ``full_text`` know Lance.
 
 Columns of a document: ``id`` (string or int64), ``text`` (string), the kept columns,
 ``text_sha256`` (string), ``embedding`` fixed_size_list<float | halffloat>[d], ``cluster_id``
@@ -44,8 +44,7 @@ _NUMBER_KEY = "shoal.version"
 _ID_INDEX = "id"
 _VECTOR_INDEX = "vectors"
 _LOOKUP_IDS = 4096
-_ROWS_A_FILE = 1 << 20
-"""One fragment a file: more would only cost requests."""
+_ROWS_A_FILE = 1 << 20  # one fragment a file: more would only cost requests
 _MOST_INDEX_PARTS = 8
 _PARTITION_ROWS = 2048
 """Lance joins partitions that are much smaller than what it was told when it joins index parts."""
@@ -218,6 +217,11 @@ class Documents:
         return documents
 
     @property
+    def dataset(self) -> Any:
+        """Lance's own object, for the modules that know Lance."""
+        return self._dataset
+
+    @property
     def lance_version(self) -> int:
         """Lance's number."""
         return int(self._dataset.version)
@@ -235,7 +239,7 @@ class Documents:
 
     def count(self, filter: str | None = None) -> int:
         """Number of documents, or of those that satisfy ``filter``."""
-        return int(self._dataset.count_rows(filter=self._condition(filter)))
+        return int(self._dataset.count_rows(filter=self.condition(filter)))
 
     def fragments(self) -> list[FragmentRef]:
         """The parts, for workers."""
@@ -249,7 +253,7 @@ class Documents:
     ) -> Iterator[pa.RecordBatch]:
         """All documents, or those that satisfy ``filter``, as a stream."""
         names = None if columns is None else list(columns)
-        condition = self._condition(filter)
+        condition = self.condition(filter)
         yield from self._dataset.to_batches(columns=names, filter=condition, batch_size=8192)
 
     def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
@@ -294,11 +298,11 @@ class Documents:
         return self._dataset.to_table(
             columns=[*columns, "_distance"],
             nearest=query,
-            filter=self._condition(filter),
+            filter=self.condition(filter),
             prefilter=True,
         )
 
-    def _condition(self, filter: str | None) -> str | None:
+    def condition(self, filter: str | None) -> str | None:
         """A condition as Lance reads it; :class:`InputError` for one that it does not understand.
 
         It is planned first: what fails later is not the filter's fault.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder
@@ -43,6 +45,10 @@ class SearchConfig:
     """A template with {text} for the query in place of the encoder's own query prompt."""
     exact: bool = False
     """Compare with every vector instead of using the index."""
+    hybrid: bool = False
+    """Join the nearest documents with those that have the query's words, by their ranks."""
+    group_by: Literal["none", "cluster"] = "none"
+    """Put the hits together by cluster, the cluster of the best hit first."""
     json: bool = False
     """Print JSON: the list of hits."""
 
@@ -55,6 +61,8 @@ class SearchConfig:
             if not self.query:
                 raise InputError("--query-prompt has no effect without --query")
             PromptTemplate.parse(self.query_prompt)
+        if self.hybrid and (self.exact or not self.query):
+            raise InputError("--hybrid needs --query, and goes without --exact")
 
 
 def search_store(config: SearchConfig) -> Answer:
@@ -67,15 +75,20 @@ def search_store(config: SearchConfig) -> Answer:
         vector, own = find_document(version, config.similar_to)
     version.load()
     started = time.perf_counter()
-    hits = version.search(
-        vector,
-        config.limit + (own is not None),
-        filter=config.filter or None,
-        exact=config.exact,
-    )
+    if config.hybrid:
+        hits = version.search_hybrid(
+            vector, config.query, config.limit, filter=config.filter or None
+        )
+    else:
+        hits = version.search(
+            vector,
+            config.limit + (own is not None),
+            filter=config.filter or None,
+            exact=config.exact,
+        )
     seconds = time.perf_counter() - started
-    found = [hit for hit in hits.to_pylist() if own is None or hit["id"] != own][: config.limit]
-    return _answer(config, version, found, seconds)
+    others = [hit for hit in hits.to_pylist() if own is None or hit["id"] != own]
+    return _answer(config, version, others[: config.limit], seconds)
 
 
 def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
@@ -115,18 +128,38 @@ def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
 
 
 def _answer(
-    config: SearchConfig, version: Version, found: list[dict[str, Any]], seconds: float
+    config: SearchConfig, version: Version, hits: list[dict[str, Any]], seconds: float
 ) -> Answer:
-    columns = ("score", "id", "cluster", "text")
-    rows = [
-        [f"{hit['score']:.4f}", str(hit["id"]), str(hit["cluster_id"]), _shorten(hit["text"])]
-        for hit in found
-    ]
-    title = (
-        f"{config.store}: version {version.number}, {len(found)} hits in {seconds * 1000:.1f} ms"
-    )
+    title = f"{config.store}: version {version.number}, {len(hits)} hits in {seconds * 1000:.1f} ms"
     notes = [title] if config.json else []
-    return Answer(found, title, columns, rows, notes)
+    columns = ("score", "id", "cluster", "text")
+    if config.group_by == "none":
+        return Answer(
+            hits, title, columns, [_row(hit, str(hit["cluster_id"])) for hit in hits], notes
+        )
+    names, groups = cluster_names(version), {}
+    for hit in hits:
+        cluster = hit["cluster_id"]
+        group = {"cluster_id": cluster, "name": names.get(cluster), "hits": []}
+        groups.setdefault(cluster, group)["hits"].append(hit)
+    rows = [
+        _row(hit, f"{cluster} {group['name'] or ''}".strip() if hit is group["hits"][0] else "")
+        for cluster, group in groups.items()
+        for hit in group["hits"]
+    ]
+    return Answer(list(groups.values()), title, columns, rows, notes)
+
+
+def cluster_names(version: Version) -> dict[int, str]:
+    """The names of a version's clusters; none where it has no ``clusters.parquet``."""
+    if "clusters.parquet" not in version.record.artifacts:
+        return {}
+    table = pq.read_table(io.BytesIO(version.read("clusters.parquet")))
+    return dict(zip(table["cluster_id"].to_pylist(), table["name"].to_pylist(), strict=True))
+
+
+def _row(hit: dict[str, Any], cluster: str) -> list[str]:
+    return [f"{hit['score']:.4f}", str(hit["id"]), cluster, _shorten(hit["text"])]
 
 
 def _shorten(text: str | None) -> str:

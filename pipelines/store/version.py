@@ -13,7 +13,11 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, read_bytes
 from pipelines.store.columns import EMBEDDING
 from pipelines.store.documents import Documents, FragmentRef
+from pipelines.store.full_text import find_words, fuse, in_order
 from pipelines.store.records import VersionRecord, documents_address
+
+_HYBRID_DEPTH = 100
+"""Documents of each ranking that are joined."""
 
 
 class Version:
@@ -113,3 +117,21 @@ class Version:
         hits = self.documents.nearest(vector, limit, names, filter=filter, **effort)
         scores = pa.array(1 - hits["_distance"].to_numpy(), pa.float32())
         return hits.drop_columns("_distance").add_column(0, "score", scores)
+
+    def search_hybrid(
+        self, vector: np.ndarray, words: str, limit: int, *, filter: str | None = None
+    ) -> pa.Table:
+        """The documents that are near or have the words, best of both first.
+
+        ``score`` is the sum of reciprocal ranks (:func:`pipelines.store.full_text.fuse`), then
+        come all columns but the embedding. Arguments are those of :meth:`search`; raises
+        :class:`InputError` as that does, and where the version has no index of words.
+        """
+        depth = max(_HYBRID_DEPTH, 2 * limit)
+        worded = find_words(self.documents, words, depth, filter=filter)
+        near = self.search(vector, depth, filter=filter, columns=["id"])["id"].to_pylist()
+        best = fuse([near, worded], limit)
+        ids = [row_id for row_id, _ in best]
+        names = [name for name in self.schema.names if name != EMBEDDING]
+        scores = pa.array([score for _, score in best], pa.float32())
+        return in_order(self.take(ids, names), ids).add_column(0, "score", scores)

@@ -20,6 +20,7 @@ from pipelines.nightly.job import NightConfig, reindex
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
 from pipelines.runtime.run_record import read_run
+from pipelines.store.full_text import find_words
 from pipelines.store.lease import LeaseHeldError
 from pipelines.store.store import Store
 
@@ -281,3 +282,14 @@ def test_ids_of_untouched_documents_stay_when_one_percent_changes(tmp_path, tiny
 def test_a_kept_column_with_a_dot_is_refused_before_anything_is_read():
     with pytest.raises(InputError, match=r"'meta\.lang'"):
         NightConfig(keep_columns=("meta.lang",))
+
+
+def test_an_index_of_words_is_made_when_asked_for_and_then_kept(tonight, store):
+    texts = {n: text_of(n) for n in range(DOCUMENTS)}
+    assert not tonight(texts, full_text=True).refusals
+    version = Store.open(str(store)).version()
+    assert version.number == 2
+    assert set(find_words(version.documents, "topica", 500)) == set(range(0, DOCUMENTS, 5))
+    assert not tonight(texts | {500: text_of(500)}).refusals
+    version = Store.open(str(store)).version()
+    assert 500 in find_words(version.documents, "topica", 500)

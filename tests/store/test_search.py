@@ -12,6 +12,7 @@ from tiny_stores import table_of, when
 from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.runtime.command import run_query
 from pipelines.store.columns import document_schema
+from pipelines.store.full_text import fuse
 from pipelines.store.search import SEARCH
 from pipelines.store.store import Store
 
@@ -146,3 +147,59 @@ def test_vectors_made_elsewhere_are_searched_by_document_only(search, tmp_path):
     code, _, err = search("--query", "b", uri=other.uri)
     assert code == 2
     assert "has no encoder.json" in err
+
+
+@pytest.fixture(scope="module")
+def worded(encoder, tmp_path_factory):
+    """The same with an index of words; later changes are in it too."""
+    store = Store.open_or_create(str(tmp_path_factory.mktemp("words") / "store"))
+    schema = document_schema(
+        pa.string(), {"label": pa.string()}, encoder.dimension, pa.float32(), encoder.fingerprint
+    )
+    sentences = {f"d{n}": text for n, text in enumerate(SENTENCES)}
+    later = {"d3": "invoice 4711 of Müller", "d9": "東京タワーの夜景"}
+    for night, texts in enumerate((sentences, later)):
+        table = table_of(texts, schema)
+        flat = pa.array(encoder.encode(list(texts.values())).ravel())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, encoder.dimension)
+        table = table.set_column(4, "embedding", vectors)
+        with store.take_lease("test") as lease:
+            candidate = store.begin(lease)
+            candidate.upsert(table.to_batches(), schema=schema, when=when(night))
+            candidate.put("encoder.json", json.dumps(encoder.description.to_json()).encode())
+            names = pa.table({"cluster_id": [None], "name": ["All of it"]})
+            candidate.put_table("clusters.parquet", names)
+            candidate.update_index(full_text=night == 0)
+            store.publish(candidate.seal(counts={}, scores={}).number, lease)
+    return store
+
+
+@pytest.mark.parametrize(("query", "first"), [("4711", "d3"), ("東京", "d9"), ("müller", "d3")])
+def test_hybrid_search_finds_what_only_its_words_say(search, worded, query, first):
+    code, out, _ = search("--query", query, "--hybrid", "--json", "--limit", 4, uri=worded.uri)
+    hits = json.loads(out)
+    assert code == 0
+    assert first in {hit["id"] for hit in hits[:2]}
+    assert len(hits) == 4
+    assert hits == sorted(hits, key=lambda hit: -hit["score"])
+    flags = ("--hybrid", "--json", "--filter", f"id <> '{first}'")
+    out = search("--query", query, *flags, uri=worded.uri)[1]
+    assert first not in {hit["id"] for hit in json.loads(out)}
+
+
+def test_rankings_are_joined_by_reciprocal_ranks():
+    fused = fuse([["a", "b", "c"], ["c", "d"]], 3)
+    assert [row_id for row_id, _ in fused] == ["c", "a", "b"]
+    assert fused[0][1] == pytest.approx(1 / 63 + 1 / 61)
+
+
+def test_hybrid_search_needs_an_index_of_words(search):
+    code, _, err = search("--query", "law", "--hybrid")
+    assert (code, "a night with --full-text makes one" in err) == (2, True)
+
+
+def test_hits_are_put_together_by_cluster(search, worded):
+    flags = ("--query", SENTENCES[2], "--group-by", "cluster", "--limit", 3)
+    (group,) = json.loads(search(*flags, "--json", uri=worded.uri)[1])
+    assert (group["name"], len(group["hits"])) == ("All of it", 3)
+    assert "All of it" in search(*flags, uri=worded.uri)[1]

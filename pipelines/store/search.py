@@ -137,7 +137,8 @@ def _answer(
         return Answer(
             hits, title, columns, [_row(hit, str(hit["cluster_id"])) for hit in hits], notes
         )
-    names, groups = cluster_names(version), {}
+    names = cluster_names(version)
+    groups: dict[int, dict[str, Any]] = {}
     for hit in hits:
         cluster = hit["cluster_id"]
         group = {"cluster_id": cluster, "name": names.get(cluster), "hits": []}

@@ -39,7 +39,7 @@ from pipelines.runtime.packaged import MINILM_WHEEL, CorpusName, extract_wheel, 
 from pipelines.runtime.run_record import RunRecord
 from pipelines.training.config import FinetuneConfig
 from pipelines.training.job import finetune_adapter
-from pipelines.training.pairs import PairsConfig, plain_pairs
+from pipelines.training.pairs import PairsConfig, SourceText, plain_pairs
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600
@@ -149,11 +149,10 @@ def encode_with_minilm(texts: list[str]) -> np.ndarray:
 def write_pairs(config: PairsConfig, path: Path) -> None:
     """A pair of each training document of 20 Newsgroups that is long enough; no label is read."""
     rows = by_hash("20newsgroups", "train", "dev")[DEVELOPMENT_DOCUMENTS["20newsgroups"] :]
-    documents = [(str(row["id"]), row["text"]) for row in rows]
-    pairs = plain_pairs(config, documents, Counter())
-    columns = [pa.array(column) for column in zip(*pairs, strict=True)]
+    documents = [SourceText(str(row["id"]), row["text"]) for row in rows]
+    pairs = [asdict(pair) for pair in plain_pairs(config, documents, Counter())]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns, names=["anchor", "positive", "id"]), path)
+    pq.write_table(pa.Table.from_pylist(pairs).select(["anchor", "positive", "id"]), path)
 
 
 def tune(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:

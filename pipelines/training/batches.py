@@ -9,7 +9,10 @@ run was interrupted, step s sees the same pairs.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +66,9 @@ def write_batches(pairs: pa.Table, plan: BatchPlan, folder: str) -> dict[str, in
     """
     check_pairs(pairs, plan)
     heldout, training = split_heldout(pairs, plan)
+    added = 0
+    if has_few_labels(pairs):
+        training, added = add_label_pairs(training, plan.seed)
     needed = plan.steps * plan.batch_pairs
     epochs = math.ceil(needed / len(training))
     generator = np.random.default_rng([plan.seed, 1])
@@ -74,7 +80,41 @@ def write_batches(pairs: pa.Table, plan: BatchPlan, folder: str) -> dict[str, in
         "training_pairs": len(training),
         "heldout_pairs": len(heldout),
         "epochs": epochs,
-    }
+    } | ({"label_pairs": added} if added else {})
+
+
+def has_few_labels(pairs: pa.Table) -> bool:
+    """Whether some pairs have a label, but no more than half: labels to learn from.
+
+    Labels of all pairs are for measuring only.
+    """
+    known = len(pairs) - pairs["label"].null_count if "label" in pairs.column_names else 0
+    return 0 < known <= len(pairs) / 2
+
+
+def add_label_pairs(pairs: pa.Table, seed: int) -> tuple[pa.Table, int]:
+    """Training pairs with pairs of two texts of one label, and how many of these.
+
+    Supervised contrastive pairs (Khosla et al. 2020, arXiv:2004.11362), at most half as many as
+    there are others. Pairs of one label get one id, and so are no negatives of each other.
+    """
+    labels = pairs["label"].to_pylist()
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        if label is not None:
+            places.setdefault(label, []).append(place)
+    both = [two for group in places.values() for two in itertools.combinations(group, 2)]
+    chosen = np.random.default_rng([seed, 3]).permutation(len(both))[: len(pairs) // 2]
+    left, right = ([both[i][side] for i in chosen] for side in (0, 1))
+    ids = pa.array(
+        [own if label is None else f"label {label}"
+         for own, label in zip(pairs["id"].to_pylist(), labels, strict=True)],
+        pairs["id"].type,
+    )  # fmt: skip
+    pairs = pairs.set_column(pairs.column_names.index("id"), "id", ids)
+    made, other = pairs.take(left), pairs.take(right)["anchor"]
+    made = made.set_column(made.column_names.index("positive"), "positive", other)
+    return pa.concat_tables([pairs, made]), len(made)
 
 
 def check_pairs(pairs: pa.Table, plan: BatchPlan) -> None:
@@ -94,6 +134,11 @@ def check_pairs(pairs: pa.Table, plan: BatchPlan) -> None:
     if len(pc.unique(pairs["anchor"])) == 1 and len(pc.unique(pairs["positive"])) == 1:
         raise InputError(
             f"all {len(pairs)} pairs are equal: nothing tells a pair from its negatives"
+        )
+    if "sketch" in pairs.column_names and len(pc.unique(pc.list_element(pairs["sketch"], 0))) == 1:
+        raise InputError(
+            f"all {len(pairs)} pairs are of near copies of one text: nothing tells a pair from its "
+            "negatives; give different texts"
         )
 
 
@@ -153,6 +198,33 @@ def text_keys(*columns: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(b"".join(row) for row in zip(*keys, strict=True)), "<i8").reshape(
         -1, len(columns)
     )
+
+
+_BANDS, _BAND_ROWS = 8, 4
+_MOST_WORDS = 2000
+_PRIME = np.uint64((1 << 61) - 1)
+_SHINGLE = re.compile(r"\w+")
+
+
+def sketch(texts: Sequence[str]) -> np.ndarray:
+    """int64 (n, 8): keys of which near-duplicates share at least one.
+
+    Each key is a band of four MinHashes (Broder 1997) over runs of two words, digits taken as
+    equal: texts that have 80% of their runs in common share a key in 98 of 100 cases, with 50% in
+    40, with 10% in one of 1,250.
+    """
+    draws = np.random.default_rng(7).integers(1, 1 << 29, (2, _BANDS * _BAND_ROWS), np.uint64)
+    keys = np.empty((len(texts), _BANDS), np.int64)
+    for row, text in enumerate(texts):
+        words = re.sub(r"\d+", "0", text.lower())
+        parts = _SHINGLE.findall(words)[:_MOST_WORDS] or [words]
+        runs = {" ".join(parts[i : i + 2]) for i in range(max(1, len(parts) - 1))}
+        hashes = np.array([zlib.crc32(run.encode("utf-8", "replace")) for run in runs], np.uint64)
+        lowest = ((hashes[:, None] * draws[0] + draws[1]) % _PRIME).min(axis=0)
+        for band, values in enumerate(lowest.reshape(_BANDS, _BAND_ROWS)):
+            digest = hashlib.blake2b(values.tobytes() + bytes([band]), digest_size=8).digest()
+            keys[row, band] = int.from_bytes(digest, "little", signed=True)
+    return keys
 
 
 def _write(path: str, table: pa.Table, order: np.ndarray, group_rows: int) -> None:

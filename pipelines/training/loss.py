@@ -87,6 +87,20 @@ class ContrastiveLoss(nn.Module):
     ) -> Tensor:
         """This rank's share of the mean loss over all pairs, a scalar.
 
+        Arguments are those of :meth:`per_pair`.
+        """
+        everyone = sum(row_counts(len(anchors), anchors.device))
+        return self.per_pair(anchors, positives, keys, negatives).sum() / everyone
+
+    def per_pair(
+        self,
+        anchors: Tensor,
+        positives: Tensor,
+        keys: PairKeys,
+        negatives: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each of this rank's pairs, float (n,).
+
         Args:
             anchors: float (n, d), this rank's.
             positives: float (n, d), in the same order.
@@ -112,19 +126,19 @@ class ContrastiveLoss(nn.Module):
                 back = self._direction(positives, all_anchors, own, forbidden, length)
                 loss = (loss + back) / 2
             losses.append(loss)
-        return torch.stack(losses).mean() / sum(counts)
+        return torch.stack(losses).mean(dim=0)
 
     def _direction(
         self, rows: Tensor, columns: Tensor, own: Tensor, forbidden: Tensor, length: int
     ) -> Tensor:
-        """Summed cross-entropy of rows (n, d) against columns (c, d); ``own`` int64 (n,)."""
+        """Cross-entropy (n,) of rows (n, d) against columns (c, d); ``own`` int64 (n,)."""
         rows = nn.functional.normalize(rows[:, :length].float(), dim=-1)
         columns = nn.functional.normalize(columns[:, :length].float(), dim=-1)
         cosines = rows @ columns.T
         if self.settings.margin:
             cosines = cosines - self.settings.margin * nn.functional.one_hot(own, len(columns))
         logits = (cosines / self.temperature).masked_fill(forbidden, -torch.inf)
-        return nn.functional.cross_entropy(logits, own, reduction="sum")
+        return nn.functional.cross_entropy(logits, own, reduction="none")
 
 
 def shared_keys(rows: Tensor, columns: Tensor) -> Tensor:

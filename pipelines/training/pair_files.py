@@ -1,7 +1,8 @@
 """Pairs as files: our own output, or anyone's Parquet or CSV, read with bounded memory.
 
 Out: a table ``anchor``, ``positive``, ``id`` and, where the files have them, ``label``, all
-strings, and ``negative``, the hard negatives of each pair as a list that may be empty.
+strings; ``negative``, the hard negatives of each pair as a list that may be empty; and ``sketch``,
+the keys that near-duplicates share.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import pyarrow.dataset as pads
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join, list_files, open_filesystem
+from pipelines.training.batches import sketch
 
 REQUIRED = ("anchor", "positive")
 PAIRS_FOLDER = "pairs"
 _SUFFIXES = (".parquet", ".csv")
 _STRING = pa.large_string()
+_SKETCH = pa.list_(pa.int64())
 
 log = logging.getLogger(__name__)
 
@@ -39,29 +42,54 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
         path: a Parquet or CSV file, a folder of them, or the output of ``generate_pairs``.
         most: memory grows with this, not with the files.
         seed: decides which are chosen.
-        label_column: column to take as ``label``.
+        label_column: column to take as ``label``. Where at most half of the pairs have one, none
+            of these is left out.
 
     Raises:
         InputError: no such file, no pair in it, or a missing column.
     """
     files = {file: open_file(file) for file in find_pair_files(path)}
     names = columns_of(files, path, label_column)
-    kept: list[pa.Table] = []
-    rows, dropped = 0, 0
+    kept = {True: _Lowest(most, seed), False: _Lowest(most, seed)}
+    dropped = 0
     for file, data in files.items():
         for batch in _batches(file, data, names):
             table = plain_pairs(batch, file, names)
             dropped += len(batch) - len(table)
-            kept.append(table)
-            rows += len(table)
-            if rows > 4 * most:
-                kept = [lowest(pa.concat_tables(kept), most, seed)]
-                rows = len(kept[0])
+            has_label = (
+                pc.is_valid(table["label"]) if label_column else pa.array([False] * len(table))
+            )
+            for labelled, best in kept.items():
+                best.add(table.filter(has_label if labelled else pc.invert(has_label)))
     if dropped:
         log.warning("%s: %d rows without an anchor or a positive are left out", path, dropped)
-    if not rows:
+    with_label, without = kept[True], kept[False]
+    if not with_label.seen + without.seen:
         raise InputError(f"{path} holds no pair: rows with an anchor and a positive are required")
-    return lowest(pa.concat_tables(kept), most, seed)
+    if with_label.seen <= without.seen:  # few labels: each is worth its while
+        chosen = pa.concat_tables([with_label.table(), without.table()])
+    else:
+        chosen = lowest(pa.concat_tables([with_label.table(), without.table()]), most, seed)
+    return _with_sketches(chosen)
+
+
+class _Lowest:
+    """Those of the rows added whose hashes are lowest."""
+
+    def __init__(self, most: int, seed: int) -> None:
+        self._most, self._seed = most, seed
+        self._kept: list[pa.Table] = []
+        self.seen = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._kept.append(table)
+        self.seen += len(table)
+        if sum(map(len, self._kept)) > 4 * self._most:
+            self._kept = [self.table()]
+
+    def table(self) -> pa.Table:
+        """The rows, lowest first."""
+        return lowest(pa.concat_tables(self._kept), self._most, self._seed)
 
 
 def find_pair_files(path: str) -> list[str]:
@@ -111,7 +139,7 @@ def columns_of(
         raise InputError(
             f"{path} has no column {label_column!r}; its columns are {', '.join(known)}"
         )
-    names = {name: name for name in (*REQUIRED, "id", "negative") if name in known}
+    names = {name: name for name in (*REQUIRED, "id", "negative", "sketch") if name in known}
     return names | ({"label": label_column} if label_column else {})
 
 
@@ -136,10 +164,15 @@ def plain_pairs(table: pa.Table, file: str, names: Iterable[str]) -> pa.Table:
     for name in names:
         if name == "negative":
             columns[name] = _lists(table, file)
+        elif name == "sketch":
+            columns[name] = _sketches(table)
         elif name in table.column_names:
             columns[name] = _strings(table[name], name, file)
         else:
             columns[name] = pa.nulls(len(table), _STRING)
+    if "label" in columns:
+        blank = pc.equal(columns["label"], "")
+        columns["label"] = pc.if_else(blank, pa.scalar(None, _STRING), columns["label"])
     document = columns.get("id", pa.nulls(len(table), _STRING))
     columns["id"] = pc.coalesce(document, columns["anchor"])
     plain = pa.table(columns)
@@ -178,6 +211,25 @@ def _negatives(value: Any, file: str) -> list[str]:
                 "strings is required"
             )
     return [text for text in texts if text and text.strip()]
+
+
+def _sketches(table: pa.Table) -> pa.Array:
+    """The keys that a file of ours has; nulls where it is anyone's."""
+    if "sketch" in table.column_names and table["sketch"].type == _SKETCH:
+        return table["sketch"].combine_chunks()
+    return pa.nulls(len(table), _SKETCH)
+
+
+def _with_sketches(table: pa.Table) -> pa.Table:
+    """Sketches of both sides together where a file has none of the whole document."""
+    known = table["sketch"].to_pylist() if "sketch" in table.column_names else [None] * len(table)
+    missing = [place for place, keys in enumerate(known) if keys is None]
+    pairs = table.select(REQUIRED).take(pa.array(missing, pa.int64())).to_pylist()
+    made = sketch([f"{pair['anchor']} {pair['positive']}" for pair in pairs])
+    for place, keys in zip(missing, made.tolist(), strict=True):
+        known[place] = keys
+    bare = table.drop_columns(["sketch"]) if "sketch" in table.column_names else table
+    return bare.append_column("sketch", pa.array(known, _SKETCH))
 
 
 def _unreadable(path: str, error: Exception) -> InputError:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import html
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import vl_convert
+from huggingface_hub import ModelCardData
 
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.sentence_transformers import export_sentence_transformer
@@ -22,83 +23,72 @@ from pipelines.runtime.run_record import package_versions
 from pipelines.training.adapter import adapter_files
 from pipelines.training.config import FinetuneConfig
 from pipelines.training.loop import SCORE, TrainingState
-from pipelines.training.trainer import MEASURES
+from pipelines.training.trainer import MEASURES, half_agreement
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 640, 180, 56, 28, 44
-_PANELS = (
-    ("loss", "training loss", "#4c78a8"),
-    ("heldout_loss", "held-out loss", "#f58518"),
-    ("mrr", "held-out retrieval of the partner (MRR)", "#59a14f"),
-    ("v_measure", "held-out V-measure", "#b07aa1"),
-)
+_PANELS = {
+    "loss": ("training loss", "#4c78a8"),
+    "heldout_loss": ("held-out loss", "#f58518"),
+    "mrr": ("held-out retrieval of the partner (MRR)", "#59a14f"),
+    "half_agreement": ("held-out agreement of partners' clusters", "#8c6d31"),
+    "v_measure": ("held-out V-measure", "#b07aa1"),
+}
+_MOST_POINTS = 60
+_VEGA_LITE = "https://vega.github.io/schema/vega-lite/v5.json"
 
 
 def plot_history(history: pa.Table, best_step: int) -> bytes:
-    """One panel a measure over the steps, with a line at the best step.
+    """An SVG of one panel a measure over the steps, with a line at the best step.
 
     Args:
         history: columns ``step`` and some of ``loss``, ``heldout_loss``, ``mrr``,
-            ``v_measure``, with nulls where there was no measure.
+            ``half_agreement``, ``v_measure``, with nulls where there was no measure.
         best_step: the step of the adapter that is kept.
     """
-    panels = [panel for panel in _PANELS if panel[0] in history.column_names]
-    height = len(panels) * (_HEIGHT + _GAP) + _TOP
     steps = history["step"].to_pylist()
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + _LEFT + 24}" '
-        f'height="{height}" font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for place, (name, title, color) in enumerate(panels):
-        values = history[name].to_pylist()
-        points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None]
-        top = _TOP + place * (_HEIGHT + _GAP)
-        parts += _panel(points, title, color, top, max(1, *steps), best_step)
-    return "\n".join([*parts, "</svg>\n"]).encode()
+    panels = [
+        _panel(
+            [{"step": step, "value": value}
+             for step, value in zip(steps, history[name].to_pylist(), strict=True)
+             if value is not None],
+            title, color, max(1, *steps), best_step,
+        )
+        for name, (title, color) in _PANELS.items()
+        if name in history.column_names
+    ]  # fmt: skip
+    spec = {
+        "$schema": _VEGA_LITE,
+        "background": "white",
+        "vconcat": panels,
+        "config": {"font": "sans-serif"},
+    }
+    return vl_convert.vegalite_to_svg(spec).encode()
 
 
 def _panel(
-    points: Sequence[tuple[int, float]],
-    title: str,
-    color: str,
-    top: float,
-    last_step: int,
-    best_step: int,
-) -> list[str]:
-    low, high = min(v for _, v in points), max(v for _, v in points)
-    spread = (high - low) or 1.0
-
-    def at(step: float, value: float) -> str:
-        x = _LEFT + _WIDTH * step / last_step
-        return f"{x:.1f},{top + _HEIGHT * (1 - (value - low) / spread):.1f}"
-
-    line = " ".join(at(step, value) for step, value in points)
-    best = _LEFT + _WIDTH * best_step / last_step
-    marks = [
-        f'<circle cx="{xy.split(",")[0]}" cy="{xy.split(",")[1]}" r="2.5" fill="{color}"/>'
-        for xy in line.split()
-    ]
-    return [
-        f'<text x="{_LEFT}" y="{top - 8}" font-weight="bold">{html.escape(title)}</text>',
-        f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" fill="none" '
-        'stroke="#ccc"/>',
-        f'<text x="{_LEFT - 6}" y="{top + 10}" text-anchor="end">{high:.3g}</text>',
-        f'<text x="{_LEFT - 6}" y="{top + _HEIGHT}" text-anchor="end">{low:.3g}</text>',
-        f'<text x="{_LEFT + _WIDTH}" y="{top + _HEIGHT + 16}" text-anchor="end">'
-        f"step {last_step}</text>",
-        f'<line x1="{best:.1f}" x2="{best:.1f}" y1="{top}" y2="{top + _HEIGHT}" stroke="#e15759" '
-        'stroke-dasharray="4 3"/>',
-        f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5"/>',
-        *(marks if len(points) < 60 else []),
-    ]
+    points: list[dict[str, float]], title: str, color: str, last_step: int, best_step: int
+) -> dict[str, Any]:
+    steps = {"field": "step", "type": "quantitative", "scale": {"domain": [0, last_step]}}
+    values = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
+    line = {
+        "type": "line",
+        "color": color,
+        "point": len(points) < _MOST_POINTS and {"color": color},
+    }
+    best = {"type": "rule", "color": "#e15759", "strokeDash": [4, 3]}
+    return {
+        "title": {"text": title, "anchor": "start"},
+        "width": 640,
+        "height": 160,
+        "layer": [
+            {"data": {"values": points}, "mark": line, "encoding": {"x": steps, "y": values}},
+            {"data": {"values": [{"step": best_step}]}, "mark": best, "encoding": {"x": steps}},
+        ],
+    }
 
 
 _TEMPLATE = """\
 ---
-base_model: {{ encoder.model | tojson }}
-library_name: peft
-pipeline_tag: feature-extraction
-tags: [lora, sentence-embeddings, clustering]
+{{ front_matter }}
 ---
 # Adapter for clustering texts
 
@@ -176,12 +166,17 @@ def write_model_card(
         for row in history.to_pylist()
         if row["heldout_loss"] is not None
     ]
-    source = config.pairs or f"crops of {config.corpus or 'the packaged training corpus'}"
+    source = config.pairs or f"pairs of {config.corpus or 'the packaged training corpus'}"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["quote"] = shlex.quote
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment.from_string(_TEMPLATE).render(
         config=config,
+        front_matter=ModelCardData(
+            base_model=encoder.model,
+            library_name="peft",
+            pipeline_tag="feature-extraction",
+            tags=["lora", "sentence-embeddings", "clustering"],
+        ).to_yaml(),
         encoder=encoder,
         counts=counts,
         metrics=metrics,
@@ -192,6 +187,53 @@ def write_model_card(
         versions=", ".join(f"{name} {version}" for name, version in package_versions().items()),
         licence=_KNOWN_LICENCES.get(encoder.model, "stated where the base model comes from"),
     )
+
+
+_RESAMPLES = 200
+
+
+def measure_gain(state: TrainingState) -> dict[str, Any] | None:
+    """What the kept adapter gained on held-out pairs, without a label, with standard errors.
+
+    ``heldout_loss``, ``mrr``, ``half_agreement`` and ``topics``, the mean of the latter two, each
+    with ``gain`` (for the loss a gain is negative) and ``error``, over resamples of the pairs that
+    are the same before and after. None for a run that has no measures by pair.
+    """
+    if not state.start or not state.best:
+        return None
+    pairs = len(state.start["heldout_loss"])
+    draws = np.random.default_rng(0).integers(0, pairs, (_RESAMPLES, pairs))
+    once = _differences(state, np.arange(pairs))
+    drawn = [_differences(state, draw) for draw in draws]
+    return {
+        name: {
+            "gain": round(value, 4),
+            "error": round(float(np.std([draw[name] for draw in drawn], ddof=1)), 4),
+        }
+        for name, value in once.items()
+    }
+
+
+def _differences(state: TrainingState, places: np.ndarray) -> dict[str, float]:
+    before, after = _means(state.start, places), _means(state.best, places)
+    return {name: after[name] - value for name, value in before.items()}
+
+
+def _means(detail: Mapping[str, Any], places: np.ndarray) -> dict[str, float]:
+    means = {name: float(np.take(detail[name], places).mean()) for name in (SCORE, "mrr")}
+    runs = [[np.take(side, places) for side in run] for run in detail["clusters"]]
+    agreement = half_agreement(runs)
+    return {**means, "half_agreement": agreement, "topics": (means["mrr"] + agreement) / 2}
+
+
+def judge_gain(gain: Mapping[str, Mapping[str, float]], best_step: int) -> str:
+    """Whether to use the adapter, in one sentence."""
+    topics = gain["topics"]
+    if best_step == 0:
+        return "none: no step was better, keep the encoder as it was"
+    if topics["gain"] < 2 * topics["error"]:
+        return "within its error: try both encoders, or more and other text"
+    return "more than twice its error: use the adapter"
 
 
 def measure_run(state: TrainingState, seconds: float) -> dict[str, Any]:
@@ -205,6 +247,7 @@ def measure_run(state: TrainingState, seconds: float) -> dict[str, Any]:
         "best_step": state.best_step,
         "before": _measures(measured[0]),
         "best": _measures(best),
+        "gain": measure_gain(state),
         "training_tokens": int(tokens),
         "tokens_per_second": round(tokens / sum(row["seconds"] for row in steps), 1),
         "seconds": round(seconds, 1),
@@ -237,7 +280,7 @@ def write_result(
     write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
     tuned = describe_tuned(config, description)
     tuned.save(config.output)
-    if config.sentence_transformers:
+    if config.sentence_transformers and (state.best_step or config.adapter):  # it changes something
         folder = Path(config.output).expanduser() / "sentence_transformers"
         export_sentence_transformer(tuned, folder)
     card = write_model_card(config, tuned, counts, metrics, history)
@@ -260,8 +303,18 @@ def summarize(
         f"held-out {name.removeprefix('heldout_')}": f"{before[name]:.3f} before, {value:.3f} tuned"
         for name, value in best.items()
     }
+    gain = metrics.get("gain")
+    if gain:
+        changes["gain in topics, without labels"] = (
+            f"{gain['topics']['gain']:+.3f} ± {gain['topics']['error']:.3f}, "
+            f"{judge_gain(gain, metrics['best_step'])}"
+        )
+    made_by = ", ".join(f"{n:,} by {how}" for how, n in metrics.get("made_by", {}).items())
+    labels = counts.get("label_pairs")
     return {
         "pairs": f"{counts['training_pairs']:,} to train, {counts['heldout_pairs']:,} held out",
+        **({"made of the corpus": made_by} if made_by else {}),
+        **({"pairs of one label": f"{labels:,}"} if labels else {}),
         "steps": f"{metrics['steps']}, best at {metrics['best_step']}",
         **changes,
         "tokens a second": f"{metrics['tokens_per_second']:,.0f}",

@@ -6,7 +6,8 @@ dropout of every text. A state is therefore the step, the weights and the optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import sklearn.cluster
+import sklearn.exceptions
 import sklearn.metrics
 import torch
 from torch import Tensor, nn
@@ -44,8 +46,18 @@ from pipelines.training.loss import (
     sum_over_ranks,
 )
 
-MEASURES = ("heldout_loss", "recall_at_1", "mrr", "alignment", "uniformity", "v_measure")
+MEASURES = (
+    "heldout_loss",
+    "recall_at_1",
+    "mrr",
+    "half_agreement",
+    "alignment",
+    "uniformity",
+    "v_measure",
+)
 """What a history may say of held-out pairs."""
+DETAIL = "detail"
+"""Under this name a measure has what its means are of, by pair."""
 
 
 def partner_measures(anchors: Tensor, positives: Tensor) -> dict[str, float]:
@@ -62,17 +74,51 @@ def partner_measures(anchors: Tensor, positives: Tensor) -> dict[str, float]:
         exp(-2 squared distance) over different texts, at most 0, lower better; 0 for one pair.
     """
     anchors, positives = normalize(anchors), normalize(positives)
-    cosines = anchors @ positives.T
-    own = cosines.diagonal()
-    ranks = torch.cat(
-        [1 + (cosines > own[:, None]).sum(dim=1), 1 + (cosines > own[None, :]).sum(dim=0)]
-    ).float()
+    own = (anchors * positives).sum(dim=1)
+    ranks = partner_ranks(anchors, positives)
     return {
         "recall_at_1": float((ranks == 1).float().mean()),
         "mrr": float((1 / ranks).mean()),
         "alignment": float((2 - 2 * own).mean()),
         "uniformity": (uniformity(anchors) + uniformity(positives)) / 2,
     }
+
+
+def partner_ranks(anchors: Tensor, positives: Tensor) -> Tensor:
+    """Float (2, n): ranks, from 1, of each positive for its anchor, and of each anchor."""
+    cosines = normalize(anchors) @ normalize(positives).T
+    own = cosines.diagonal()
+    return torch.stack(
+        [1 + (cosines > own[:, None]).sum(dim=1), 1 + (cosines > own[None, :]).sum(dim=0)]
+    ).float()
+
+
+_CLUSTER_RUNS = 3
+_PAIRS_A_CLUSTER = 8
+
+
+def cluster_sides(anchors: Tensor, positives: Tensor) -> list[list[list[int]]]:
+    """Clusters of the anchors and of the positives (n each), for each of some runs of k-means."""
+    both = np.ascontiguousarray(normalize(torch.cat([anchors, positives])).cpu().numpy())
+    n = len(anchors)
+    count = max(2, n // _PAIRS_A_CLUSTER)
+    runs = []
+    with warnings.catch_warnings():  # equal vectors make fewer clusters: a bad score, no trouble
+        warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
+        for seed in range(_CLUSTER_RUNS):
+            means = sklearn.cluster.KMeans(min(count, 2 * n), n_init=1, random_state=seed)
+            clusters = means.fit_predict(both).tolist()
+            runs.append([clusters[:n], clusters[n:]])
+    return runs
+
+
+def half_agreement(runs: Iterable[Iterable[Any]]) -> float:
+    """What the clusters of anchors say of those of positives, 0 to 1, higher better.
+
+    The information they share over the mean of both entropies, a mean over runs: partners are on
+    one topic, so that good vectors put both into one cluster.
+    """
+    return float(np.mean([sklearn.metrics.v_measure_score(one, other) for one, other in runs]))
 
 
 def uniformity(vectors: Tensor) -> float:
@@ -91,8 +137,6 @@ def label_measure(vectors: Tensor, labels: Sequence[str], seed: int = 0) -> floa
         seed: of k-means.
     """
     count = len(set(labels))
-    if count < 1:
-        return 0.0
     means = sklearn.cluster.KMeans(count, n_init=5, random_state=seed)
     found = means.fit_predict(np.ascontiguousarray(normalize(vectors).cpu().numpy()))
     return float(sklearn.metrics.v_measure_score(labels, found))
@@ -212,20 +256,33 @@ class AdapterTrainer:
         return settings.learning_rate * min(warm, 1 - 0.95 * done)
 
     @torch.no_grad()
-    def measure(self, heldout: pa.Table, rank: int, world_size: int) -> dict[str, float]:
+    def measure(self, heldout: pa.Table, rank: int, world_size: int) -> dict[str, Any]:
         """Held-out measures, the same on every rank; each embeds its share of the pairs.
+
+        Under :data:`DETAIL` stand the loss, the mean of 1 / the partner's rank and the clusters of
+        each pair, by which two measures are compared pair by pair.
 
         ``heldout_loss`` is the objective of training with all other pairs as negatives, without
         hard ones; the others are those of :mod:`pipelines.training.trainer`.
         """
         own = rank_slice(heldout, rank, world_size)
         sides = [self.embed(own[name].to_pylist()) for name in ("anchor", "positive")]
-        loss = self.loss(*sides, pair_keys(own, self.device))
-        anchors, positives = (gather_rows(side) for side in sides)
-        measures = {"heldout_loss": sum_over_ranks(loss), **partner_measures(anchors, positives)}
-        if "label" in heldout.column_names:
-            labels = heldout["label"].to_pylist()
-            known = [place for place, label in enumerate(labels) if label is not None]
+        losses = self.loss.per_pair(sides[0], sides[1], pair_keys(own, self.device))
+        losses, anchors, positives = (gather_rows(rows) for rows in (losses, *sides))
+        detail = {
+            "heldout_loss": losses.tolist(),
+            "mrr": partner_ranks(anchors, positives).reciprocal().mean(dim=0).tolist(),
+            "clusters": cluster_sides(anchors, positives),
+        }
+        measures: dict[str, Any] = {
+            "heldout_loss": float(losses.mean()),
+            **partner_measures(anchors, positives),
+            "half_agreement": half_agreement(detail["clusters"]),
+            DETAIL: detail,
+        }
+        labels = heldout["label"].to_pylist() if "label" in heldout.column_names else []
+        known = [place for place, label in enumerate(labels) if label is not None]
+        if known and 2 * len(known) >= len(labels):
             measures["v_measure"] = label_measure(anchors[known], [labels[i] for i in known])
         return measures
 
@@ -354,10 +411,13 @@ def hard_negatives(pairs: pa.Table) -> list[list[str]] | None:
 
 
 def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
-    """What marks the equal texts, and the pairs of one document, in a batch."""
+    """What marks the equal texts, and pairs of one document or near-duplicates, in a batch."""
     columns = [pairs[name].to_pylist() for name in ("anchor", "positive")]
     ids = [f"id {value}" for value in pairs["id"].to_pylist()]
-    keys = torch.from_numpy(text_keys(*columns, ids).copy()).to(device)
+    shared = [text_keys(*columns, ids)]
+    if "sketch" in pairs.column_names:
+        shared.append(np.array(pairs["sketch"].to_pylist(), np.int64).reshape(len(pairs), -1))
+    keys = torch.from_numpy(np.concatenate(shared, axis=1)).to(device)
     hard = hard_negatives(pairs)
     if hard is None:
         return PairKeys(keys)

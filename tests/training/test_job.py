@@ -19,10 +19,12 @@ from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 from pipelines.training.adapter import adapter_weights
-from pipelines.training.batches import BatchPlan, split_heldout
+from pipelines.training.batches import BatchPlan, sketch, split_heldout
 from pipelines.training.config import FinetuneConfig
 from pipelines.training.job import finetune_adapter
-from pipelines.training.trainer import AdapterTrainer
+from pipelines.training.loop import topic_score
+from pipelines.training.loss import shared_keys
+from pipelines.training.trainer import AdapterTrainer, pair_keys
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +345,55 @@ def test_negatives_of_some_pairs_cost_no_pair_and_change_the_loss(config, pairs,
     without, none, some = (history(config(n).output)[1] for n in ("without", "none", "some"))
     assert without["loss"] == pytest.approx(none["loss"], rel=1e-5)
     assert some["loss"] > none["loss"] and some["tokens"] > none["tokens"]
+
+
+def test_near_duplicates_do_not_repel_each_other(config, tmp_path):
+    """One report in many versions: each is its own pair, none is another's negative."""
+    report = SENTENCES[6] + " It was number {0} of the {0} that were {0} days late."
+    texts = [report.format(i) for i in range(60)]
+    halves = [(t[: len(t) // 2], t[len(t) // 2 :]) for t in texts]
+    others = [(f"{a} {b}"[:40], f"{b} {a}"[:40]) for a in SENTENCES[:4] for b in SENTENCES[:4]]
+    keys = sketch(texts).tolist() + sketch([a + b for a, b in others]).tolist()
+    anchors, positives = zip(*halves, *others, strict=True)
+    columns = {"anchor": anchors, "positive": positives, "sketch": keys}
+    table = pa.table(columns).append_column("id", pa.array([str(i) for i in range(len(anchors))]))
+    forbidden = shared_keys(*[pair_keys(table, torch.device("cpu")).pairs] * 2)
+    assert forbidden[:60, :60].float().mean() > 0.95
+    assert not forbidden[:60, 60:].any()
+    pq.write_table(table.slice(0, 60), tmp_path / "copies.parquet")
+    with pytest.raises(InputError, match="near copies of one text"):
+        run(config(pairs=str(tmp_path / "copies.parquet")))
+
+
+def test_gain_is_told_with_its_error_and_never_below_the_start(config, monkeypatch):
+    made = config(max_steps=20, measure_every=5)
+    result = run(made)
+    gain = result.metrics["gain"]
+    before, best = result.metrics["before"], result.metrics["best"]
+    for name in ("heldout_loss", "mrr", "half_agreement"):
+        assert gain[name]["gain"] == pytest.approx(best[name] - before[name], abs=2e-4)
+    assert gain["heldout_loss"]["gain"] < 0 < gain["heldout_loss"]["error"]
+    assert topic_score(best) >= topic_score(before)
+    assert "±" in result.summary["gain in topics, without labels"]
+
+
+def test_an_adapter_that_knows_less_of_topics_is_not_kept(config, monkeypatch):
+    scores = [(3.0, 0.5, 0.5), (1.0, 0.5, 0.4), (2.0, 0.4, 0.7), (1.5, 0.2, 0.2)]
+    names = ("heldout_loss", "mrr", "half_agreement")
+    rows = iter([dict(zip(names, values, strict=True)) for values in scores])
+    monkeypatch.setattr(AdapterTrainer, "measure", lambda *_: next(rows))
+    assert run(config()).metrics["best_step"] == 4
+
+
+def test_few_labels_add_pairs_of_one_label(config, pairs, tmp_path):
+    table = pq.read_table(pairs)
+    topics = [t if i % 4 == 0 else None for i, t in enumerate(table["topic"].to_pylist())]
+    place = table.column_names.index("topic")
+    pq.write_table(table.set_column(place, "topic", pa.array(topics)), tmp_path / "few.parquet")
+    result = run(config(pairs=str(tmp_path / "few.parquet"), label_column="topic"))
+    assert 0 < result.counts["label_pairs"] <= result.counts["training_pairs"] / 2
+    assert "v_measure" not in result.metrics["best"]
+    assert "pairs of one label" in result.summary
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from hypothesis import strategies as st
 from pipelines.encoder.titles import clean_answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
-from pipelines.training.batches import BatchPlan, read_batch, read_heldout, write_batches
+from pipelines.training.batches import (
+    BatchPlan,
+    add_label_pairs,
+    has_few_labels,
+    read_batch,
+    read_heldout,
+    sketch,
+    write_batches,
+)
 from pipelines.training.pair_files import read_pairs
 from pipelines.training.pairs import (
     PairsConfig,
@@ -22,6 +31,7 @@ from pipelines.training.pairs import (
     generate_pairs,
     make_shard_pairs,
     noise_pair,
+    suited_pair,
 )
 from pipelines.training.rewriting import fault_of
 
@@ -154,13 +164,14 @@ def test_rewritten_pairs_are_checked_and_counted(corpus, tmp_path):
     assert receipt["left_out"]["refusal"] == 1
     rows = pq.read_table(tmp_path / "part.parquet").to_pylist()
     assert len(rows) == receipt["pairs"]
-    assert rows[0].keys() == {"anchor", "positive", "id", "label", "method"}
+    assert rows[0].keys() == {"anchor", "positive", "id", "label", "method", "sketch"}
 
 
 def test_job_writes_pairs_with_their_documents_and_counts_the_rest(corpus, tmp_path, local_ray):
     config = PairsConfig(
-        corpus=corpus, output=str(tmp_path / "out"), crop_words=(3, 5), label_column="topic"
-    )
+        corpus=corpus, output=str(tmp_path / "out"), crop_words=(3, 5), label_column="topic",
+        method="crop",
+    )  # fmt: skip
     result = run(config)
     assert result.counts == {"documents": 33, "pairs": 30}
     assert read_run(config.output)["metrics"]["left_out"] == {
@@ -170,6 +181,64 @@ def test_job_writes_pairs_with_their_documents_and_counts_the_rest(corpus, tmp_p
     assert all(row["anchor"] in f"{TEXT} {row['id']}" for row in rows)
     assert {row["method"] for row in rows} == {"crop"}
     assert not (tmp_path / "out" / "_work").exists()
+
+
+def test_each_text_gives_the_pair_that_its_length_allows(tmp_path, local_ray):
+    words = TEXT.split()
+    lengths = {"long": 40, "middle": 31, "line": 7, "four": 4, "three": 3, "single": 1}
+    texts = {name: " ".join((words * 4)[:count]) for name, count in lengths.items()}
+    path = tmp_path / "docs.parquet"
+    pq.write_table(pa.table({"id": list(texts), "text": list(texts.values())}), path)
+    config = PairsConfig(corpus=str(path), output=str(tmp_path / "out"), pairs_per_document=2)
+    result = run(config)
+    assert result.metrics["made_by"] == {"halves": 6, "noise": 4, "crop": 2}
+    assert result.summary["made by halves"] == "6"
+    for row in read_made(config.output):
+        text, sides = texts[row["id"]], [row["anchor"], row["positive"]]
+        if row["method"] == "halves":
+            assert " ".join(sides) == text
+            assert min(len(side.split()) for side in sides) >= lengths[row["id"]] // 3
+        assert sides[0] != sides[1]
+
+
+@given(
+    st.lists(st.text("abcdé中文😀", min_size=1, max_size=9), min_size=4, max_size=40),
+    st.integers(0, 9),
+)
+def test_no_text_of_four_words_is_without_a_pair(words, seed):
+    text = " ".join(words)
+    pair, _ = suited_pair(text, document_generator(seed, text), PairsConfig())
+    assert pair is not None and pair[0] != pair[1] and all(side.strip() for side in pair)
+
+
+def test_few_labels_are_all_kept_and_make_pairs(tmp_path):
+    labels = ["a"] * 4 + ["b"] * 3 + [None] * 193
+    texts = [f"{TEXT} {'x' * i} number {i}" for i in range(200)]
+    table = pa.table({"anchor": texts, "positive": [t[::-1] for t in texts], "topic": labels})
+    pq.write_table(table, tmp_path / "own.parquet")
+    pairs = read_pairs(str(tmp_path), 40, 0, "topic")
+    assert len(pairs) == 47 and pairs["label"].null_count == 40
+    made, added = add_label_pairs(pairs, seed=0)
+    assert added == 6 + 3 and len(made) == 56
+    by_anchor = dict(zip(texts, labels, strict=True))
+    for row in made.to_pylist()[47:]:
+        assert by_anchor[row["anchor"]] == by_anchor[row["positive"]] == row["label"]
+        assert row["id"] == f"label {row['label']}" and row["anchor"] != row["positive"]
+    assert {row["id"] for row in made.to_pylist()[:47] if row["label"]} == {"label a", "label b"}
+    assert not has_few_labels(pairs.filter(pairs["label"].is_valid()))
+
+
+def test_near_duplicates_share_a_key_and_other_texts_do_not():
+    report = "Acme said net profit rose to {} mln dlrs in the {} quarter from {} mln a year ago"
+    same = [report.format(12.4, "first", 9), report.format(8, "first", 7.75)]
+    other = ["The keeper saved two penalties and the home side won the league on Friday.", TEXT, ""]
+    first, second, *rest = (set(keys) for keys in sketch([*same, *other]).tolist())
+    assert first == second
+    assert all(not one & two for one, two in itertools.combinations([first, *rest], 2))
+    words = np.random.default_rng(0).choice([f"w{i}x" for i in "abcdefgh" * 40], 300)
+    changed = [*words[:140], "another", *words[141:]]
+    long, near = (set(keys) for keys in sketch([" ".join(words), " ".join(changed)]).tolist())
+    assert long & near
 
 
 @pytest.mark.parametrize("method", ["noise", "dropout"])
@@ -196,8 +265,9 @@ def test_corpus_that_gives_no_pair_is_refused_with_the_reasons(tmp_path, local_r
     path = tmp_path / "few.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["text"], ["too"], ["short"]])
-    config = PairsConfig(corpus=str(path), output=str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"2 documents gave no pair: too short \(2\)"):
+    config = PairsConfig(corpus=str(path), output=str(tmp_path / "out"), method="crop")
+    message = r"2 documents gave no pair by method crop: too short \(2\)"
+    with pytest.raises(InputError, match=message):
         run(config)
 
 
@@ -264,10 +334,10 @@ def test_files_of_other_types_and_columns_are_one_table(tmp_path):
     ]
     for place, table in enumerate(tables):
         pq.write_table(pa.table(table), tmp_path / f"{place}.parquet")
-    found = sorted(
-        map(tuple, (r.values() for r in read_pairs(str(tmp_path), 9, 0, "topic").to_pylist()))
-    )
-    assert [[str(v) for v in row] for row in found] == [
+    table = read_pairs(str(tmp_path), 9, 0, "topic")
+    assert all(len(keys) == 8 for keys in table["sketch"].to_pylist())
+    rows = table.drop_columns(["sketch"]).to_pylist()
+    assert sorted([str(value) for value in row.values()] for row in rows) == [
         ["a", "b", "7", "[]", "None"],
         ["c", "d", "x7", "[]", "None"],
         ["e", "f", "e", "[]", "None"],

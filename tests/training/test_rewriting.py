@@ -6,7 +6,7 @@ import transformers
 from tiny_models import SENTENCES, scripted_model, tiny_model, tiny_tokenizer
 
 from pipelines.runtime.errors import InputError
-from pipelines.training.pairs import PairsConfig, rewritten_pairs
+from pipelines.training.pairs import PairsConfig, SourceText, rewritten_pairs
 from pipelines.training.rewriting import Rewriter, RewriterSettings
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -79,7 +79,8 @@ def test_reasoning_alone_is_counted_by_its_own_name():
 
     left_out = Counter()
     config = PairsConfig(method="paraphrase")
-    documents = [("1", SENTENCES[3]), ("2", SENTENCES[3] + " It was late.")]
+    texts = (SENTENCES[3], SENTENCES[3] + " It was late.")
+    documents = [SourceText(str(place), text) for place, text in enumerate(texts, start=1)]
     rows = list(rewritten_pairs(config, documents, left_out, Thinker(), ""))
-    assert [row[2] for row in rows] == ["2"]
+    assert [row.id for row in rows] == ["2"]
     assert left_out == {"reasoning without an answer": 1}

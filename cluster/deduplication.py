@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from cluster.vector_duplicates import search_vectors
 from cluster.vector_files import Columns, Piece, read_batches
 from cluster.vectors import VectorSource, open_vectors, shorten_texts
 from cluster.work import WORK_FOLDER, Work, remove_stale
-from pipelines.runtime.arrow import id_column, plain_column
+from pipelines.runtime.arrow import file_columns, id_column, plain_column, read_parquet
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -37,6 +38,7 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.run_record import RunRecord, read_run, require_complete, require_unchanged
 from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
+from pipelines.runtime.tables import TableView
 from pipelines.runtime.units import Receipt, run_stage
 
 log = logging.getLogger(__name__)
@@ -394,44 +396,53 @@ def _excerpts(
 
 
 def write_clean(order: Order, source: VectorSource, config: DeduplicateConfig, work: str) -> None:
-    """The kept rows with all their columns, one file a shard; without the flag none are left."""
+    """The kept rows with all their columns, by shard; without the flag none are left."""
     folder = join(config.output, CLEAN_FOLDER)
-    units = {}
+    written: set[str] = set()
     if config.write_clean:
         make_folder(folder)
         units = {part.name: part.shard for part in order.parts if not part.source}
-        run_stage(work, "clean", units, partial(_clean_shard, source, folder, work))
-    written = {f"{name}.parquet" for name in units}
-    remove_stale(folder, r"part-\d+\.parquet", written)
+        write = partial(_clean_shard, source, folder, work)
+        done = run_stage(work, "clean", units, write).values()
+        written = {name for receipt in done for name in receipt["files"]}
+    remove_stale(folder, r"part-\d+(-\d+)?\.parquet", written)
 
 
 def _clean_shard(source: VectorSource, folder: str, work: str, name: str, number: int) -> Receipt:
+    """Write a shard's kept rows, one file for each schema that follows another in it."""
     kept = bytes_to_table(read_bytes(join(work, "kept", name)))["id"].combine_chunks()
-    rows = 0
-    writer: pq.ParquetWriter | None = None
-    with atomic_output(join(folder, f"{name}.parquet")) as stream:
-        for piece in source.shards[number].pieces:
-            for batch in _whole_rows(source, piece):
+    batches = (b for piece in source.shards[number].pieces for b in _whole_rows(source, piece))
+    files, rows = [], 0
+    for place, (schema, alike) in enumerate(groupby(batches, key=lambda batch: batch.schema)):
+        files.append(f"{name}-{place}.parquet" if place else f"{name}.parquet")
+        with (
+            atomic_output(join(folder, files[-1])) as stream,
+            pq.ParquetWriter(stream, schema) as writer,
+        ):
+            for batch in alike:
                 ids = id_column(batch.column(source.columns.id)).cast(source.id_kind)
                 chosen = batch.filter(pc.is_in(ids, value_set=kept))
-                writer = writer or pq.ParquetWriter(stream, batch.schema)
-                if len(chosen):
-                    writer.write_batch(chosen)
-                    rows += len(chosen)
-        if writer is not None:
-            writer.close()
-    return {"rows": rows}
+                writer.write_batch(chosen)
+                rows += len(chosen)
+    return {"rows": rows, "files": files}
 
 
 def _whole_rows(source: VectorSource, piece: Piece) -> Iterator[pa.RecordBatch]:
-    """All columns of a Parquet row group; of other files what was read for the comparison."""
-    filesystem = open_filesystem(source.uri)[0]
+    """All columns of Parquet rows, as their file or table has them; else what was compared."""
+    filesystem, columns = open_filesystem(source.uri)[0], source.columns
     if not piece.path.endswith(".parquet"):
-        yield from read_batches(filesystem, piece, source.columns, _READ_ROWS, vectors=False)
+        yield from read_batches(filesystem, piece, columns, _READ_ROWS, vectors=False)
         return
     with filesystem.open_input_file(piece.path) as stream:
         file = pq.ParquetFile(stream, buffer_size=4 << 20)
-        yield from file.iter_batches(_READ_ROWS, [piece.part])
+        own = file.schema_arrow
+        if piece.view in (None, TableView()) and columns.id in own.names:
+            yield from file.iter_batches(_READ_ROWS, [piece.part])
+            return
+    names = file_columns(own, piece.view).schema.names
+    part = range(piece.part, piece.part + 1)
+    for table in read_parquet(filesystem, piece.path, piece.view, names, part, _READ_ROWS):
+        yield from table.replace_schema_metadata(own.metadata).combine_chunks().to_batches()
 
 
 def _counts(search: Search, removed: pa.Table) -> dict[str, int]:

@@ -8,10 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from inline_ray import inline_units
 
-from cluster.deduplication import DeduplicateConfig, deduplicate_corpus
+from cluster.deduplication import DeduplicateConfig, _whole_rows, deduplicate_corpus
 from cluster.duplicates import to_units
+from cluster.vector_files import Columns, Piece
+from cluster.vectors import VectorSource
 from pipelines.runtime import units
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.tables import TableView, pack_rows
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +36,7 @@ def corpus_of(n=400, dimension=24, copies=40, seed=0):
 
 
 def write(folder, rows, files=3):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
         own = [rows[i] for i in part]
         table = pa.table(
@@ -280,3 +283,32 @@ def test_the_page_holds_the_pairs_and_no_markup_of_theirs(tmp_path):
     assert any(pair["id"] == "copy-0" and pair["keptText"].endswith("first") for pair in pairs) or (
         len(pairs) > 0 and all(pair["text"] for pair in pairs)
     )
+
+
+def test_clean_rows_of_files_with_other_columns_and_of_partitions(tmp_path):
+    rows = corpus_of(60, copies=6)
+    write(tmp_path / "in" / "thing=a", rows[:40], files=2)
+    path = tmp_path / "in" / "thing=a" / "1.parquet"
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.append_column("extra", pa.array(["x"] * len(table))), path)
+    write(tmp_path / "in" / "thing=b", rows[40:], files=1)
+    run(tmp_path, write_clean=True)
+    found = {}
+    for file in sorted((tmp_path / "out" / "clean").iterdir()):
+        for row in pq.read_table(file).to_pylist():
+            found[row["id"]] = (row["thing"], row.get("extra"))
+    assert set(found) == {f"doc-{i}" for i in range(60)}
+    assert found["doc-3"] == ("a", None)
+    assert found["doc-30"] == ("a", "x")
+    assert found["doc-50"] == ("b", None)
+
+
+def test_rows_that_a_table_has_deleted_are_not_clean(tmp_path):
+    rows = corpus_of(10, copies=0)
+    folder = write(tmp_path / "in", rows, files=1)
+    view = TableView(deleted=pack_rows(np.array([2, 5])))
+    path = str(folder / "0.parquet")
+    source = VectorSource(str(folder), Columns(), 24, "string", ())
+    whole = pa.Table.from_batches(list(_whole_rows(source, Piece(path, 0, 10, view=view))))
+    assert whole["id"].to_pylist() == [f"doc-{i}" for i in range(10) if i not in (2, 5)]
+    assert set(whole.column_names) == {"id", "text", "score", "embedding"}

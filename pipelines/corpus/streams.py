@@ -23,6 +23,7 @@ LONGEST_LINE_BYTES = 64 << 20
 HEAD_BYTES = 1 << 20
 BLOCK_BYTES = 1 << 20
 UTF_8 = "utf-8"
+_PACKED_BYTES = 1 << 16  # little, since it may unpack to a thousand times as much
 _LARGEST_WINDOW = 1 << 31  # what `zstd --long=31` writes
 _BYTE_ORDER_MARKS = {  # the longer first: that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF32_LE: "utf-32",
@@ -79,7 +80,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` as far as one step gives; ``OSError`` where the content is cut off."""
         while not self._content:
-            data = self._rest or self._packed.read(1 << 20)
+            data = self._rest or self._packed.read(_PACKED_BYTES)
             if not data:
                 if self._piece is not None:
                     raise OSError("Truncated compressed stream")
@@ -211,7 +212,8 @@ def _lines_of(stream: Any, end: bytes) -> Iterator[tuple[bytes | None, int]]:
     """Each line without its newline (None if it is too long) and its size with it."""
     parts: list[bytes] = []
     size = 0
-    while block := stream.read(BLOCK_BYTES):
+    read = getattr(stream, "read1", stream.read)  # as much as comes in one go
+    while block := read(BLOCK_BYTES):
         start = 0
         while (stop := block.find(end, start)) >= 0:
             size += stop + 1 - start

@@ -459,3 +459,14 @@ def test_what_was_detected_is_told_by_kind_of_file_with_sample_rows(tmp_path):
     assert table["parquet"].startswith("1 files; columns text string, n int32; 1 without an id")
     assert table[f"unreadable {tmp_path}/e.jsonl"] == "the file is empty"
     assert table["passed over: unknown format"] == f"1 files, such as {tmp_path}/d.xlsx"
+
+
+def test_integers_beyond_64_bits_keep_all_their_digits(tmp_path):
+    big = 123456789012345678901
+    (tmp_path / "a.jsonl").write_text(
+        f'{{"id": {big}, "text": "a", "n": [{big}]}}\n{{"id": 1, "text": "b", "n": NaN}}\n'
+    )
+    rows, rejected = read(tmp_path, keep=["n"])
+    assert [row["id"] for row in rows] == [str(big), "1"]
+    assert rows[0]["kept.n"] == f"[{big}]"
+    assert not rejected

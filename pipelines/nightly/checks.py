@@ -55,29 +55,46 @@ class NightFigures:
 def run_checks(config: NightConfig, figures: NightFigures) -> list[Check]:
     """Every check, passed or not."""
     measured = [
-        _deleted(config, figures),
-        _rejected(config, figures),
+        _deleted(config, figures.counts, figures.documents_before),
+        _rejected(config, figures.counts),
         *_scores(config, figures),
         *_drift(config, figures),
         _imbalance(config, figures),
-        _encoder(figures),
+        _encoder(figures.encoder_before),
         _novel(figures),
         _edits(figures),
     ]
-    checks = []
-    for name, value, limit, says in measured:
-        passed = value is None or value <= limit
-        checks.append(
-            Check(name, value, limit, passed, name in config.accept, "" if passed else says)
-        )
-    return checks
+    return [_held(config, *figure) for figure in measured]
+
+
+def early_checks(
+    config: NightConfig,
+    counts: Mapping[str, int],
+    documents_before: int,
+    encoder_before: str | None,
+) -> list[Check]:
+    """The checks of what is known before anything is embedded; see :class:`NightFigures`."""
+    measured = (
+        _deleted(config, counts, documents_before),
+        _rejected(config, counts),
+        _encoder(encoder_before),
+    )
+    return [_held(config, *figure) for figure in measured]
+
+
+def _held(
+    config: NightConfig, name: CheckName, value: float | None, limit: float, says: str
+) -> Check:
+    """A figure held against its limit."""
+    passed = value is None or value <= limit
+    return Check(name, value, limit, passed, name in config.accept, "" if passed else says)
 
 
 _Measured = tuple[CheckName, float | None, float, str]
 
 
-def _deleted(config: NightConfig, figures: NightFigures) -> _Measured:
-    deleted, before = figures.counts["deleted"], figures.documents_before
+def _deleted(config: NightConfig, counts: Mapping[str, int], before: int) -> _Measured:
+    deleted = counts["deleted"]
     says = (
         f"deleted: {deleted:,} of {before:,} documents vanished from the corpus, more than "
         f"--max-deleted {config.max_deleted:g} allows"
@@ -85,8 +102,8 @@ def _deleted(config: NightConfig, figures: NightFigures) -> _Measured:
     return "deleted", deleted / before if before else None, config.max_deleted, says
 
 
-def _rejected(config: NightConfig, figures: NightFigures) -> _Measured:
-    rejected, documents = figures.counts["rejected"], figures.counts["documents"]
+def _rejected(config: NightConfig, counts: Mapping[str, int]) -> _Measured:
+    rejected, documents = counts["rejected"], counts["documents"]
     says = (
         f"rejected: {rejected:,} of {documents:,} documents were rejected, more than "
         f"--max-rejected-fraction {config.max_rejected_fraction:g} allows"
@@ -138,8 +155,7 @@ def _imbalance(config: NightConfig, figures: NightFigures) -> _Measured:
     return "imbalance", value, config.max_imbalance, says
 
 
-def _encoder(figures: NightFigures) -> _Measured:
-    before = figures.encoder_before
+def _encoder(before: str | None) -> _Measured:
     says = (
         f"encoder: every document was embedded anew, as the version before was made by another "
         f"encoder (fingerprint {(before or '')[:12]}…)"

@@ -95,6 +95,8 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """Check `imbalance`: 0 where clusters are equal, 1 where one holds everything."""
     accept: tuple[CheckName, ...] = ()
     """Checks that may fail this time; `encoder` publishes the vectors of another encoder."""
+    dry_run: bool = False
+    """Tell what would be embedded and how long it would take; write nothing."""
     notify: str = ""
     """Where to post a JSON object when a night has published, was refused or found something novel:
     an http(s) address, or env:NAME for the environment variable that holds it."""

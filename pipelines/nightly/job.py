@@ -30,6 +30,7 @@ from pipelines.nightly.clusters import (
     write_assignments,
 )
 from pipelines.nightly.config import NightConfig, decides_clusters
+from pipelines.nightly.dry_run import forecast
 from pipelines.nightly.edits import broken_pairs
 from pipelines.nightly.night import Night, Steps
 from pipelines.nightly.notify import notify
@@ -44,6 +45,7 @@ from pipelines.nightly.version_files import write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.logs import mark_lines
+from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
 from pipelines.store.candidate import Candidate
@@ -71,6 +73,9 @@ def reindex(config: NightConfig) -> JobResult:
     ``LeaseHeldError`` while another run has the store.
     """
     files = find_files(config.corpus or str(demo_corpus()), config.reading)
+    if config.dry_run:
+        there = Store.open_if_there(config.store)
+        return forecast(*(prepare(config, there, files)[:3]), files)
     store = Store.open_or_create(config.store)
     steps = Steps()
     steps.begin(1)
@@ -113,22 +118,8 @@ def run_night(
 ) -> JobResult:
     """The night under its lease."""
     steps.begin(2)
-    config = with_stored_dtype(config, store)
-    encoder = prepare_encoder(config.embed_config(""))
-    fingerprint = encoder[1].fingerprint
-    base, others = store.published(), []
-    newest = [v for v in store.versions() if v.record.fingerprint == fingerprint]
-    if newest and (base is None or newest[-1].number != base.number):
-        others = newest[-1:]
-    compared = [version.number for version in (base, *others) if version is not None]
-    root = store.work_folder()
-    folder = night_folder(root, config.embed_config(""), files, fingerprint, compared)
-    before = Before(
-        base,
-        others,
-        find_leftovers(root, folder, fingerprint),
-        base is not None and base.record.fingerprint == fingerprint,
-    )
+    config, encoder, before, folder = prepare(config, store, files)
+    base = before.base
     edits = read_edits(store.uri)
     night = Night(config, store, lease, record, steps, before, folder, datetime.now(UTC), edits)
     found = find_changes(config, folder, files, encoder, before)
@@ -143,6 +134,31 @@ def run_night(
     candidate = store.begin(lease)
     write_documents(night, candidate, changes)
     return cluster_and_publish(night, candidate, changes)
+
+
+def prepare(
+    config: NightConfig, store: Store | None, files: Sequence[CorpusFile]
+) -> tuple[NightConfig, tuple[ActorPlan, EncoderDescription], Before, str]:
+    """Options with what the store decides, the encoder, what the night starts from, its folder.
+
+    Without a store it is a first night.
+    """
+    if store is not None:
+        config = with_stored_dtype(config, store)
+    encoder = prepare_encoder(config.embed_config(""))
+    if store is None:
+        return config, encoder, Before(None, [], [], same_encoder=False), ""
+    fingerprint = encoder[1].fingerprint
+    base, others = store.published(), []
+    newest = [v for v in store.versions() if v.record.fingerprint == fingerprint]
+    if newest and (base is None or newest[-1].number != base.number):
+        others = newest[-1:]
+    compared = [version.number for version in (base, *others) if version is not None]
+    root = store.work_folder()
+    folder = night_folder(root, config.embed_config(""), files, fingerprint, compared)
+    leftovers = find_leftovers(root, folder, fingerprint)
+    same_encoder = base is not None and base.record.fingerprint == fingerprint
+    return config, encoder, Before(base, others, leftovers, same_encoder), folder
 
 
 def with_stored_dtype(config: NightConfig, store: Store) -> NightConfig:

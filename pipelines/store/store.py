@@ -93,8 +93,8 @@ class Store:
         return cls(uri)
 
     @classmethod
-    def open_or_create(cls, uri: str) -> Self:
-        """An existing store or a new, empty one; :class:`InputError` where other files lie."""
+    def open_if_there(cls, uri: str) -> Self | None:
+        """An existing store, None where nothing lies; :class:`InputError` where other files lie."""
         if exists(join(uri, MARKER)):
             return cls.open(uri)
         files = list_files(uri)
@@ -103,6 +103,14 @@ class Store:
                 f"{uri} is not empty (it holds {files[0]!r}) and is no store: choose "
                 "another --store"
             )
+        return None
+
+    @classmethod
+    def open_or_create(cls, uri: str) -> Self:
+        """An existing store or a new, empty one; :class:`InputError` where other files lie."""
+        store = cls.open_if_there(uri)
+        if store is not None:
+            return store
         created = {"format": FORMAT, "created_at": _now()}
         create_exclusively(join(uri, MARKER), json.dumps(created, indent=2).encode())
         return cls.open(uri)

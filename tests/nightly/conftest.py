@@ -46,6 +46,7 @@ def tonight(store, tmp_path, tiny_model_folder):
     def run(texts, labels=None, **settings):
         labels = labels or {n: f"label{text[:1]}" for n, text in texts.items()}
         corpus = write_corpus(tmp_path / "corpus", texts, labels)
-        return night(corpus, store, tiny_model_folder, label_column="label", **settings)
+        where = settings.pop("store", store)
+        return night(corpus, where, tiny_model_folder, label_column="label", **settings)
 
     return run

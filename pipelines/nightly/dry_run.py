@@ -1,0 +1,75 @@
+"""What a night would do, told before anything is written to the store.
+
+The corpus is read and compared as in a night, on this machine's temporary folder; nothing is
+embedded but a sample, to measure how quick the actors are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+
+from pipelines.corpus.files import CorpusFile
+from pipelines.embedding.encode import duration
+from pipelines.embedding.estimate import estimate_run
+from pipelines.encoder.description import EncoderDescription
+from pipelines.nightly.changes import Before, Found, find_changes
+from pipelines.nightly.checks import early_checks
+from pipelines.nightly.config import NightConfig
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.machines import ActorPlan
+
+_KINDS = ("new", "changed", "deleted", "unchanged", "retouched", "rejected")
+
+
+def forecast(
+    config: NightConfig,
+    encoder: tuple[ActorPlan, EncoderDescription],
+    before: Before,
+    files: Sequence[CorpusFile],
+) -> JobResult:
+    """What changed, what embedding it would take, and what the checks say of what is known.
+
+    Raises :class:`InputError` where the night itself would, for a corpus that cannot be used.
+    """
+    with tempfile.TemporaryDirectory(prefix="shoal-dry-run-") as folder:
+        found = find_changes(config, folder, files, encoder, before)
+        summary = _summary(config, found, before)
+    return JobResult(counts=dict(found.counts), summary=summary)
+
+
+def _summary(config: NightConfig, found: Found, before: Before) -> dict[str, str]:
+    """The table that a person sees."""
+    chunks = found.assembled.chunks
+    texts = sum(chunk.texts for chunk in chunks if not chunk.known)
+    known = sum(chunk.texts for chunk in chunks if chunk.known)
+    base = before.base
+    rows = {
+        "version before": "none" if base is None else f"{base.number}, published",
+        "changes": ", ".join(f"{found.counts[k]:,} {k}" for k in _KINDS if found.counts[k]),
+        "texts to embed": f"{texts:,}, and {known:,} known ones to reuse",
+    }
+    if texts:
+        run = found.run
+        estimate = estimate_run(run.files, run.config.columns, run.description, run.actors)
+        tokens = round(estimate.tokens * texts / max(1, estimate.documents))
+        speed = estimate.tokens_per_second
+        loading = estimate.seconds - estimate.tokens / (speed * run.actors.largest)
+        rows["tokens"] = f"about {tokens:,}, prompts included"
+        rows["actors"] = f"{run.actors}, {speed:,.0f} tokens a second each, measured on a sample"
+        rows["embedding"] = f"about {duration(loading + tokens / (speed * run.actors.largest))}"
+    documents = 0 if base is None else base.count()
+    other = base is not None and not before.same_encoder
+    encoder_before = base.record.fingerprint if base is not None and other else None
+    failed = [
+        check
+        for check in early_checks(config, found.counts, documents, encoder_before)
+        if not check.passed
+    ]
+    for number, check in enumerate(failed, 1):
+        rows[f"check {number}"] = check.says + (" (accepted)" if check.accepted else "")
+    rows["checks"] = (
+        f"{len(failed)} of those that are known by now would refuse; score, drift, imbalance and "
+        "novel are known after clustering"
+    )
+    return rows | {"dry run": f"nothing was written to {config.store}"}

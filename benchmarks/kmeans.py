@@ -29,9 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 
+from cluster import kmeans
 from cluster.assign import NearestCentroids
+from cluster.distances import squared_distances_to
 from cluster.kmeans import FitOptions, fit_in_memory
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,74 @@ def growth() -> dict[str, Any]:
     return rows
 
 
+def seeding() -> dict[str, Any]:
+    """Our k-means++ and scikit-learn's on the same rows: seconds, and the inertia of the fit."""
+    rows: dict[str, Any] = {}
+    for n, d in ((65_536, 576), (30_000, 128)):
+        vectors = draw_vectors(n, d)
+        for name, seed_with in (("shoal", kmeans.seed_centroids), ("scikit_learn", seed_scikit)):
+            seconds, inertias = [], []
+            for seed in range(3):
+                took, start = timed(partial(seed_with, vectors, 256, seed))
+                fit = fit_in_memory(vectors, 256, FitOptions(max_iterations=15), start=start)
+                seconds.append(took)
+                inertias.append(fit.inertia)
+            rows[f"{name}_{n}x{d}"] = {
+                "seconds": float(np.median(seconds)),
+                "inertia": float(np.mean(inertias)),
+            }
+    show(rows)
+    return rows
+
+
+def seed_scikit(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """float32 (k, d) by scikit-learn, from as many rows as ours draws from."""
+    rows = min(len(vectors), 10 * k)
+    chosen = np.random.default_rng(seed).choice(len(vectors), rows, replace=False)
+    return kmeans_plusplus(vectors[np.sort(chosen)], k, random_state=seed)[0]
+
+
+def assigning() -> dict[str, Any]:
+    """New vectors to their clusters, with exact distances, beside FAISS's own search for one."""
+    vectors = draw_vectors(2_000_000, 128)
+    rows: dict[str, Any] = {}
+    for k in (256, 2_048):
+        centroids = np.ascontiguousarray(vectors[:k])
+        index = faiss.IndexFlatL2(128)
+        index.add(centroids)
+        count = len(vectors) if k < 1_000 else len(vectors) // 4
+        ways: dict[str, Callable[[np.ndarray], Any]] = {
+            "faiss": partial(search_one, index),
+            "shoal": partial(nearest_and_distance, NearestCentroids(centroids)),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(3):
+            for name, way in ways.items():
+                blocks = np.array_split(vectors[:count], count // 65_536)
+                seconds[name].append(timed(partial(list, map(way, blocks)))[0])
+        best = {name: min(taken) for name, taken in seconds.items()}
+        for name, taken in best.items():
+            rate = round(count / taken)
+            rows[f"{name}_{k}"] = {
+                "seconds": taken,
+                "vectors_a_second": rate,
+                "of_faiss": round(best["faiss"] / taken, 2),
+            }
+    show(rows)
+    return rows
+
+
+def search_one(index: faiss.Index, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """FAISS's search for the nearest centroid."""
+    return index.search(block, 1)
+
+
+def nearest_and_distance(nearest: NearestCentroids, block: np.ndarray) -> np.ndarray:
+    """What assigning newcomers computes: the nearest centroid, and the distance in float64."""
+    ids = nearest.nearest(block)[:, 0]
+    return squared_distances_to(block, nearest.centroids, ids)
+
+
 def two_levels() -> dict[str, Any]:
     """10,000 clusters of 400,000 × 128 vectors, directly and in two levels, 10 iterations."""
     vectors, rows = draw_vectors(400_000, 128), {}
@@ -200,6 +270,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "on_disk": on_disk,
     "growth": growth,
     "two_levels": two_levels,
+    "seeding": seeding,
+    "assigning": assigning,
     "against_scikit_learn": against_scikit_learn,
 }
 

@@ -10,13 +10,17 @@
 ``sample``        one pass that checks, counts and draws a sample
 ``distances``     lengths and differences in float64
 ``kmeans``        centroids of vectors in memory
+``hierarchy``     levels that nest: the tree over clusters
 ``lloyd``         centroids of vectors on disk, by many workers
 ``on_ray``        those workers
 ``assign``        the nearest centroid, exactly
 ``census``        a shard assigned to a file, and what scores need added up
+``known``         a finished clustering, for new vectors
+``newcomers``     new vectors given to it, and what fits nowhere
 ``num_clusters``  choosing k
 ``metrics``       scores with labels and without
 ``identity``      which new cluster is which old one
+``comparison``    two clusterings of the same documents
 ``drift``         how far a clustering has moved
 ``describe``      keywords and documents that stand for a cluster
 ``duplicates``    which vectors are near-duplicates, exactly, and the rule of who is kept
@@ -25,6 +29,7 @@
 ``text_duplicates``  that search by wording, each pair verified
 ``deduplication``  the job that cleans a whole corpus
 ``duplicate_report``  its page
+``document_map``  every document on a plane
 ``outcome``       everything that a clustering says of its levels, as tables
 ``report``        one HTML page
 ``report_data``   what the page shows, as JSON of bounded size

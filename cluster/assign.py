@@ -15,7 +15,6 @@ import numpy as np
 
 from cluster.distances import squared_differences, squared_distances_to, squared_lengths
 
-_CANDIDATES = 3
 _ROUNDING = 1e-6
 _ROWS_AT_A_TIME = 256
 _PRODUCT_BYTES = 8 << 20
@@ -35,6 +34,20 @@ class Assignment:
     """float64 (n,), distance to the second centroid less that to the first; NaN without one."""
 
 
+def assign_by_group(
+    vectors: np.ndarray, centroids: np.ndarray, group: np.ndarray, finest: Assignment
+) -> Assignment:
+    """Where ``vectors``, float32 (n, d), lie in a coarser level: in the group of their cluster.
+
+    ``centroids``, float32 (k, d), are the coarser level's, ``group``, int32 (finest k,), says in
+    which of them each cluster of the finest level lies. There is no second cluster.
+    """
+    ids = group[finest.cluster_ids]
+    distances = np.sqrt(squared_distances_to(vectors, centroids, ids))
+    none = np.full(len(ids), -1, dtype=np.int32)
+    return Assignment(ids, distances, none, np.full(len(ids), np.nan))
+
+
 def flat_index(dimension: int) -> faiss.Index:
     """An index that compares with every vector in it, on the GPU where FAISS has one."""
     index: faiss.Index = faiss.IndexFlatL2(dimension)
@@ -44,7 +57,9 @@ def flat_index(dimension: int) -> faiss.Index:
 class NearestCentroids:
     """Finds the nearest of k centroids, float32 (k, d), on the GPU where FAISS has one."""
 
-    def __init__(self, centroids: np.ndarray) -> None:
+    def __init__(self, centroids: np.ndarray, count: int = 2) -> None:
+        """``count`` says how many of the nearest are wanted."""
+        self._wanted = count
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._squared_norms = squared_lengths(self.centroids)
         self._index = None
@@ -63,13 +78,15 @@ class NearestCentroids:
         return Assignment(ids[:, 0], first, ids[:, 1], second - first)
 
     def nearest(self, vectors: np.ndarray) -> np.ndarray:
-        """int32 (n, 2): the nearest and second-nearest centroid; (n, 1) where k is 1."""
+        """int32 (n, count): the nearest centroids, nearest first; (n, k) where k is less."""
         k, dimension = self.centroids.shape
+        # One more than is wanted, to see whether the last is too close to call.
+        candidates = min(k, self._wanted + 1)
         if self._index is not None:
-            found, wide_ids = self._index.search(vectors, min(k, _CANDIDATES))
+            found, wide_ids = self._index.search(vectors, candidates)
             ids = wide_ids.astype(np.int32)
         else:
-            found, ids = self._candidates(vectors)
+            found, ids = self._candidates(vectors, candidates)
         if k == 1:
             return ids
         scale = np.einsum("ij,ij->i", vectors, vectors) + self._squared_norms.max()
@@ -78,18 +95,17 @@ class NearestCentroids:
         close = np.flatnonzero((gaps <= tolerance[:, None]).any(axis=1))
         for start in range(0, len(close), _ROWS_AT_A_TIME):
             rows = close[start : start + _ROWS_AT_A_TIME]
-            overflow = gaps[rows, -1] <= tolerance[rows] if k > _CANDIDATES else None
+            overflow = gaps[rows, -1] <= tolerance[rows] if k > candidates else None
             ids[rows] = self._decide(vectors[rows], ids[rows], overflow)
-        return ids[:, :2]
+        return ids[:, : self._wanted]
 
-    def _candidates(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distances less |x|², float32 (n, 3), and ids, int32 (n, 3), nearest first.
+    def _candidates(self, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Squared distances less |x|², float32 (n, count), and ids, int32, nearest first.
 
-        Blocks of products that stay in the processor's cache, then its argmin three times: a third
-        of the time of FAISS's search with 256 centroids of 576 numbers, and with 10,000 of 128.
+        Blocks of products that stay in the processor's cache, then its argmin for each: with three
+        a third of the time of FAISS's search with 256 centroids of 576 numbers, or 10,000 of 128.
         """
         n, k = len(vectors), len(self.centroids)
-        count = min(k, _CANDIDATES)
         found, ids = np.empty((n, count), np.float32), np.empty((n, count), np.int32)
         factors = np.ascontiguousarray(self.centroids.T) * np.float32(-2)
         norms = self._squared_norms.astype(np.float32)

@@ -6,16 +6,17 @@ sums are of integers, and the documents kept are chosen by distance and hash of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster.assign import Assignment, NearestCentroids
+from cluster.assign import Assignment, NearestCentroids, assign_by_group
 from cluster.distances import fixed_point_bits
+from cluster.document_map import MapPlaces, TableWriter, map_table
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, read_blocks, shorten_texts
 from pipelines.runtime.files import atomic_output
 
@@ -249,35 +250,62 @@ def _from_long(table: pa.Table, start: dict) -> dict:
 _MERGED_AT_A_TIME = 8
 
 
+@dataclass(frozen=True)
+class AssignPlan:
+    """How documents are assigned and placed on the map, the same for every shard."""
+
+    centroids: Mapping[int, np.ndarray]
+    """Number of clusters -> float32 (k, d)."""
+    groups: Mapping[int, np.ndarray]
+    """Each number but the largest -> int32 (largest,), where the clusters of the largest lie."""
+    census: CensusPlan
+    sample: np.ndarray
+    """float32 (m, d), the documents that were laid out."""
+    points: np.ndarray
+    """float32 (m, 2), where."""
+    seed: int
+
+    def digest(self) -> str:
+        """Names what is decided by it."""
+        deciding = hashlib.sha256(repr((self.census, self.seed)).encode())
+        for array in (*self.centroids.values(), *self.groups.values(), self.sample, self.points):
+            deciding.update(np.ascontiguousarray(array).tobytes())
+        return deciding.hexdigest()[:16]
+
+    def assign(self, index: NearestCentroids, vectors: np.ndarray) -> dict[int, Assignment]:
+        """Where ``vectors``, float32 (n, d), lie in each level; ``index`` is that of the finest."""
+        finest = index.assign(vectors)
+        coarser = {
+            k: assign_by_group(vectors, self.centroids[k], group, finest)
+            for k, group in self.groups.items()
+        }
+        return {**coarser, self.census.k: finest}
+
+
 def assign_shard(
-    source: VectorSource,
-    shard: Shard,
-    levels: Mapping[int, np.ndarray],
-    plan: CensusPlan,
-    path: str,
-    *,
-    seed: int,
+    source: VectorSource, shard: Shard, plan: AssignPlan, path: str, map_path: str
 ) -> Census:
     """Assign the documents of one shard, write them to ``path``, and count them.
 
-    ``levels`` maps a number of clusters to its centroids, float32 (k, d). ``cluster_id``, distance,
-    second cluster and margin are those of the largest; of several, each has a ``cluster_id_K``.
+    ``cluster_id``, distance, second cluster and margin are those of the finest level; of several,
+    each has a ``cluster_id_K``. The documents' places on the map go to ``map_path``.
     """
-    indexes = {k: NearestCentroids(centroids) for k, centroids in levels.items()}
-    censuses = [empty_census(plan)]
-    writer = None
-    with atomic_output(path) as stream:
+    index = NearestCentroids(plan.centroids[plan.census.k])
+    places = MapPlaces(plan.sample, plan.points)
+    censuses = [empty_census(plan.census)]
+    with atomic_output(path) as stream, atomic_output(map_path) as map_stream:
+        rows, mapped = TableWriter(stream), TableWriter(map_stream)
         for block in read_blocks(source, shard):
-            assignments = {k: index.assign(block.vectors) for k, index in indexes.items()}
-            table = _to_table(block, assignments, plan.k)
-            writer = writer or pq.ParquetWriter(stream, table.schema)
-            writer.write_table(table)
-            orders = hash_ids(block.ids, seed)
-            censuses.append(count_block(block, orders, assignments, plan))
+            assignments = plan.assign(index, block.vectors)
+            rows.write(_to_table(block, assignments, plan.census.k))
+            cluster_ids = assignments[plan.census.k].cluster_ids
+            mapped.write(map_table(block.ids, places.place(block.vectors), cluster_ids, block.kept))
+            orders = hash_ids(block.ids, plan.seed)
+            censuses.append(count_block(block, orders, assignments, plan.census))
             if len(censuses) == _MERGED_AT_A_TIME:
                 censuses = [merge_censuses(censuses)]
-        if writer is not None:
-            writer.close()
+        rows.close()
+        mapped.close()
     return merge_censuses(censuses)
 
 

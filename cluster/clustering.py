@@ -14,10 +14,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.census import Census, CensusPlan, assign_shard, census_from_tables, merge_censuses
-from cluster.config import MAY_CHANGE, ClusterConfig
+from cluster.census import (
+    AssignPlan,
+    Census,
+    CensusPlan,
+    assign_shard,
+    census_from_tables,
+    merge_censuses,
+)
+from cluster.comparison import check_comparable, compare, comparison_section
+from cluster.config import MAY_CHANGE, ClusterConfig, Workers
+from cluster.document_map import MapLayout, join_maps, lay_out
 from cluster.duplicate_search import Part, SearchPlan
+from cluster.hierarchy import Nesting, nest
 from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
+from cluster.known import ASSIGNMENTS, ENCODER_FILE
 from cluster.num_clusters import Candidate, Choice, choose_num_clusters
 from cluster.on_ray import RayVectors, count_cpus
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
@@ -29,7 +40,14 @@ from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_cen
 from cluster.work import WORK_FOLDER, Work, remove_stale
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, make_folder, open_filesystem, write_bytes
+from pipelines.runtime.files import (
+    exists,
+    join,
+    make_folder,
+    open_filesystem,
+    read_bytes,
+    write_bytes,
+)
 from pipelines.runtime.run_record import RunRecord, require_unchanged
 
 log = logging.getLogger(__name__)
@@ -61,14 +79,21 @@ def cluster_corpus(
         return JobResult(
             summary={"nothing to do": f"{config.output} is complete, vectors unchanged"}
         )
+    if config.compare is not None:
+        check_comparable(config.compare)
     work = Work.begin(config.output, {"vectors": digest, "settings": _deciding(config)})
-    outcome = find_clusters(source, config, work)
+    outcome, layout = find_clusters(source, config, work)
     if config.name_model is not None and namer is not None:
         outcome = name_clusters(outcome, partial(namer, config.name_model))
     write_tables(outcome, config.output)
-    report = build_report(
-        outcome, asdict(config), map_documents=config.map_documents, seed=config.seed
-    )
+    encoder = join(config.embeddings, ENCODER_FILE)
+    if exists(encoder):
+        write_bytes(join(config.output, ENCODER_FILE), read_bytes(encoder))
+    changes = None
+    if config.compare is not None:
+        compared = compare(config.output, len(outcome.clusters), config.compare)
+        changes = comparison_section(compared, outcome.clusters)
+    report = build_report(outcome, asdict(config), layout, changes=changes)
     page = join(config.output, "report.html")
     write_bytes(page, render_report(report).encode())
     result = JobResult(
@@ -89,25 +114,37 @@ def _deciding(config: ClusterConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
 
 
-def find_clusters(source: VectorSource, config: ClusterConfig, work: Work) -> Outcome:
+def find_clusters(
+    source: VectorSource, config: ClusterConfig, work: Work
+) -> tuple[Outcome, MapLayout]:
     """Scan, fit, assign and describe; what ``work`` holds is not done again."""
     scan = scan_corpus(source, config, work)
     choice = choose_levels(scan, config, work)
     levels = [choice.k] if choice is not None else config.levels()
     _check_table_of_labels(scan, levels, config)
-    fits = {k: kept_fit(source, scan, k, config, work) for k in levels}
-    census = assign_corpus(source, scan, fits, config, work)
-    return describe_outcome(
+    finest = kept_fit(source, scan, levels[-1], config, work)
+    fits, nesting = nest(finest, levels, unit_norm=source.unit_norm)
+    sample = mapped_sample(scan, config)
+    layout = MapLayout(**work.once("layout", lambda: vars(lay_out(sample, config.seed))))
+    census = assign_corpus(source, scan, fits, nesting, layout, config, work)
+    outcome = describe_outcome(
         scan,
         fits,
         choice,
         census,
+        nesting=nesting,
         documents=config.sample_documents,
         has_labels=config.label_column is not None,
         similarity=config.duplicate_similarity or None,
         fingerprint=source.fingerprint,
         duplicates=duplicates_among_all(source, scan, config, work),
     )
+    return outcome, layout
+
+
+def mapped_sample(scan: Scan, config: ClusterConfig) -> np.ndarray:
+    """float32 (m, d): the documents that are laid out, of which the report's map consists."""
+    return scan.sample.head(min(config.map_documents, config.sample_documents)).vectors
 
 
 def duplicates_among_all(
@@ -185,7 +222,9 @@ def _deletions(piece: Piece) -> list[str]:
 
 def find_source(config: ClusterConfig) -> VectorSource:
     """The vectors that ``config`` names, checked but not read."""
-    columns = Columns(config.id_column, config.embedding_column, None, config.label_column)
+    columns = Columns(
+        config.id_column, config.embedding_column, None, config.label_column, config.keep_columns
+    )
     source = open_vectors(
         config.embeddings, columns, optional_text=config.text_column, version=config.version
     )
@@ -308,46 +347,46 @@ def assign_corpus(
     source: VectorSource,
     scan: Scan,
     fits: Mapping[int, Fit],
+    nesting: Nesting,
+    layout: MapLayout,
     config: ClusterConfig,
-    work: Work = NOT_KEPT,
+    work: Work,
 ) -> Census:
-    """Assign every document, one file of ``assignments/`` a shard."""
+    """Assign every document, one file of ``assignments/`` a shard, and place it on the map."""
     folder = join(config.output, "assignments")
+    map_folder = join(config.output, WORK_FOLDER, "map")
     levels = {k: fit.centroids for k, fit in fits.items()}
     largest = max(scan.largest, max(float(np.abs(c).max()) for c in levels.values()))
     longest = 2 * largest * float(np.sqrt(source.dimension))
-    plan = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
-    make_folder(folder)
-    assign = partial(_assign_to_file, source, levels, plan, folder, config.seed)
-    deciding = hashlib.sha256(repr(plan).encode())
-    for centroids in levels.values():
-        deciding.update(centroids.tobytes())
-    stage = f"assign-{deciding.hexdigest()[:16]}"
+    counted = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
+    sample = mapped_sample(scan, config)
+    plan = AssignPlan(levels, nesting.groups, counted, sample, layout.points, config.seed)
+    for name in (folder, map_folder):
+        make_folder(name)
+    assign = partial(_assign_to_files, source, plan, folder, map_folder)
+    stage = f"assign-{plan.digest()}"
     tables = work.on_shards(stage, assign, source.shards, **pool_of(config))
-    census = merge_censuses([census_from_tables(table, plan) for table in tables])
+    census = merge_censuses([census_from_tables(table, counted) for table in tables])
     if int(census.sizes.sum()) != scan.rows:
         raise RuntimeError(
             f"{scan.rows:,} documents were read and {int(census.sizes.sum()):,} assigned: the "
             "vectors changed meanwhile. Run again"
         )
     written = {f"{shard.name}.parquet" for shard in source.shards}
-    remove_stale(folder, r"part-\d{5,}\.parquet", written)
+    remove_stale(folder, ASSIGNMENTS, written)
+    parts = [join(map_folder, f"{shard.name}.parquet") for shard in source.shards]
+    join_maps(parts, join(config.output, "map.parquet"))
     return census
 
 
-def _assign_to_file(
-    source: VectorSource,
-    levels: Mapping[int, np.ndarray],
-    plan: CensusPlan,
-    folder: str,
-    seed: int,
-    shard: Shard,
+def _assign_to_files(
+    source: VectorSource, plan: AssignPlan, folder: str, map_folder: str, shard: Shard
 ) -> Census:
-    path = join(folder, f"{shard.name}.parquet")
-    return assign_shard(source, shard, levels, plan, path, seed=seed)
+    name = f"{shard.name}.parquet"
+    return assign_shard(source, shard, plan, join(folder, name), join(map_folder, name))
 
 
-def pool_of(config: ClusterConfig) -> dict[str, Any]:
+def pool_of(config: Workers) -> dict[str, Any]:
     """The size of the pool of workers, as :func:`run_on_shards` takes it."""
     workers = config.num_workers or max(1, int(count_cpus() / config.cpus_per_worker))
     return {

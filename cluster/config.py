@@ -32,7 +32,7 @@ class ClusterOptions:
     """How vectors are clustered and shown, whichever job does it."""
 
     num_clusters: Words = field(default="auto", metadata=DECIDES_CLUSTERS)
-    """How many clusters: a number, 'auto', or several ('10,20,50') for one level each."""
+    """How many clusters: a number, 'auto', or several ('10,20,50') for levels that nest."""
     metric: Literal["euclidean", "cosine"] = field(default="euclidean", metadata=DECIDES_CLUSTERS)
     """'cosine' scales vectors and centroids to length 1 (spherical k-means)."""
     fit: str = field(default="sample:200000", metadata=DECIDES_CLUSTERS)
@@ -44,7 +44,7 @@ class ClusterOptions:
     sample_documents: int = field(default=20_000, metadata=DECIDES_CLUSTERS)
     """Documents drawn for keywords, diverse examples and scores without labels."""
     map_documents: int = 3_000
-    """Documents drawn for the report's map."""
+    """Documents drawn for the report's map; all others are placed among them."""
     seed: int = field(default=0, metadata=DECIDES_CLUSTERS)
     """Decides every draw; the same seed gives the same bits."""
 
@@ -130,6 +130,8 @@ class ClusterConfig(Workers, ClusterOptions):
     """Column of vectors."""
     version: str = ""
     """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns to carry along to map.parquet, such as a title or a date."""
     restarts: int = _RESTARTS
     """Independent k-means++ starts, of which the best is kept."""
     two_level: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_words)] = "auto"
@@ -142,6 +144,8 @@ class ClusterConfig(Workers, ClusterOptions):
     """Cosine from which documents are near-duplicates; 0 for no search."""
     name_model: str | None = None
     """Instruct LLM that names each cluster from its keywords and documents; none by default."""
+    compare: str | None = None
+    """Another clustering of these documents, for the report: which cluster went where."""
     drop_bad_vectors: bool = False
     """Leave out vectors that cannot be clustered and list them, instead of stopping."""
 
@@ -152,6 +156,12 @@ class ClusterConfig(Workers, ClusterOptions):
         if not 0 <= self.duplicate_similarity <= 1:
             raise InputError(
                 f"--duplicate-similarity is {self.duplicate_similarity}; it must be from 0 to 1"
+            )
+        taken = {"id", "x", "y", "cluster_id"} & {*self.keep_columns}
+        if taken or len(set(self.keep_columns)) < len(self.keep_columns):
+            raise InputError(
+                f"--keep-columns {' '.join(self.keep_columns)}: each column once, and not id, x, y "
+                "or cluster_id, which map.parquet has by itself"
             )
         self._check_combinations()
 

@@ -49,7 +49,7 @@ class Choice:
 def choose_num_clusters(
     vectors: np.ndarray, options: FitOptions, *, most: int | None = None
 ) -> Choice:
-    """Choose from 2 to ``most`` clusters (default: the square root of n, 10 to 150).
+    """Choose from 2 to ``most`` clusters (default: the square root of n, 20 to 150).
 
     ``vectors``, float32 (n, d), are a random sample in random order. Tries a grid whose steps grow
     by a quarter, then the numbers around the best of it.

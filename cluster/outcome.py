@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.assign import NearestCentroids
+from cluster.assign import Assignment, NearestCentroids, assign_by_group
 from cluster.census import Census
 from cluster.describe import Description, describe_clusters
 from cluster.duplicates import Decisions, find_duplicates
+from cluster.hierarchy import Nesting
 from cluster.kmeans import Fit
 from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
 from cluster.num_clusters import Choice
@@ -24,6 +25,8 @@ from cluster.work import remove_stale
 from pipelines.runtime.files import join, make_folder, write_bytes, write_table
 
 OUTLIER_DEVIATIONS = 3.0
+ALONE = Nesting()
+"""One level, which lies in no other."""
 
 
 def centroids_table(
@@ -119,16 +122,17 @@ def confusion_table(census: Census) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(names.names, row, strict=True)) for row in rows], names)
 
 
-def levels_table(census: Census) -> pa.Table:
-    """``levels.parquet``: how the clusters of each level lie in those of the next coarser one.
+def levels_table(census: Census, nesting: Nesting) -> pa.Table:
+    """``levels.parquet``: the tree, each cluster in the one of the next coarser level.
 
-    ``parent_share`` is the share of a cluster's documents that lie in its ``parent_cluster_id``.
+    ``parent_share`` is the share of a cluster's documents that lie in its ``parent_cluster_id``;
+    ``merge_height`` is Ward's distance at which the cluster is merged with another.
     """
     parts = []
     for coarse, fine in pairwise(census.plan.levels):
         shared = census.shared[coarse]
         sizes = shared.sum(axis=0)
-        parents = shared.argmax(axis=0)
+        parents = _parents(nesting, coarse, fine)
         parts.append(
             pa.table(
                 {
@@ -138,10 +142,19 @@ def levels_table(census: Census) -> pa.Table:
                     "parent_num_clusters": pa.array([coarse] * fine, pa.int32()),
                     "parent_cluster_id": pa.array(parents, pa.int32()),
                     "parent_share": pa.array(shared.max(axis=0) / np.maximum(sizes, 1)),
+                    "merge_height": pa.array(nesting.heights[fine], pa.float64()),
                 }
             )
         )
     return pa.concat_tables(parts)
+
+
+def _parents(nesting: Nesting, coarse: int, fine: int) -> np.ndarray:
+    """int32 (fine,): the cluster of the coarser level that each of the finer lies in."""
+    finest = np.arange(len(nesting.groups[coarse]), dtype=np.int32)
+    parents = np.empty(fine, dtype=np.int32)
+    parents[nesting.groups.get(fine, finest)] = nesting.groups[coarse]
+    return parents
 
 
 def curve_table(choice: Choice) -> pa.Table:
@@ -203,6 +216,8 @@ class Outcome:
     """What a reader of the result must know."""
     ids: np.ndarray | None = None
     """int32 (k,), id of the cluster at each place, where ids are not places."""
+    nesting: Nesting = ALONE
+    """How several levels lie in each other."""
     fingerprint: str | None = None
     """The encoder's, where the vectors carry one."""
 
@@ -288,6 +303,7 @@ def describe_outcome(
     documents: int,
     has_labels: bool,
     similarity: float | None,
+    nesting: Nesting = ALONE,
     fingerprint: str | None = None,
     duplicates: pa.Table | None = None,
 ) -> Outcome:
@@ -295,13 +311,18 @@ def describe_outcome(
 
     ``fits`` maps numbers of clusters to fits. Keywords and scores without labels use the first
     ``documents`` rows of the scan's sample, near-duplicates (from cosine ``similarity`` on; None
-    for no search) all of it, unless the ``duplicates`` among all vectors are given.
+    for no search) all of it, unless the ``duplicates`` among all vectors are given. ``nesting``
+    says how several levels lie in each other.
     """
     described = scan.sample.head(documents)
-    levels = [
-        describe_level(described, fits[k], census.coarser.get(k, census), has_labels=has_labels)
-        for k in sorted(fits)
-    ]
+    finest = NearestCentroids(fits[max(fits)].centroids).assign(described.vectors)
+    levels = []
+    for k, fit in sorted(fits.items()):
+        assigned = finest
+        if k in nesting.groups:
+            assigned = assign_by_group(described.vectors, fit.centroids, nesting.groups[k], finest)
+        counted = census.coarser.get(k, census)
+        levels.append(describe_level(described, assigned, fit, counted, has_labels=has_labels))
     scores = dict(levels[-1].scores)
     if len(levels) > 1:
         scores["levels"] = level_scores(levels)
@@ -327,13 +348,18 @@ def describe_outcome(
         outliers_table(census),
         duplicates,
         notices,
+        nesting=nesting,
         fingerprint=fingerprint,
     )
 
 
-def describe_level(documents: Sample, fit: Fit, census: Census, *, has_labels: bool) -> Level:
-    """Describe and score one level; its census is of all documents, ``documents`` a sample."""
-    assigned = NearestCentroids(fit.centroids).assign(documents.vectors)
+def describe_level(
+    documents: Sample, assigned: Assignment, fit: Fit, census: Census, *, has_labels: bool
+) -> Level:
+    """Describe and score one level.
+
+    Its census is of all documents; ``documents``, ``assigned`` to its clusters, are a sample.
+    """
     confusion = np.array(list(census.labels.values())).reshape(-1, len(census.sizes))
     scores = score_clustering(
         census.sizes,
@@ -409,7 +435,7 @@ def write_tables(outcome: Outcome, folder: str) -> None:
     if outcome.census.labels:
         tables["confusion"] = confusion_table(outcome.census)
     if len(outcome.levels) > 1:
-        tables["levels"] = levels_table(outcome.census)
+        tables["levels"] = levels_table(outcome.census, outcome.nesting)
     if outcome.choice is not None:
         tables["k_curve"] = curve_table(outcome.choice)
     if len(outcome.scan.rejected):

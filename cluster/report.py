@@ -13,6 +13,7 @@ import pyarrow as pa
 import vl_convert
 
 from cluster.describe import Description
+from cluster.document_map import MapLayout
 from cluster.metrics import LABEL_SCORES, MEANINGS
 from cluster.outcome import OUTLIER_DEVIATIONS, Outcome, levels_table
 from cluster.report_data import (
@@ -21,7 +22,6 @@ from cluster.report_data import (
     MappedDocuments,
     Report,
     inline_json,
-    lay_out,
     page_data,
     shorten,
 )
@@ -32,17 +32,18 @@ _LISTED = 40
 def build_report(
     outcome: Outcome,
     settings: Mapping[str, Any],
+    layout: MapLayout,
     *,
-    map_documents: int,
-    seed: int,
     changes: Changes | None = None,
-    linear_map: bool = False,
 ) -> Report:
-    """The content of ``report.html``; ``settings`` are shown as they are."""
-    documents = outcome.documents.head(map_documents)
+    """The content of ``report.html``; ``settings`` are shown as they are.
+
+    ``layout`` is that of the first documents of the outcome's sample.
+    """
+    documents = outcome.documents.head(len(layout.points))
     texts = documents.texts.to_pylist() if documents.texts is not None else None
     mapped = MappedDocuments(
-        lay_out(documents.vectors, seed, linear=linear_map),
+        layout,
         outcome.levels[-1].cluster_ids[: len(documents)],
         documents.ids.to_pylist(),
         texts,
@@ -100,7 +101,7 @@ def _levels(outcome: Outcome) -> list[dict[str, Any]]:
         return []
     return [
         {**row, "share": f"{row['parent_share']:.0%}"}
-        for row in levels_table(outcome.census).to_pylist()[:1_000]
+        for row in levels_table(outcome.census, outcome.nesting).to_pylist()[:1_000]
     ]
 
 

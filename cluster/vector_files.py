@@ -72,10 +72,12 @@ class Columns:
     embedding: str = "embedding"
     text: str | None = None
     label: str | None = None
+    keep: tuple[str, ...] = ()
+    """Columns to carry along."""
 
     def names(self) -> list[str]:
         """The columns that are there, each once."""
-        wanted = [self.id, self.embedding, self.text, self.label]
+        wanted = [self.id, self.embedding, self.text, self.label, *self.keep]
         return list(dict.fromkeys(name for name in wanted if name is not None))
 
 
@@ -212,10 +214,9 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
 
 
 def _describe_matrix(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
-    if columns.label is not None:
-        raise InputError(
-            f"{path} holds vectors only, so there is no label column {columns.label!r}"
-        )
+    for name in (columns.label, *columns.keep):
+        if name is not None:
+            raise InputError(f"{path} holds vectors only, so there is no column {name!r}")
     matrix = open_matrix(filesystem, path)
     step = max(1, matrix.rows) if matrix.sequential else ROWS_PER_SHARD
     starts = range(0, matrix.rows, step)
@@ -295,7 +296,10 @@ def _text_batches(
 def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:
     """What kind the ids are; :class:`InputError` for a column that is missing or cannot be used."""
     schema = about.schema
-    flags = {columns.id: "--id-column", columns.embedding: "--embedding-column"}
+    flags = dict.fromkeys(columns.keep, "--keep-columns") | {
+        columns.id: "--id-column",
+        columns.embedding: "--embedding-column",
+    }
     for name in columns.names():
         own = about.own.get_all_field_indices(name) if about.view.names is None else []
         if len(own) > 1 or name not in schema.names:
@@ -398,7 +402,8 @@ def _matrix_batches(
 def _rows_that_fit(group: Any, columns: Columns) -> int:
     """Rows of a Parquet row group whose texts fill about 64 MiB, by its own sizes."""
     parts = [group.column(i) for i in range(group.num_columns)]
-    text_bytes = sum(p.total_uncompressed_size for p in parts if p.path_in_schema == columns.text)
+    shown = {columns.text, *columns.keep}
+    text_bytes = sum(p.total_uncompressed_size for p in parts if p.path_in_schema in shown)
     return max(1, int(_TEXT_BYTES * group.num_rows / max(1, text_bytes)))
 
 

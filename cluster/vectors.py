@@ -85,6 +85,8 @@ class Block:
     """Strings; null where a document has no label."""
     rejected: pa.Table
     """id and reason of rows left out by ``drop_bad``."""
+    kept: pa.Table | None = None
+    """Columns that are carried along."""
 
 
 def open_vectors(
@@ -150,7 +152,7 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
     file that is damaged.
     """
     filesystem, _ = open_filesystem(source.uri)
-    columns = source.columns if with_text else replace(source.columns, text=None)
+    columns = source.columns if with_text else replace(source.columns, text=None, keep=())
     block_rows = max(1, BLOCK_BYTES // (4 * source.dimension))
     for piece in shard.pieces:
         try:
@@ -245,14 +247,18 @@ def _checked_block(
         )
     texts = plain_column(batch.column(columns.text)) if columns.text else None
     labels = _to_labels(batch.column(columns.label)) if columns.label else None
+    kept = None
+    if columns.keep:
+        kept = pa.table({name: plain_column(batch.column(name)) for name in columns.keep})
     if len(bad):
         keep = np.flatnonzero(reasons == "")
         vectors, squared, ids = vectors[keep], squared[keep], ids.take(pa.array(keep))
         texts = None if texts is None else texts.take(pa.array(keep))
         labels = None if labels is None else labels.take(pa.array(keep))
+        kept = None if kept is None else kept.take(pa.array(keep))
     if source.unit_norm:
         vectors = vectors / np.sqrt(squared)[:, None].astype(np.float32)
-    return Block(ids, np.ascontiguousarray(vectors), texts, labels, rejected)
+    return Block(ids, np.ascontiguousarray(vectors), texts, labels, rejected, kept)
 
 
 def _to_ids(column: pa.Array, kind: str, path: str) -> pa.Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -38,6 +39,7 @@ from cluster.clustering import (
 from cluster.config import ClusterConfig, ClusterOptions
 from cluster.identity import NewClusters, OldClusters, identify_clusters
 from cluster.kmeans import Fit, start_from
+from cluster.known import KnownClusters, reach_of
 from cluster.on_ray import run_on_shards
 from cluster.outcome import Outcome, describe_outcome
 from cluster.sample import Scan
@@ -61,9 +63,11 @@ from pipelines.nightly.parts import (
     published_clusters,
     read_parts,
 )
+from pipelines.runtime.files import exists, join
 from pipelines.store.candidate import Candidate
 from pipelines.store.documents import FragmentRef, assign_fragment, read_fragment
 from pipelines.store.edits import Edit, read_applied
+from pipelines.store.store import MARKER, Store
 from pipelines.store.version import Version
 
 SHARD_ROWS = 200_000
@@ -322,6 +326,34 @@ def count_documents(
         if fitted_at is not None:
             joined.append(Joined(tables["fitted"], tables["since"]))
     return _Counted(merge_censuses(censuses), shared, joined)
+
+
+def is_store(address: str) -> bool:
+    """Whether a store lies there."""
+    return exists(join(address, MARKER))
+
+
+def read_published_clusters(address: str, number: int | None, quantile: float) -> KnownClusters:
+    """The clusters of a store's version, by default the published one, for new vectors.
+
+    A cluster reaches as far as the ``quantile`` of the distances of its own documents.
+    """
+    version = Store.open(address).version(number)
+    parts = read_parts(version, same_encoder=True)
+    assert parts.centroids is not None
+    # A cluster that people merged has several parts, and reaches as far as they do together.
+    ids, places = np.unique(parts.ids, return_inverse=True)
+    batches = version.batches(["cluster_id", "distance"])
+    assigned = ((b.column(0).to_numpy(), b.column(1).to_numpy()) for b in batches)
+    return KnownClusters(
+        f"{address} (version {version.number})",
+        parts.centroids,
+        parts.ids,
+        reach_of(assigned, ids).limits(quantile)[places],
+        json.loads(version.read("run.json"))["config"]["metric"] == "cosine",
+        version.record.fingerprint,
+        json.loads(version.read("encoder.json")),
+    )
 
 
 def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:

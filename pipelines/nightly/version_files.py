@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.document_map import lay_out
 from cluster.drift import Drift, changes_section
 from cluster.identity import lineage_table
 from cluster.outcome import clusters_table
@@ -61,14 +62,13 @@ def write_artifacts(
     for name in list_files(rejected):
         candidate.put(f"rejected/{name}", read_bytes(join(rejected, name)))
     settings = {"embeddings": night.config.store, **asdict(night.config)}
-    report = build_report(
-        outcome,
-        settings,
-        map_documents=night.config.map_documents,
-        seed=night.config.seed,
-        changes=describe_changes(night, changes, clusters, drift, applied),
-        linear_map=night.config.map_method == "pca",
+    layout = lay_out(
+        outcome.documents.head(night.config.map_documents).vectors,
+        night.config.seed,
+        linear=night.config.map_method == "pca",
     )
+    about = describe_changes(night, changes, clusters, drift, applied)
+    report = build_report(outcome, settings, layout, changes=about)
     candidate.put("report.html", render_report(report).encode())
 
 

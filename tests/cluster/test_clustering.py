@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from inline_ray import run_inline
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
@@ -168,25 +169,42 @@ def test_several_levels_are_nested_and_written(tmp_path):
     levels = pq.read_table(tmp_path / "out" / "levels.parquet").to_pylist()
     assert {(row["parent_num_clusters"], row["num_clusters"]) for row in levels} == {(2, 4), (4, 8)}
     assert min(row["parent_share"] for row in levels) == 1.0
+    rows = read_assignments(tmp_path / "out").to_pylist()
+    for level in levels:
+        children = [
+            row[f"cluster_id_{level['parent_num_clusters']}"]
+            for row in rows
+            if row[f"cluster_id_{level['num_clusters']}"] == level["cluster_id"]
+        ]
+        assert children == [level["parent_cluster_id"]] * level["size"]
 
 
-@pytest.mark.slow
-def test_every_level_is_scored_and_described(tmp_path):
+def test_every_level_is_scored_and_described(tmp_path, monkeypatch):
+    run_inline(monkeypatch)
     write_corpus(tmp_path / "in")
-    cluster_corpus(config_of(tmp_path, num_clusters="2,4", label_column="label"))
-    cluster_corpus(
-        config_of(tmp_path, num_clusters="2", label_column="label", output=str(tmp_path / "coarse"))
-    )
+    cluster_corpus(config_of(tmp_path, num_clusters="2,4,8", label_column="label"))
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    alone = json.loads((tmp_path / "coarse" / "scores.json").read_text())
-    coarse, fine = scores["levels"]
+    coarse, middle, fine = scores["levels"]
     for name in ("num_clusters", "labels", "internal", "inertia", "imbalance", "undefined"):
-        assert coarse[name] == alone[name]
         assert fine[name] == scores[name]
-    assert fine["nested_share"] == 1.0
-    for name in ("clusters", "centroids"):
-        level = pq.read_table(tmp_path / "out" / f"{name}_2.parquet")
-        assert level.equals(pq.read_table(tmp_path / "coarse" / f"{name}.parquet")), name
+    assert (middle["nested_share"], fine["nested_share"]) == (1.0, 1.0)
+    assert coarse["inertia"] > middle["inertia"] > fine["inertia"]
+    assert middle["labels"]["v_measure"] == pytest.approx(1.0)
+    assignments = read_assignments(tmp_path / "out")
+    ids, truth = assignments["cluster_id_4"].to_numpy(), blobs()[1]
+    order = np.argsort([f"doc-{i}" for i in range(400)])
+    assert adjusted_rand_score(truth[order], ids) == 1.0
+    middle_clusters = pq.read_table(tmp_path / "out" / "clusters_4.parquet").to_pylist()
+    assert [row["size"] for row in middle_clusters] == np.bincount(ids).tolist()
+    vectors = blobs()[0][order]
+    centroids = np.stack(
+        pq.read_table(tmp_path / "out" / "centroids_4.parquet")["centroid"].to_numpy()
+    )
+    distances = np.linalg.norm(vectors - centroids[ids], axis=1)
+    assert middle["inertia"] == pytest.approx((distances**2).sum(), rel=1e-5)
+    for cluster in range(4):
+        expected = vectors[ids == cluster].mean(axis=0)
+        assert centroids[cluster] == pytest.approx(expected, abs=1e-5)
 
 
 def test_auto_finds_the_number_of_blobs_and_says_why(tmp_path):

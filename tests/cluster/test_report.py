@@ -8,9 +8,10 @@ import numpy as np
 
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
+from cluster.document_map import MapLayout, lay_out
 from cluster.metrics import score_clustering
 from cluster.report import render_report
-from cluster.report_data import MapLayout, MappedDocuments, Report, lay_out
+from cluster.report_data import MappedDocuments, Report
 
 WIDE = "漢字" * 2_000
 

@@ -12,9 +12,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
+from cluster.document_map import MapLayout
 from cluster.metrics import score_clustering
 from cluster.report import render_report
-from cluster.report_data import Listing, MapLayout, MappedDocuments, Report
+from cluster.report_data import Listing, MappedDocuments, Report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -24,7 +24,7 @@ class PoweredOffError(Exception):
 def inline(monkeypatch):
     run_inline(monkeypatch)
     monkeypatch.setattr(vectors.open_vectors, "__kwdefaults__", {
-        "optional_text": None, "rows_per_shard": 100,
+        **vectors.open_vectors.__kwdefaults__, "rows_per_shard": 100,
     })  # fmt: skip
 
 

@@ -1,0 +1,156 @@
+"""Documents on a plane: a sample is laid out, and everyone else placed by neighbours in it.
+
+``map.parquet`` has ``id``, ``x``, ``y``, ``cluster_id`` and kept columns of all documents.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.decomposition import PCA
+
+from cluster.assign import NearestCentroids
+from cluster.distances import squared_distances_to
+from pipelines.runtime.files import atomic_output, open_filesystem
+
+log = logging.getLogger(__name__)
+
+_UMAP_FROM = 20
+"""Documents below which neighbourhoods mean little and a linear map is used."""
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """Where each document lies on the map, and how that came about."""
+
+    points: np.ndarray
+    """float32 (n, 2)."""
+    method: str
+    """'UMAP' or 'PCA'."""
+    note: str
+    """For people: what distances on the map mean, and why this method."""
+
+
+def lay_out(vectors: np.ndarray, seed: int, *, linear: bool = False) -> MapLayout:
+    """Place ``vectors``, float32 (n, d), on a plane: UMAP where installed, else PCA.
+
+    ``linear`` asks for PCA: quick, and nearly the same map for nearly the same vectors.
+    """
+    if linear:
+        points, shown = _pca(vectors)
+        note = f"PCA: two directions that hold {shown:.0%} of the variance."
+        return MapLayout(points, "PCA", note)
+    has_umap = importlib.util.find_spec("umap") is not None
+    if has_umap and len(vectors) >= _UMAP_FROM:
+        return MapLayout(_umap(vectors, seed), "UMAP", "UMAP: near means similar, far says little.")
+    reason = f"fewer than {_UMAP_FROM} documents" if has_umap else "umap-learn is not installed"
+    log.warning("the map is made by PCA: %s", reason)
+    points, shown = _pca(vectors)
+    note = f"PCA, as {reason}: two directions that hold {shown:.0%} of the variance."
+    return MapLayout(points, "PCA", note)
+
+
+def _umap(vectors: np.ndarray, seed: int) -> np.ndarray:
+    from umap import UMAP
+
+    with warnings.catch_warnings():
+        # UMAP warns that a fixed seed costs it parallelism, which is what is wanted here.
+        warnings.filterwarnings("ignore", message="n_jobs value")
+        warnings.filterwarnings("ignore", message="Spectral initialisation failed")
+        neighbours = min(15, len(vectors) - 1)
+        reducer = UMAP(n_neighbors=neighbours, min_dist=0.15, random_state=seed, n_jobs=1)
+        return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
+
+
+def _pca(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """(points, share of variance shown); one-dimensional input lies on a line."""
+    count = min(2, *vectors.shape)
+    if count == 0 or not np.ptp(vectors, axis=0).any():
+        return np.zeros((len(vectors), 2), dtype=np.float32), 0.0
+    reducer = PCA(count, svd_solver="full" if min(vectors.shape) < 500 else "covariance_eigh")
+    points = np.zeros((len(vectors), 2), dtype=np.float32)
+    points[:, :count] = reducer.fit_transform(vectors)
+    return points, float(reducer.explained_variance_ratio_.sum())
+
+
+_NEIGHBOURS = 4
+
+
+class MapPlaces:
+    """Where any document lies on the map of a sample: among its nearest in the sample.
+
+    Its place is the mean of theirs, weighted by 1 / distance⁴, so that a document of the sample
+    lies where it was laid out. A document's place depends on nothing but its vector and the sample:
+    UMAP's own ``transform`` places one by the company it comes in.
+    """
+
+    def __init__(self, sample: np.ndarray, points: np.ndarray) -> None:
+        """``sample``, float32 (n, d), lies at ``points``, float32 (n, 2)."""
+        self._nearest = NearestCentroids(sample, count=_NEIGHBOURS)
+        self._points = points.astype(np.float64)
+
+    def place(self, vectors: np.ndarray) -> np.ndarray:
+        """float32 (n, 2), of ``vectors``, float32 (n, d)."""
+        ids = self._nearest.nearest(vectors)
+        total, sums = np.zeros(len(vectors)), np.zeros((len(vectors), 2))
+        nearest = None
+        for rank in range(ids.shape[1]):
+            squared = squared_distances_to(vectors, self._nearest.centroids, ids[:, rank])
+            nearest = np.maximum(squared, np.finfo(np.float32).tiny) if nearest is None else nearest
+            # Relative to the nearest, so that no weight leaves the range of a float.
+            weights = (nearest / np.maximum(squared, nearest)) ** 2
+            sums += weights[:, None] * self._points[ids[:, rank]]
+            total += weights
+        return (sums / total[:, None]).astype(np.float32)
+
+
+def map_table(
+    ids: pa.Array, points: np.ndarray, cluster_ids: np.ndarray, kept: pa.Table | None
+) -> pa.Table:
+    """Rows of ``map.parquet``."""
+    table = pa.table({"id": ids, "x": points[:, 0], "y": points[:, 1], "cluster_id": cluster_ids})
+    if kept is None:
+        return table
+    for name in kept.column_names:
+        table = table.append_column(name, kept.column(name))
+    return table
+
+
+def join_maps(parts: Sequence[str], path: str) -> None:
+    """Write the Parquet files ``parts``, in their order, as the one file ``path``."""
+    with atomic_output(path) as stream:
+        writer = TableWriter(stream)
+        for part in parts:
+            filesystem, inner = open_filesystem(part)
+            with filesystem.open_input_file(inner) as source:
+                file = pq.ParquetFile(source)
+                for group in range(file.num_row_groups):
+                    writer.write(file.read_row_group(group))
+        writer.close()
+
+
+class TableWriter:
+    """Tables of one schema, that of the first, as one Parquet file; nothing is written where none comes."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._stream, table.schema)
+        # Files of several writers may hold a kept column in several widths.
+        self._writer.write_table(table.cast(self._writer.schema))
+
+    def close(self) -> None:
+        """Finish the file; the stream stays open."""
+        if self._writer is not None:
+            self._writer.close()

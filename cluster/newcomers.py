@@ -1,0 +1,337 @@
+"""New vectors into clusters that exist: nothing is fitted again, and what fits nowhere is told.
+
+In: vectors, and a finished clustering. Out: ``assignments/*.parquet`` with ``id``, ``cluster_id``,
+``distance`` and ``novel``, and ``novel_clusters.parquet``: what the novel documents have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.assign import NearestCentroids
+from cluster.clustering import digest_of, pool_of
+from cluster.config import MAY_CHANGE, Workers
+from cluster.describe import find_keywords
+from cluster.distances import squared_distances_to
+from cluster.document_map import TableWriter
+from cluster.kmeans import FitOptions, fit_in_memory
+from cluster.known import ASSIGNMENTS, KnownClusters, describe_encoder_of
+from cluster.num_clusters import choose_num_clusters
+from cluster.vectors import (
+    Block,
+    Columns,
+    Shard,
+    VectorSource,
+    hash_ids,
+    open_vectors,
+    read_blocks,
+    shorten_texts,
+)
+from cluster.work import WORK_FOLDER, Work, remove_stale
+from pipelines.runtime.command import JobResult
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    atomic_output,
+    default_output,
+    join,
+    make_folder,
+    write_table,
+)
+from pipelines.runtime.run_record import RunRecord, require_unchanged
+
+SAMPLED = 5_000
+"""Novel documents that are looked at together, and others that their words are compared with."""
+_FEWEST_TO_CLUSTER = 30
+_MOST_CLUSTERS = 12
+_REPRESENTATIVES = 5
+_TEXT_CHARACTERS = 2_000
+
+
+@dataclass(frozen=True)
+class AssignConfig(Workers):
+    """Give new vectors to the clusters there are."""
+
+    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
+    """Vectors: output of embed_corpus, a store, or any Parquet, .npy or Lance."""
+    clusters: str = field(default_factory=lambda: default_output("cluster_corpus"))
+    """The clusters: output folder of cluster_corpus, or a store."""
+    clusters_version: int | None = None
+    """Version of the store in --clusters; the published one by default."""
+    output: str = field(default_factory=lambda: default_output("assign_clusters"))
+    """Folder to write to; an unfinished run in it is gone on with."""
+    quantile: float = 0.99
+    """A document is novel beyond this quantile of its cluster's own distances, 0 to 1."""
+    text_column: str = "text"
+    """Column of texts for the keywords of what is novel; without it there are none."""
+    id_column: str = "id"
+    """Column of unique ids, strings or integers."""
+    embedding_column: str = "embedding"
+    """Column of vectors."""
+    version: str = ""
+    """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
+    drop_bad_vectors: bool = False
+    """Leave out vectors that cannot be assigned and list them, instead of stopping."""
+    seed: int = 0
+    """Decides which novel documents are looked at together."""
+
+    def __post_init__(self) -> None:
+        self.check_workers()
+        if not 0 < self.quantile <= 1:
+            raise InputError(f"--quantile is {self.quantile}; it must be above 0 and at most 1")
+
+
+Reader = Callable[[AssignConfig], KnownClusters]
+
+
+def assign_clusters(
+    config: AssignConfig, record: RunRecord | None = None, *, read: Reader
+) -> JobResult:
+    """Give every vector of ``config.embeddings`` to its nearest cluster.
+
+    ``read`` reads the clusters. Needs a running Ray; ``record`` is the open run record. Raises
+    :class:`InputError` for vectors that do not belong to the clusters.
+    """
+    known = read(config)
+    columns = Columns(config.id_column, config.embedding_column)
+    source = open_vectors(
+        config.embeddings, columns, optional_text=config.text_column, version=config.version
+    )
+    known.check(source, describe_encoder_of(config.embeddings))
+    source = replace(source, unit_norm=known.unit_norm, drop_bad=config.drop_bad_vectors)
+    digest = hashlib.sha256((digest_of(source) + known.digest()).encode()).hexdigest()
+    if record is not None and record.settled and record.previous is not None:
+        require_unchanged(config.output, record.previous, "inputs_digest", digest)
+        Work(join(config.output, WORK_FOLDER)).end()
+        return JobResult(
+            summary={"nothing to do": f"{config.output} is complete, as are its inputs"}
+        )
+    settings = {k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}
+    work = Work.begin(config.output, {"inputs": digest, "settings": settings})
+    assigned = assign_all(source, known, config, work)
+    summary = describe_novel(assigned, known, config.seed)
+    write_table(join(config.output, "novel_clusters.parquet"), summary)
+    _write_rejected(config.output, assigned.rejected)
+    result = JobResult(
+        {
+            "documents": int(assigned.sizes.sum()) + len(assigned.rejected),
+            "assigned": int(assigned.sizes.sum()),
+            "novel": int(assigned.novel.sum()),
+            "rejected": len(assigned.rejected),
+        },
+        {"inputs_digest": digest, "quantile": config.quantile, "novel_share": assigned.novel_share},
+        _table_for_people(assigned, summary, config),
+    )
+    if record is not None:
+        record.counts.update(result.counts)
+        record.metrics.update(result.metrics)
+        record.complete()
+    work.end()
+    return result
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Documents of a shard, or of all, given to their clusters."""
+
+    sizes: np.ndarray
+    """int64 (k,), documents given to each cluster."""
+    novel: np.ndarray
+    """int64 (k,), those of them that are novel."""
+    rejected: pa.Table
+    """id and reason of vectors that were left out."""
+    sample: pa.Table
+    """id, order, novel, place, distance, vector and text of documents drawn by their hash."""
+
+    @property
+    def novel_share(self) -> float:
+        """Share of the documents that are novel."""
+        return float(self.novel.sum() / max(1, self.sizes.sum()))
+
+    def to_tables(self) -> dict[str, pa.Table]:
+        """The same as Arrow tables, to travel between workers and driver."""
+        counts = pa.table({"sizes": self.sizes, "novel": self.novel})
+        return {"counts": counts, "rejected": self.rejected, "sample": self.sample}
+
+
+def assign_all(
+    source: VectorSource, known: KnownClusters, config: AssignConfig, work: Work
+) -> Assigned:
+    """Assign every document, one file of ``assignments/`` a shard."""
+    folder = join(config.output, "assignments")
+    make_folder(folder)
+    assign = partial(_assign_to_file, source, known, folder, config.seed)
+    tables = work.on_shards("assign", assign, source.shards, **pool_of(config))
+    assigned = merge_assigned([_from_tables(table) for table in tables])
+    remove_stale(folder, ASSIGNMENTS, {f"{shard.name}.parquet" for shard in source.shards})
+    return assigned
+
+
+def _assign_to_file(
+    source: VectorSource, known: KnownClusters, folder: str, seed: int, shard: Shard
+) -> Assigned:
+    return assign_newcomers(source, shard, known, join(folder, f"{shard.name}.parquet"), seed=seed)
+
+
+def assign_newcomers(
+    source: VectorSource, shard: Shard, known: KnownClusters, path: str, *, seed: int
+) -> Assigned:
+    """Assign the documents of one shard, write them to ``path``, and count them."""
+    index = NearestCentroids(known.centroids)
+    parts = []
+    with atomic_output(path) as stream:
+        writer = TableWriter(stream)
+        for block in read_blocks(source, shard):
+            places = index.nearest(block.vectors)[:, 0]
+            squared = squared_distances_to(block.vectors, index.centroids, places)
+            distances = np.sqrt(squared).astype(np.float32)
+            novel = distances >= known.limits[places]
+            cluster_ids = pa.array(known.ids[places], pa.int32())
+            columns = [block.ids, cluster_ids, pa.array(distances), pa.array(novel)]
+            writer.write(pa.table(columns, ["id", "cluster_id", "distance", "novel"]))
+            parts.append(_count(block, places, distances, novel, len(known.ids), seed))
+        writer.close()
+    return merge_assigned(parts)
+
+
+def _count(
+    block: Block,
+    places: np.ndarray,
+    distances: np.ndarray,
+    novel: np.ndarray,
+    k: int,
+    seed: int,
+) -> Assigned:
+    orders = hash_ids(block.ids, seed)
+    rows = np.concatenate([_lowest(orders, novel), _lowest(orders, ~novel)])
+    chosen = pa.array(rows)
+    flat = pa.array(block.vectors[rows].ravel())
+    columns: dict[str, Any] = {
+        "id": block.ids.take(chosen),
+        "order": orders[rows],
+        "novel": novel[rows],
+        "place": places[rows].astype(np.int32),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, block.vectors.shape[1]),
+    }
+    if block.texts is not None:
+        columns["text"] = shorten_texts(block.texts.take(chosen), _TEXT_CHARACTERS)
+    return Assigned(
+        np.bincount(places, minlength=k),
+        np.bincount(places[novel], minlength=k),
+        block.rejected,
+        pa.table(columns),
+    )
+
+
+def _lowest(orders: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """The rows ``among``, bool (n,), with the lowest ``orders``, uint64 (n,): at most 5,000."""
+    rows = np.flatnonzero(among)
+    return rows[np.argsort(orders[rows], kind="stable")[:SAMPLED]]
+
+
+def merge_assigned(parts: list[Assigned]) -> Assigned:
+    """The documents of all ``parts``, in whatever order those come."""
+    sample = pa.concat_tables([part.sample for part in parts])
+    orders, novel = sample.column("order").to_numpy(), sample.column("novel").to_numpy()
+    rows = np.concatenate([_lowest(orders, novel), _lowest(orders, ~novel)])
+    return Assigned(
+        np.sum([part.sizes for part in parts], axis=0),
+        np.sum([part.novel for part in parts], axis=0),
+        pa.concat_tables([part.rejected for part in parts]).sort_by("id"),
+        sample.take(pa.array(rows)).combine_chunks(),
+    )
+
+
+def _from_tables(tables: Mapping[str, pa.Table]) -> Assigned:
+    sizes, novel = (column.to_numpy() for column in tables["counts"].columns)
+    return Assigned(sizes, novel, tables["rejected"], tables["sample"])
+
+
+def describe_novel(assigned: Assigned, known: KnownClusters, seed: int) -> pa.Table:
+    """What the novel documents have in common: their own few clusters, the largest first.
+
+    ``novel_cluster_id``, ``size`` (of the sample), ``share`` of the novel documents, ``keywords``
+    that set them apart from each other and from other documents, ``representative_ids`` and
+    ``nearest_cluster_id``, the known cluster that most of them were given to.
+    """
+    sample = assigned.sample.filter(assigned.sample.column("novel"))
+    column = sample.column("vector").combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(sample), column.type.list_size)
+    places = sample.column("place").to_numpy()
+    groups, centroids = _group(vectors, seed)
+    k = len(centroids)
+    keywords: list[list[str]] = [[] for _ in range(k)]
+    if "text" in sample.column_names and k:
+        others = assigned.sample.filter(pa.compute.invert(assigned.sample.column("novel")))
+        texts = pa.concat_tables([sample, others]).column("text").to_pylist()
+        everyone = np.concatenate([groups, np.full(len(others), k, dtype=groups.dtype)])
+        among = k + bool(len(others))
+        keywords = find_keywords([text or "" for text in texts], everyone, among)[:k]
+    rows = []
+    for group in range(k):
+        members = np.flatnonzero(groups == group)
+        distances = squared_distances_to(vectors[members], centroids, groups[members])
+        nearest = members[np.argsort(distances, kind="stable")[:_REPRESENTATIVES]]
+        rows.append(
+            {
+                "novel_cluster_id": group,
+                "size": len(members),
+                "share": len(members) / len(sample),
+                "keywords": keywords[group],
+                "representative_ids": sample.column("id").take(pa.array(nearest)).to_pylist(),
+                "nearest_cluster_id": int(known.ids[np.bincount(places[members]).argmax()]),
+            }
+        )
+    return pa.Table.from_pylist(
+        rows,
+        pa.schema(
+            [
+                ("novel_cluster_id", pa.int32()),
+                ("size", pa.int64()),
+                ("share", pa.float64()),
+                ("keywords", pa.list_(pa.string())),
+                ("representative_ids", pa.list_(sample.schema.field("id").type)),
+                ("nearest_cluster_id", pa.int32()),
+            ]
+        ),
+    )
+
+
+def _group(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters of ``vectors``, float32 (n, d): ids, int32 (n,), and centroids, largest first."""
+    if not len(vectors):
+        return np.empty(0, dtype=np.int32), vectors
+    options = FitOptions(seed=seed, restarts=2)
+    k = 1
+    if len(vectors) >= _FEWEST_TO_CLUSTER:
+        k = choose_num_clusters(vectors, options, most=_MOST_CLUSTERS).k
+    centroids = fit_in_memory(vectors, k, options).centroids
+    return NearestCentroids(centroids).nearest(vectors)[:, 0], centroids
+
+
+def _write_rejected(folder: str, rejected: pa.Table) -> None:
+    path = join(folder, "rejected.parquet")
+    if len(rejected):
+        write_table(path, rejected)
+    else:
+        remove_stale(folder, r"rejected\.parquet", set())
+
+
+def _table_for_people(assigned: Assigned, novel: pa.Table, config: AssignConfig) -> dict[str, str]:
+    sizes = assigned.sizes
+    rows = {
+        "documents": f"{int(sizes.sum()):,}",
+        "clusters that got some": f"{int((sizes > 0).sum()):,} of {len(sizes):,}",
+        "novel": f"{int(assigned.novel.sum()):,} ({assigned.novel_share:.1%}), beyond the "
+        f"{config.quantile:g} quantile of their cluster's distances",
+    }
+    for row in novel.to_pylist():
+        words = ", ".join(row["keywords"][:5]) or f"such as {row['representative_ids'][0]}"
+        rows[f"novel group {row['novel_cluster_id']}"] = f"{row['share']:.0%}: {words}"
+    return rows | {"output": config.output}

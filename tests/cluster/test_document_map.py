@@ -1,0 +1,106 @@
+"""Every document on the map: where it was laid out, or among its neighbours, whatever the batch."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from inline_ray import run_inline
+
+from cluster import vectors
+from cluster.clustering import cluster_corpus
+from cluster.config import ClusterConfig
+from cluster.document_map import MapPlaces
+from pipelines.runtime.errors import InputError
+
+
+def draw(n, d=6, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def test_the_sample_lies_where_it_was_laid_out():
+    sample, points = draw(50), draw(50, 2, 1)
+    assert MapPlaces(sample, points).place(sample) == pytest.approx(points, abs=1e-6)
+
+
+def test_a_place_is_the_weighted_mean_of_the_four_nearest():
+    sample, points, others = draw(50), draw(50, 2, 1), draw(20, seed=2)
+    places = MapPlaces(sample, points).place(others)
+    for vector, place in zip(others.astype(np.float64), places, strict=True):
+        distances = np.linalg.norm(sample - vector, axis=1)
+        nearest = np.argsort(distances)[:4]
+        expected = np.average(points[nearest], axis=0, weights=distances[nearest] ** -4)
+        assert place == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_places_are_bitwise_the_same_whatever_the_batch(batch):
+    sample, points = np.repeat(draw(40, 20), 2, axis=0), draw(80, 2, 1)
+    others = np.vstack([draw(100, 20, seed=2), sample[:20]])
+    places = MapPlaces(sample, points)
+    parts = [places.place(others[start : start + batch]) for start in range(0, 120, batch)]
+    assert np.vstack(parts).tobytes() == places.place(others).tobytes()
+
+
+def test_fewer_documents_than_neighbours_have_places():
+    assert MapPlaces(draw(1), draw(1, 2)).place(draw(3)).tolist() == draw(1, 2).tolist() * 3
+
+
+@pytest.fixture
+def clustered(tmp_path, monkeypatch):
+    run_inline(monkeypatch)
+    (tmp_path / "in").mkdir()
+
+    def cluster(cuts, name, **settings):
+        monkeypatch.setattr(vectors.open_vectors, "__kwdefaults__", {
+            **vectors.open_vectors.__kwdefaults__, "rows_per_shard": 50,
+        })  # fmt: skip
+        for path in (tmp_path / "in").iterdir():
+            path.unlink()
+        for start, stop in zip((0, *cuts), (*cuts, 200), strict=True):
+            rows = {
+                "id": [f"d{i}" for i in range(start, stop)],
+                "text": [f"word{i % 7} and so on" for i in range(start, stop)],
+                "year": [2000 + i % 20 for i in range(start, stop)],
+                "embedding": list(draw(200)[start:stop]),
+            }
+            pq.write_table(pa.table(rows), tmp_path / "in" / f"{start:03d}.parquet")
+        output = tmp_path / name
+        defaults = {"num_clusters": "5", "map_documents": 40, "keep_columns": ("year", "text")}
+        given = {**defaults, **settings}
+        cluster_corpus(ClusterConfig(embeddings=str(tmp_path / "in"), output=str(output), **given))
+        return output
+
+    return cluster
+
+
+def test_the_map_holds_every_document_whatever_the_files(clustered):
+    output = clustered((), "one")
+    first = pq.read_table(output / "map.parquet")
+    assert first.column_names == ["id", "x", "y", "cluster_id", "year", "text"]
+    second = pq.read_table(clustered((30, 90, 91), "many") / "map.parquet")
+    assert first.sort_by("id").equals(second.sort_by("id"))
+    rows = {row["id"]: row for row in first.to_pylist()}
+    assert len(rows) == 200
+    assigned = pq.read_table(output / "assignments").to_pylist()
+    assert all(rows[row["id"]]["cluster_id"] == row["cluster_id"] for row in assigned)
+    assert all(row["year"] == 2000 + int(row["id"][1:]) % 20 for row in rows.values())
+    assert not (output / "_work").exists()
+
+
+def test_the_report_shows_the_sample_where_the_map_has_it(clustered):
+    output = clustered((60,), "out")
+    page = (output / "report.html").read_text()
+    data = page.split('id="report-data">')[1].split("</script>")[0]
+    shown = json.loads(data)["map"]
+    assert len(shown["x"]) == 40
+    rows = {row["id"]: row for row in pq.read_table(output / "map.parquet").to_pylist()}
+    for name, x in zip(shown["id"], shown["x"], strict=True):
+        assert rows[name]["x"] == pytest.approx(x, abs=1e-3)
+
+
+@pytest.mark.parametrize(("columns", "message"), [(("x",), "not id, x, y"), (("n",), "no column")])
+def test_columns_that_cannot_be_kept_are_refused(clustered, columns, message):
+    with pytest.raises(InputError, match=message):
+        clustered((), "out", keep_columns=columns)

@@ -137,7 +137,7 @@ def join_maps(parts: Sequence[str], path: str) -> None:
 
 
 class TableWriter:
-    """Tables of one schema, that of the first, as one Parquet file; nothing is written where none comes."""
+    """Tables as one Parquet file of the first one's schema; nothing where none comes."""
 
     def __init__(self, stream: pa.NativeFile) -> None:
         self._stream = stream

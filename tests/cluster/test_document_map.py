@@ -67,7 +67,7 @@ def clustered(tmp_path, monkeypatch):
             }
             pq.write_table(pa.table(rows), tmp_path / "in" / f"{start:03d}.parquet")
         output = tmp_path / name
-        defaults = {"num_clusters": "5", "map_documents": 40, "keep_columns": ("year", "text")}
+        defaults = {"num_clusters": "5", "map_documents": 15, "keep_columns": ("year", "text")}
         given = {**defaults, **settings}
         cluster_corpus(ClusterConfig(embeddings=str(tmp_path / "in"), output=str(output), **given))
         return output
@@ -94,7 +94,7 @@ def test_the_report_shows_the_sample_where_the_map_has_it(clustered):
     page = (output / "report.html").read_text()
     data = page.split('id="report-data">')[1].split("</script>")[0]
     shown = json.loads(data)["map"]
-    assert len(shown["x"]) == 40
+    assert len(shown["x"]) == 15
     rows = {row["id"]: row for row in pq.read_table(output / "map.parquet").to_pylist()}
     for name, x in zip(shown["id"], shown["x"], strict=True):
         assert rows[name]["x"] == pytest.approx(x, abs=1e-3)

@@ -59,7 +59,9 @@ def clustered(tmp_path):
     """400 documents in four groups, clustered; the folder of the result."""
     write_corpus(tmp_path / "old", *draw(400, 0))
     output = str(tmp_path / "clusters")
-    config = ClusterConfig(embeddings=str(tmp_path / "old"), output=output, num_clusters="4")
+    config = ClusterConfig(
+        embeddings=str(tmp_path / "old"), output=output, num_clusters="4", map_documents=15
+    )
     with RunRecord(output, "cluster_corpus", asdict(config)) as record:
         cluster_corpus(config, record)
     return tmp_path / "clusters"

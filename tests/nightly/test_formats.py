@@ -1,0 +1,76 @@
+"""Nights over tables and many types: nothing is lost, and a second night changes nothing."""
+
+import datetime
+import uuid
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from nights import night, rows_of, text_of
+
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import read_run
+
+pytestmark = pytest.mark.usefixtures("no_model")
+ROWS = 60
+TYPES = {
+    "view": pa.array([f"v{n}" if n % 7 else None for n in range(ROWS)], pa.string_view()),
+    "dictionary": pa.array([f"d{n % 3}" for n in range(ROWS)]).dictionary_encode(),
+    "map": pa.array([[("a", n)] for n in range(ROWS)], pa.map_(pa.string(), pa.int32())),
+    "struct": pa.array(
+        [{"a": n, "b": None} for n in range(ROWS)],
+        pa.struct({"a": pa.int8(), "b": pa.string_view()}),
+    ),
+    "list": pa.array([["x"] * (n % 3) for n in range(ROWS)], pa.list_(pa.string_view())),
+    "null": pa.nulls(ROWS),
+    "uuid": pa.ExtensionArray.from_storage(
+        pa.uuid(), pa.array([uuid.UUID(int=n).bytes for n in range(ROWS)], pa.binary(16))
+    ),
+    "day": pa.array([datetime.date(2026, 1, 1 + n % 28) for n in range(ROWS)]),
+}
+
+
+def counts_of(store):
+    return read_run(f"{store}/_work")["counts"]
+
+
+def table_of(**columns):
+    texts = [text_of(n) for n in range(ROWS)]
+    return pa.table({"id": pa.array(range(ROWS), pa.int64()), "text": texts, **columns})
+
+
+def test_two_nights_over_every_type_of_kept_column(tmp_path, tiny_model_folder):
+    (tmp_path / "in" / "label=x").mkdir(parents=True)
+    table = table_of(**TYPES)
+    path = str(tmp_path / "in" / "label=x" / "a.arrow")
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=11)
+    keep = (*TYPES, "label")
+    corpus, store = str(tmp_path / "in"), tmp_path / "store"
+    night(corpus, store, tiny_model_folder, keep_columns=keep)
+    assert counts_of(store)["new"] == ROWS
+    rows = rows_of(tmp_path / "store")
+    assert rows[5]["view"] == "v5"
+    assert rows[5]["map"] == [{"key": "a", "value": 5}]
+    assert rows[5]["uuid"] == str(uuid.UUID(int=5))
+    assert rows[5]["label"] == "x"
+    second = night(corpus, store, tiny_model_folder, keep_columns=keep)
+    assert "nothing changed" in second.summary
+
+
+def test_a_night_follows_a_delta_table(tmp_path, tiny_model_folder):
+    path = tmp_path / "table"
+    write_deltalake(str(path), table_of())
+    night(str(path), tmp_path / "store", tiny_model_folder)
+    assert counts_of(tmp_path / "store")["new"] == ROWS
+    DeltaTable(str(path)).delete("id < 5")
+    update = {"text": f"'{text_of(7, version=1)}'"}
+    DeltaTable(str(path)).update(predicate="id = 7", updates=update)
+    night(str(path), tmp_path / "store", tiny_model_folder)
+    counts = counts_of(tmp_path / "store")
+    assert (counts["new"], counts["changed"], counts["deleted"]) == (0, 1, 5)
+    rows = rows_of(tmp_path / "store")
+    assert rows[7]["text"] == text_of(7, version=1)
+    assert len(rows) == ROWS - 5
+    with pytest.raises(InputError, match="names files within a table"):
+        night(f"{path}/*.parquet", tmp_path / "store", tiny_model_folder)

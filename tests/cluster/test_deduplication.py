@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from inline_ray import inline_units
 
+from cluster import duplicates, vector_duplicates
 from cluster.deduplication import DeduplicateConfig, _whole_rows, deduplicate_corpus
-from cluster.duplicates import to_units
+from cluster.duplicates import find_duplicates, to_units
 from cluster.vector_files import Columns, Piece
 from cluster.vectors import VectorSource
 from pipelines.runtime import units
@@ -113,6 +114,25 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path, keep):
             assert len(other["text"]) >= len(mine["text"])
         if keep == "column:score":
             assert other["score"] >= mine["score"]
+
+
+def test_crowds_are_decided_in_rounds_as_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 2)
+    monkeypatch.setattr(vector_duplicates, "_GROUP_BYTES", 4_000)
+    random = np.random.default_rng(4)
+    rows = corpus_of(400, dimension=4, copies=0)
+    centres = random.standard_normal((40, 4))
+    for row in rows:
+        near = centres[random.integers(40)] + 0.2 * random.standard_normal(4)
+        row["embedding"] = near.astype(np.float32)
+    result, removed, _ = run(tmp_path, rows, similarity=0.95)
+    assert result.metrics["rounds"] > 1
+    expected = find_duplicates(np.stack([row["embedding"] for row in rows]), 0.95).keepers
+    assert {int(r["id"][4:]): int(r["kept_id"][4:]) for r in removed} == {
+        i: int(k) for i, k in enumerate(expected) if k >= 0
+    }
+    recall = result.metrics["recall"]
+    assert recall["removed"] == recall["expected"] > 100
 
 
 def test_identical_and_zero_vectors(tmp_path):

@@ -272,13 +272,10 @@ def _delimiter_of(text: str, usual: str) -> str:
 
 
 def _is_copy(text: str, delimiter: str) -> bool:
-    r"""Whether every backslash is one of COPY's, and a field is ``\N`` or one is doubled."""
-    if BACKSLASH not in text or '\\"' in text or not _ONLY_COPY.fullmatch(text):
+    r"""Whether some field is ``\N`` and every backslash is one that COPY writes."""
+    if delimiter != "\t" or "\\N" not in text or '\\"' in text or not _ONLY_COPY.fullmatch(text):
         return False
-    if delimiter != "\t":
-        return False
-    null = re.compile(r"(?:^|\t)\\N(?:\t|\r?$)", re.MULTILINE)
-    return bool(null.search(text)) or "\\\\" in text
+    return re.search(r"(?:^|\t)\\N(?:\t|\r?$)", text, re.MULTILINE) is not None
 
 
 def _needs_quotes(text: str, delimiter: str) -> bool:

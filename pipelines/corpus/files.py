@@ -259,6 +259,8 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
         files = [_as_document(file, corpus) for file in files]
     if not files:
         why = "".join(f" {path}: {reason}." for path, reason in [*metadata.items()][:1])
+        if len(infos) == 1 and infos[0].type == pafs.FileType.Directory:
+            raise InputError(f"{corpus} is a table without a row")
         if len(infos) == 1:
             raise InputError(f"{corpus}: {passed_over[places[0]]}. {_formats_known()}")
         raise InputError(f"no file of a known format at {corpus}.{why} {_formats_known()}")

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from deltalake import DeltaTable, write_deltalake
 
 from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.documents import Checker, read_documents
@@ -265,6 +266,11 @@ def test_copy_text_of_postgresql(tmp_path):
     assert not rejected
 
 
+def test_backslashes_of_a_dump_without_nulls_stay_as_they_are(tmp_path):
+    (tmp_path / "a.tsv").write_text('id\ttext\n1\ta \\\\ b and \\textbf\n2\t"a title"\n')
+    assert ids_and_texts(tmp_path) == {"1": "a \\\\ b and \\textbf", "2": '"a title"'}
+
+
 def test_the_dialect_can_be_said(tmp_path):
     (tmp_path / "a.csv").write_text("1~'it''s, so'\n2~plain\n")
     rows, _ = read(
@@ -402,6 +408,13 @@ def test_a_lance_dataset_without_its_deleted_rows_at_any_version(tmp_path):
     assert ids_and_texts(tmp_path / "docs.lance", version="1") == EXPECTED
     with pytest.raises(InputError, match="cannot read 9"):
         find_files(str(tmp_path / "docs.lance"), CorpusOptions(version="9"))
+
+
+def test_a_table_without_a_row_is_said_to_be_one(tmp_path):
+    write_deltalake(str(tmp_path / "t"), pa.table({"id": [1], "text": ["a"]}))
+    DeltaTable(str(tmp_path / "t")).delete()
+    with pytest.raises(InputError, match="t is a table without a row"):
+        find_files(str(tmp_path / "t"))
 
 
 def test_a_wet_file_gives_a_document_a_record(tmp_path):

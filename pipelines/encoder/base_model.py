@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from pipelines.runtime.errors import InputError
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+# How torch names the first weight that does not go into its place.
+_SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
 _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = tuple(
     f".{name}.weight" for name in ("embed_tokens", "wte", "embed_in", "word_embeddings")
@@ -262,6 +265,9 @@ def _merge_layer(layer: Any, adapter: Path) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    shapes = _SHAPES.search(str(error))
+    if shapes is not None:
+        return f"{shapes[1]} has shape {shapes[2]}, the model wants {shapes[3]}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[:2])[:200]
 

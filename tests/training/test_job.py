@@ -275,7 +275,7 @@ def test_adapter_of_another_base_is_refused(config, tmp_path):
         run(config("second", adapter=first.output, model=other))
     (Path(first.output) / "encoder.json").unlink()
     wider = str(tiny_model(tmp_path / "wider", hidden_size=96))
-    with pytest.raises(InputError, match="another base model or rank"):
+    with pytest.raises(InputError, match="must have been trained on this base model"):
         run(config("third", adapter=first.output, model=wider))
 
 

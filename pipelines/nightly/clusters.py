@@ -110,6 +110,8 @@ class NightClusters:
     unit_norm: bool
     novelty: Novelty | None
     """What does not fit; None where the clusters were fitted anew."""
+    old_ids: np.ndarray
+    """int64 (k,), the clusters of the version before."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,10 @@ def _identify(
     pins, published = place_pins(edits, candidate, published, places)
     names = name_clusters(edits, published.identity)
     outcome = describe_published(outcome, published, names)
-    return NightClusters(outcome, published, names, pins, split, fit, source.unit_norm, novelty)
+    old_ids = np.empty(0, np.int64) if old is None else old.ids
+    return NightClusters(
+        outcome, published, names, pins, split, fit, source.unit_norm, novelty, old_ids
+    )
 
 
 def _splits(earlier: Earlier | None) -> int:

@@ -41,7 +41,7 @@ from pipelines.nightly.reuse import (
     other_folders,
     remove_work,
 )
-from pipelines.nightly.version_files import write_artifacts
+from pipelines.nightly.version_files import NEIGHBOURS, write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.logs import mark_lines
@@ -49,6 +49,7 @@ from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
 from pipelines.store.candidate import Candidate
+from pipelines.store.compare import compare_neighbours, describe_neighbours
 from pipelines.store.edits import EDITS_KEY, read_edits
 from pipelines.store.full_text import has_text_index
 from pipelines.store.lease import Lease
@@ -63,6 +64,8 @@ JOB = "nightly_reindex"
 _NEXT_ID = "next_cluster_id"
 _FITTED_AT = "fitted_at"
 _SINCE_FIT = "nights_since_fit"
+COMPARED_DOCUMENTS = 200
+"""Documents whose neighbours under another encoder are compared with those before."""
 
 
 def reindex(config: NightConfig) -> JobResult:
@@ -191,6 +194,10 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
     steps.begin(6)
     write_assignments(candidate, clusters)
     steps.begin(7)
+    if base is not None and not same_encoder:
+        night.record.metrics[NEIGHBOURS] = compare_neighbours(
+            base.documents, candidate.documents, sample=COMPARED_DOCUMENTS, seed=config.seed
+        )
     drift = find_drift(earlier, clusters)
     checks = run_checks(config, night_figures(night, changes, clusters, drift))
     write_artifacts(night, candidate, changes, clusters, drift, checks)
@@ -402,6 +409,9 @@ def summarize(
         due = refit_due_in(night.config, version)
         when = "--refit-every is 0" if due is None else f"a fit is due in {due + 1} nights"
         rows["novel"] = f"{len(clusters.novelty.table):,} documents fit nowhere; {when}"
+    near = night.record.metrics.get(NEIGHBOURS)
+    if near is not None:
+        rows[f"same {near['neighbours']} nearest"] = describe_neighbours(near)
     if drift is not None:
         moved = "–" if drift.assignments is None else f"{drift.assignments:.2%}"
         rows["drift"] = f"{moved} of {drift.untouched:,} untouched documents changed clusters"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,10 +28,14 @@ from pipelines.nightly.novelty import NOVEL
 from pipelines.nightly.parts import CENTROIDS, CLUSTERS
 from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.store.candidate import Candidate
+from pipelines.store.compare import describe_neighbours
 from pipelines.store.edits import EDITS, Edit
 from pipelines.store.version import Version
 
 LINEAGE = "lineage.parquet"
+NEIGHBOURS = "neighbours"
+"""In a run's metrics: how many neighbours documents keep under another encoder."""
+_LISTED_FLOWS = 25
 
 
 def write_artifacts(
@@ -92,7 +97,30 @@ def describe_changes(
     since = f"version {base.number} of {base.record.created_at}"
     texts = vanished_texts(base, gone)
     section = changes_section(drift, clusters.outcome.clusters, texts, since=since, figures=figures)
-    return replace(section, lists=[*section.lists, *edits_listing(night.edits, applied)])
+    near = night.record.metrics.get(NEIGHBOURS)
+    note = section.note
+    if near is not None:
+        note += (
+            f" Share of a document's {near['neighbours']} nearest that are the same under the two "
+            f"encoders: {describe_neighbours(near)}."
+        )
+    lists = [*section.lists, flows_listing(clusters), *edits_listing(night.edits, applied)]
+    return replace(section, note=note, lists=lists)
+
+
+def flows_listing(clusters: NightClusters) -> Listing:
+    """The report's table of untouched documents that went from one cluster into another."""
+    shared, identity = clusters.published.shared, clusters.published.identity
+    assert shared is not None
+    olds, places = np.nonzero(shared)
+    flows = [
+        (int(clusters.old_ids[old]), int(identity.ids[place]), int(shared[old, place]))
+        for old, place in zip(olds, places, strict=True)
+    ]
+    moved = sorted((f for f in flows if f[0] != f[1]), key=lambda flow: (-flow[2], flow))
+    note = f"{sum(f[2] for f in moved):,} documents that did not change went elsewhere."
+    rows = [(f"{old} → {new}", f"{count:,}") for old, new, count in moved[:_LISTED_FLOWS]]
+    return Listing("From cluster to cluster", note, ("Clusters", "Documents"), rows)
 
 
 def edits_listing(edits: Sequence[Edit], applied: pa.Table) -> list[Listing]:

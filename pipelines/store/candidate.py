@@ -76,6 +76,11 @@ class Candidate:
         self._index: IndexReport | None = None
 
     @property
+    def documents(self) -> Documents:
+        """Its documents as they are by now; an error where there are none yet."""
+        return self._written()
+
+    @property
     def schema(self) -> pa.Schema:
         """Schema of its documents."""
         return self._written().schema

@@ -21,6 +21,7 @@ from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, write_bytes
 from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.documents import Documents
 from pipelines.store.edits import read_applied
 from pipelines.store.index import NEIGHBOURS, unit
 from pipelines.store.store import Store
@@ -85,7 +86,7 @@ def compare(old: Version, new: Version, *, sample: int, seed: int) -> dict[str, 
             "only_old": old.count() - len(both),
             "only_new": new.count() - len(both),
         },
-        "neighbours": compare_neighbours(old, new, both["id"], sample=sample, seed=seed),
+        "neighbours": compare_neighbours(old.documents, new.documents, sample=sample, seed=seed),
         "clusters": _flows(both),
         "moved": _moved(old, new, both),
     }
@@ -120,16 +121,19 @@ def _joined(old: Version, new: Version) -> pa.Table:
     return tables[0].join(tables[1], "id", join_type="inner").sort_by("id")
 
 
-def compare_neighbours(
-    old: Version, new: Version, ids: pa.ChunkedArray, *, sample: int, seed: int
-) -> dict[str, Any]:
-    """Share of the ten nearest others, by exact search, that a document keeps; with its error."""
-    if len(ids) < 2:
-        return {"overlap": None, "standard_error": None, "documents": 0, "neighbours": 0}
+def compare_neighbours(old: Documents, new: Documents, *, sample: int, seed: int) -> dict[str, Any]:
+    """Share of the ten nearest others, by exact search, that a document keeps; with its error.
+
+    Documents are drawn from the old ones; those that the new ones lack are left out.
+    """
     random = np.random.default_rng(seed)
-    rows = np.sort(random.choice(len(ids), min(sample, len(ids)), replace=False))
-    chosen = ids.take(pa.array(rows)).to_pylist()
-    nearest = [_nearest(version, chosen) for version in (old, new)]
+    rows = np.sort(random.choice(old.count(), min(sample, old.count()), replace=False))
+    drawn = old.at(rows, ["id"])["id"].to_pylist()
+    there = set(new.take(drawn, ["id"])["id"].to_pylist())
+    chosen = [row_id for row_id in drawn if row_id in there]
+    if not chosen or min(old.count(), new.count()) < 2:
+        return {"overlap": None, "standard_error": None, "documents": 0, "neighbours": 0}
+    nearest = [_nearest(documents, chosen) for documents in (old, new)]
     shares = np.array(
         [len(a & b) / max(1, min(len(a), len(b))) for a, b in zip(*nearest, strict=True)]
     )
@@ -142,17 +146,17 @@ def compare_neighbours(
     }
 
 
-def _nearest(version: Version, chosen: Sequence[Any]) -> list[set[Any]]:
+def _nearest(documents: Documents, chosen: Sequence[Any]) -> list[set[Any]]:
     """For each of these documents the ids of its nearest others, by one pass over all vectors."""
-    table = version.take(chosen, ["id", EMBEDDING])
-    own = pa.array(chosen, version.schema.field("id").type)
+    table = documents.take(chosen, ["id", EMBEDDING])
+    own = pa.array(chosen, documents.schema.field("id").type)
     order = pc.index_in(own, table["id"].combine_chunks())
     queries = unit(matrix(table[EMBEDDING].combine_chunks().take(order)))
-    wanted = min(NEIGHBOURS, version.count() - 1)
+    wanted = min(NEIGHBOURS, documents.count() - 1)
     best = np.full((len(queries), wanted), -np.inf, np.float32)
     places = np.full((len(queries), wanted), -1, np.int64)
     start = 0
-    for batch in version.batches(["id", EMBEDDING]):
+    for batch in documents.batches(["id", EMBEDDING]):
         cosines = queries @ unit(matrix(batch.column(EMBEDDING))).T
         query_of = pc.fill_null(pc.index_in(batch.column("id"), own), -1).to_numpy()
         rows = np.flatnonzero(query_of >= 0)
@@ -164,7 +168,7 @@ def _nearest(version: Version, chosen: Sequence[Any]) -> list[set[Any]]:
         places = np.take_along_axis(np.hstack([places, numbers]), keep, axis=1)
         start += batch.num_rows
     different, inverse = np.unique(places, return_inverse=True)
-    ids = np.array(version.documents.at(different, ["id"])["id"].to_pylist(), dtype=object)
+    ids = np.array(documents.at(different, ["id"])["id"].to_pylist(), dtype=object)
     return [set(row.tolist()) for row in ids[inverse.reshape(places.shape)]]
 
 
@@ -227,9 +231,7 @@ def summary_rows(data: Mapping[str, Any]) -> list[list[str]]:
     both = data["documents"]["both"]
     rows.append(["in both", "", f"{both:,}"])
     if near["overlap"] is not None:
-        error = "" if near["standard_error"] is None else f" ± {near['standard_error']:.3f}"
-        told = f"{near['overlap']:.3f}{error} ({near['documents']} documents)"
-        rows.append([f"same {near['neighbours']} nearest", "", told])
+        rows.append([f"same {near['neighbours']} nearest", "", describe_neighbours(near)])
     rows.append(["in the same cluster", "", f"{data['clusters']['stayed']:,}"])
     reasons = ", ".join(f"{n:,} {why}" for why, n in moved["reasons"].items() if n)
     rows.append(["moved", "", f"{moved['count']:,}" + (f" ({reasons})" if reasons else "")])
@@ -237,6 +239,14 @@ def summary_rows(data: Mapping[str, Any]) -> list[list[str]]:
     for flow in flows:
         rows.append([f"cluster {flow['old']} → {flow['new']}", "", f"{flow['documents']:,}"])
     return rows
+
+
+def describe_neighbours(near: Mapping[str, Any]) -> str:
+    """The figures of :func:`compare_neighbours` for people."""
+    if near["overlap"] is None:
+        return "–"
+    error = "" if near["standard_error"] is None else f" ± {near['standard_error']:.3f}"
+    return f"{near['overlap']:.3f}{error} ({near['documents']} documents)"
 
 
 def render_page(title: str, data: Mapping[str, Any]) -> str:

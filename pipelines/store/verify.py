@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join, read_bytes
 from pipelines.store.columns import EMBEDDING, OWN_COLUMNS, fingerprint_of, matrix
+from pipelines.store.edits import document_id, read_applied, read_edits
 from pipelines.store.index import LEAST_RECALL
 from pipelines.store.records import PUBLISHED, VERSION_TAG, sealed_numbers
 from pipelines.store.store import Store
@@ -46,6 +47,8 @@ def verify_version(version: Version) -> list[str]:
         _check_index,
         _check_documents,
         _check_clusters,
+        _check_lineage,
+        _check_edits,
     )
     problems: list[str] = []
     for check in checks:
@@ -219,3 +222,52 @@ def _check_clusters(version: Version) -> Iterator[str]:
             yield f"clusters {off[:5]} have another number of documents than centroids.parquet says"
     if centroids["centroid"].type.list_size != version.schema.field(EMBEDDING).type.list_size:
         yield "centroids and vectors differ in length"
+
+
+def _check_lineage(version: Version) -> Iterator[str]:
+    """The events since the first night lead to the clusters that there are."""
+    if not {"lineage.parquet", "centroids.parquet"} <= set(version.record.artifacts):
+        return
+    alive: set[int] = set()
+    for event in _rows(version, "lineage.parquet"):
+        if event["event"] in ("born", "split"):
+            alive.add(event["cluster_id"])
+        elif event["event"] in ("died", "merged"):
+            alive.discard(event["cluster_id"])
+    there = {row["cluster_id"] for row in _rows(version, "centroids.parquet")}
+    if alive != there:
+        yield f"its lineage leads to other clusters than it has: {sorted(alive ^ there)[:5]}"
+
+
+def _check_edits(version: Version) -> Iterator[str]:
+    """What is said to have become of people's edits is so."""
+    journal = {edit.number: edit for edit in read_edits(version.store)}
+    parts = {}
+    if "centroids.parquet" in version.record.artifacts:
+        rows = _rows(version, "centroids.parquet")
+        parts = {row.get("part_id", row["cluster_id"]): row["cluster_id"] for row in rows}
+    names = {}
+    if "clusters.parquet" in version.record.artifacts:
+        names = {row["cluster_id"]: row["name"] for row in _rows(version, "clusters.parquet")}
+    for row in read_applied(version).to_pylist():
+        number, clusters = row["edit"], row["cluster_ids"]
+        edit = journal.get(number)
+        if edit is None or (edit.action, list(edit.clusters)) != (row["action"], clusters):
+            yield f"edits.parquet speaks of edit {number}, of which the journal says otherwise"
+            continue
+        if row["status"] != "applied":
+            continue
+        if row["action"] == "name" and names.get(clusters[0]) != row["text"]:
+            yield f"cluster {clusters[0]} is not named as edit {number} says"
+        if row["action"] == "merge" and clusters[1] in set(parts.values()):
+            yield f"cluster {clusters[1]} is there, though edit {number} made it part of another"
+        if row["action"] == "pin":
+            own = document_id(row["document_id"], version)
+            there = version.take([own], ["cluster_id"])["cluster_id"].to_pylist()
+            home = parts.get(clusters[0], clusters[0])
+            if there and there != [home]:
+                yield f"document {row['document_id']!r} is not where edit {number} put it"
+
+
+def _rows(version: Version, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(io.BytesIO(version.read(name))).to_pylist()

@@ -291,3 +291,24 @@ def test_a_rolled_back_night_takes_its_edits_up_again(edit, tonight, store):
     assert names_of(store)[1] != "Billing"
     tonight(texts_of())
     assert names_of(store)[1] == "Billing"
+
+
+def test_verify_finds_edits_and_lineage_that_do_not_agree(edit, tonight, store):
+    edit(name=(1, "Billing"))
+    edit(pin=("0", 2))
+    tonight(texts_of())
+    check_sound(store)
+    version = Store.open(str(store)).version()
+    clusters = pq.read_table(pa.BufferReader(version.read("clusters.parquet")))
+    place = clusters.schema.get_field_index("name")
+    renamed = clusters.set_column(place, "name", pa.array(["other"] * len(clusters)))
+    pq.write_table(renamed, version.path("clusters.parquet"))
+    lineage = pq.read_table(pa.BufferReader(version.read("lineage.parquet")))
+    pq.write_table(lineage.slice(1), version.path("lineage.parquet"))
+    journal = store / "edits" / "00000002.json"
+    content = json.loads(journal.read_text())
+    journal.write_text(json.dumps({**content, "clusters": [3]}))
+    problems = "\n".join(verify_store(Store.open(str(store))))
+    assert "cluster 1 is not named as edit 1 says" in problems
+    assert "its lineage leads to other clusters than it has: [0]" in problems
+    assert "speaks of edit 2, of which the journal says otherwise" in problems

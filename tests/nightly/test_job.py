@@ -20,6 +20,7 @@ from pipelines.nightly.job import NightConfig, reindex
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
 from pipelines.runtime.run_record import read_run
+from pipelines.store.compare import compare_neighbours
 from pipelines.store.full_text import find_words
 from pipelines.store.lease import LeaseHeldError
 from pipelines.store.store import Store
@@ -293,3 +294,17 @@ def test_an_index_of_words_is_made_when_asked_for_and_then_kept(tonight, store):
     assert not tonight(texts | {500: text_of(500)}).refusals
     version = Store.open(str(store)).version()
     assert 500 in find_words(version.documents, "topica", 500)
+
+
+def test_a_refused_encoder_shows_what_it_would_change(tonight, store):
+    texts = {n: text_of(n) for n in range(DOCUMENTS)}
+    result = tonight(texts, prompt="none")
+    assert result.summary["same 10 nearest"].endswith("(200 documents)")
+    version = Store.open(str(store)).version(2)
+    near = json.loads(version.read("run.json"))["metrics"]["neighbours"]
+    assert near == compare_neighbours(
+        Store.open(str(store)).version(1).documents, version.documents, sample=200, seed=0
+    )
+    report = version.read("report.html").decode()
+    assert "From cluster to cluster" in report
+    assert "are the same under the two encoders" in " ".join(report.split())

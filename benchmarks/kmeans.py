@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -30,11 +30,16 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import v_measure_score
 
 from cluster import kmeans
 from cluster.assign import NearestCentroids
 from cluster.distances import squared_distances_to
+from cluster.hierarchy import nest
 from cluster.kmeans import FitOptions, fit_in_memory
+from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "kmeans.json"
@@ -180,6 +185,38 @@ def assigning() -> dict[str, Any]:
     return rows
 
 
+def levels() -> dict[str, Any]:
+    """V-measure of 200 clusters merged to fewer, and of k-means at that number: labelled texts."""
+    rows: dict[str, Any] = {}
+    for name in get_args(CorpusName):
+        table = load_labelled_corpus(name, "test")
+        rows_drawn = np.random.default_rng(0).permutation(len(table))[:3_000]
+        table = table.take(pa.array(rows_drawn))
+        labels = table["label"].to_pylist()
+        words = TfidfVectorizer(
+            sublinear_tf=True, min_df=3, max_df=0.3, stop_words="english", max_features=20_000
+        ).fit_transform(table["text"].to_pylist())
+        vectors = TruncatedSVD(60, random_state=0).fit_transform(words).astype(np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.where(lengths > 0, lengths, 1)
+        for k in (50, 20, 8):
+            merged, fitted = [], []
+            for seed in range(3):
+                finest = fit_in_memory(vectors, 200, FitOptions(seed=seed))
+                groups = nest(finest, [k, 200], unit_norm=False)[1].groups[k]
+                ids = NearestCentroids(finest.centroids).nearest(vectors)[:, 0]
+                merged.append(v_measure_score(labels, groups[ids]))
+                alone = fit_in_memory(vectors, k, FitOptions(seed=seed, restarts=3))
+                ids = NearestCentroids(alone.centroids).nearest(vectors)[:, 0]
+                fitted.append(v_measure_score(labels, ids))
+            rows[f"{name}_{k}"] = {
+                "merged": round(float(np.mean(merged)), 3),
+                "fitted": round(float(np.mean(fitted)), 3),
+            }
+    show(rows)
+    return rows
+
+
 def search_one(index: faiss.Index, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """FAISS's search for the nearest centroid."""
     return index.search(block, 1)
@@ -272,6 +309,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "two_levels": two_levels,
     "seeding": seeding,
     "assigning": assigning,
+    "levels": levels,
     "against_scikit_learn": against_scikit_learn,
 }
 

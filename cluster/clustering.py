@@ -30,7 +30,7 @@ from cluster.hierarchy import Nesting, nest
 from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
 from cluster.known import ASSIGNMENTS, ENCODER_FILE
 from cluster.num_clusters import Candidate, Choice, choose_num_clusters
-from cluster.on_ray import RayVectors, count_cpus
+from cluster.on_ray import RayVectors
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
 from cluster.report import build_report, render_report
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
@@ -48,6 +48,7 @@ from pipelines.runtime.files import (
     read_bytes,
     write_bytes,
 )
+from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.run_record import RunRecord, require_unchanged
 
 log = logging.getLogger(__name__)
@@ -388,7 +389,7 @@ def _assign_to_files(
 
 def pool_of(config: Workers) -> dict[str, Any]:
     """The size of the pool of workers, as :func:`run_on_shards` takes it."""
-    workers = config.num_workers or max(1, int(count_cpus() / config.cpus_per_worker))
+    workers = config.num_workers or max(1, int(find_nodes().cpus / config.cpus_per_worker))
     return {
         "num_workers": workers,
         "num_cpus": config.cpus_per_worker,

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import resource
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
-from ray.util.metrics import Counter, Gauge
+from ray.data import DataContext
+from ray.util.metrics import Gauge
 
 from cluster.lloyd import FixedPointSums, Totals, sum_by_cluster
 from cluster.vectors import BLOCK_BYTES, Shard, VectorSource, read_blocks
-from pipelines.runtime.errors import InputError
+from pipelines.runtime.machines import OFF_HEAD, find_nodes
+from pipelines.runtime.units import stream_units
 
 START_SECONDS = 60.0
-_ERROR = "input_error"
-
-log = logging.getLogger(__name__)
+GROWTH_SECONDS = 180.0
+"""The same where the Ray cluster can add nodes, which takes as long as a machine's start."""
 
 
 class Travelling(Protocol):
@@ -44,53 +43,28 @@ def run_on_shards(
     """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
 
     Yields the tables of each result as it comes, in no particular order. An exception of the
-    function ends the run; an :class:`InputError` arrives as such. ``stage`` names the work in
+    function ends the run and arrives as it was raised. ``stage`` names the work in
     logs and metrics.
     """
-    done = Counter("shoal_shards_done", "Shards of vectors read in a stage", ("stage",))
-    done.set_default_tags({"stage": stage})
-    items = [{"shard": index} for index in range(len(shards))]
-    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _ShardWorker,
-        fn_constructor_args=(function, tuple(shards), stage),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(num_workers, len(shards))),
-        num_cpus=num_cpus,
-        **(_placement(num_gpus) if num_gpus else {}),
-    )
-    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        tables = {
+    call = functools.partial(_do_shard, function, tuple(shards))
+    placement = _placement(num_gpus) if num_gpus else {}
+    units = {shard.name: number for number, shard in enumerate(shards)}
+    assert len(units) == len(shards)
+    for batch in stream_units(
+        stage, units, call, num_actors=num_workers, num_cpus=num_cpus, **placement
+    ):
+        yield {
             name: pa.ipc.open_stream(batch.column(name)[0].as_buffer()).read_all()
             for name in batch.column_names
             if batch.column(name)[0].is_valid
         }
-        if _ERROR in tables:
-            raise InputError(tables[_ERROR].column(0)[0].as_py())
-        done.inc()
-        yield tables
 
 
-class _ShardWorker:
-    def __init__(
-        self, function: Callable[[Shard], Travelling], shards: Sequence[Shard], stage: str
-    ) -> None:
-        self._function = function
-        self._shards = shards
-        self._stage = stage
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        shard = self._shards[batch.column("shard")[0].as_py()]
-        started = time.monotonic()
-        try:
-            tables = self._function(shard).to_tables()
-        except InputError as error:
-            # Ray Data passes on what a function raised as text only; its type would be lost.
-            tables = {_ERROR: pa.table({"message": [str(error)]})}
-        seconds = round(time.monotonic() - started, 3)
-        unit = {"stage": self._stage, "shard": shard.name, "seconds": seconds}
-        log.info("%s of %s done", self._stage, shard.name, extra=unit)
-        return pa.table([_packed(table) for table in tables.values()], names=list(tables))
+def _do_shard(
+    function: Callable[[Shard], Travelling], shards: Sequence[Shard], _: str, number: int
+) -> pa.Table:
+    tables = function(shards[number]).to_tables()
+    return pa.table([_packed(table) for table in tables.values()], names=list(tables))
 
 
 def _packed(table: pa.Table) -> pa.Array:
@@ -209,17 +183,6 @@ class _VectorHolder:
             yield block.reshape(-1, self._dimension)
 
 
-def count_cpus() -> int:
-    """CPUs of the nodes that work may run on."""
-    refused = {(key, value.removeprefix("!")) for key, value in (_selector() or {}).items()}
-    cpus = sum(
-        node["Resources"].get("CPU", 0)
-        for node in ray.nodes()
-        if node["Alive"] and not refused & set((node.get("Labels") or {}).items())
-    )
-    return max(1, int(cpus))
-
-
 def _selector() -> dict[str, str] | None:
     """Labels of the nodes that work may run on, as the job has set them for Ray Data."""
     return DataContext.get_current().execution_options.label_selector
@@ -228,18 +191,19 @@ def _selector() -> dict[str, str] | None:
 def _placement(num_gpus: int) -> dict[str, Any]:
     """What Ray is told beside CPUs; work with GPUs goes where they are, off the head."""
     if num_gpus:
-        return {"num_gpus": num_gpus, "label_selector": {"shoal-role": "!head"}}
+        return {"num_gpus": num_gpus, "label_selector": OFF_HEAD}
     return {"label_selector": _selector()}
 
 
 def _started(actors: list[Any]) -> list[Any]:
-    """Those actors for which the Ray cluster has room within a minute, or as soon as it has any.
+    """Those actors for which the Ray cluster has room in good time, or as soon as it has any.
 
     All of them must hold their share at the same time, so one without a place would be waited for
     for ever: a driver and other jobs hold CPUs too.
     """
     waiting = {actor.ready.remote(): actor for actor in actors}
-    ready, rest = ray.wait(list(waiting), num_returns=len(actors), timeout=START_SECONDS)
+    patience = GROWTH_SECONDS if find_nodes().growth else START_SECONDS
+    ready, rest = ray.wait(list(waiting), num_returns=len(actors), timeout=patience)
     if not ready:
         ready, rest = ray.wait(list(waiting), num_returns=1)
     for reference in rest:

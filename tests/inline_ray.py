@@ -24,6 +24,9 @@ class InlineDataset:
         call = function(*fn_constructor_args) if isinstance(function, type) else function
         return InlineDataset(_flat(call(batch) for batch in self._batches))
 
+    def iter_batches(self, **_):
+        yield from self._batches
+
     def iter_rows(self):
         for batch in self._batches:
             yield from batch.to_pylist()

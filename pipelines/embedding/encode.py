@@ -154,9 +154,10 @@ class ChunkEncoder:
         name = batch["name"][0].as_py()
         with blame("embed", name):
             tokens = bytes_to_table(batch["tokens"][0].as_py())["tokens"].to_pylist()
-            stats = self.encoder.stats
+            encoder = self.encoder
+            stats = encoder.stats
             padded = stats.padded_tokens
-            vectors, valid = self._encode(tokens)
+            vectors, valid = self._encode(encoder, tokens)
             found = {
                 "tokens": sum(map(len, tokens)),
                 "padded_tokens": stats.padded_tokens - padded,
@@ -166,12 +167,12 @@ class ChunkEncoder:
             row = {"name": name, "texts": len(tokens), **found}
             return pa.table({key: [value] for key, value in row.items()})
 
-    def _encode(self, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, encoder: Encoder, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (n, d) in the output's type, and which of them are finite, bool (n,)."""
         dtype = np.float16 if self.settings.float16 else np.float32
-        vectors = np.zeros((len(tokens), self.encoder.dimension), dtype)
+        vectors = np.zeros((len(tokens), encoder.dimension), dtype)
         some = [index for index, ids in enumerate(tokens) if ids]
-        found = self.encoder.encode_tokens([tokens[index] for index in some])
+        found = encoder.encode_tokens([tokens[index] for index in some])
         with np.errstate(over="ignore"):
             vectors[some] = found
         valid = np.zeros(len(tokens), dtype=bool)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from cluster.assign import NearestCentroids
 from cluster.census import (
@@ -64,6 +62,7 @@ from pipelines.nightly.parts import (
     read_parts,
 )
 from pipelines.runtime.files import exists, join
+from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
 from pipelines.store.documents import FragmentRef, assign_fragment, read_fragment
 from pipelines.store.edits import Edit, read_applied
@@ -73,7 +72,6 @@ from pipelines.store.version import Version
 SHARD_ROWS = 200_000
 MOST_WARM_ITERATIONS = 25
 _MERGED_AT_A_TIME = 8
-_WAITING_A_CPU = 2
 """Tasks that are submitted before their turn."""
 
 
@@ -372,23 +370,6 @@ def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:
     found = version.take(list(firsts), ["id", TEXT])
     pairs = zip(found["id"].to_pylist(), found[TEXT].to_pylist(), strict=True)
     return {firsts[row_id]: text for row_id, text in pairs}
-
-
-def map_on_ray(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """``function`` of every item, each in a task of one CPU, in order; a few wait at a time."""
-    task = ray.remote(num_cpus=1)(_call)  # Ray takes no functools.partial
-    most = _WAITING_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(task.remote(function, item))
-        if len(waiting) >= most:
-            yield ray.get(waiting.popleft())
-    while waiting:
-        yield ray.get(waiting.popleft())
-
-
-def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
 
 
 @dataclass(frozen=True)

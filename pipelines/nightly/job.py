@@ -26,7 +26,6 @@ from pipelines.nightly.clusters import (
     Earlier,
     NightClusters,
     cluster_candidate,
-    map_on_ray,
     write_assignments,
 )
 from pipelines.nightly.config import NightConfig, decides_clusters
@@ -48,6 +47,7 @@ from pipelines.runtime.logs import mark_lines
 from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
+from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
 from pipelines.store.compare import compare_neighbours, describe_neighbours
 from pipelines.store.edits import EDITS_KEY, read_edits

@@ -290,7 +290,7 @@ def connect_ray() -> None:
     """
     import ray
 
-    from pipelines.runtime.machines import MAX_RESOURCES
+    from pipelines.runtime.machines import MAX_RESOURCES, keep_sockets_short, usable_cpus
     from pipelines.runtime.units import configure_ray_data
 
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -302,9 +302,10 @@ def connect_ray() -> None:
             ray.init(log_to_driver=True, logging_level=logging.WARNING, logging_config=logs)
         else:
             os.environ.pop(MAX_RESOURCES, None)  # one that is started here does not grow
+            keep_sockets_short()
             ray.init(
                 "local",  # not whatever else runs on this machine
-                num_cpus=max(4, os.cpu_count() or 1),
+                num_cpus=max(4, usable_cpus()),
                 include_dashboard=False,
                 log_to_driver=True,
                 # its one warning is about who may connect to a local Ray

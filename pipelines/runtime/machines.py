@@ -10,14 +10,20 @@ Ray tells a job what is there now, not what its autoscaler could add. An operato
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from pipelines.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
 
 ROLE_LABEL = "shoal-role"
 MAX_RESOURCES = "SHOAL_MAX_RESOURCES"
@@ -53,6 +59,15 @@ class RayNodes:
         found = {kind: self._there(kind) for kind in _KINDS}
         return {kind: max(amount, self.growth.get(kind, 0.0)) for kind, amount in found.items()}
 
+    @property
+    def cpus(self) -> int:
+        """CPUs for work that keeps off accelerators, with those that this Ray cluster can add."""
+        apart = 0.0
+        if self.cpu_selector:
+            accelerators = [node for node in self.nodes if role_of(node) == "accelerator"]
+            apart = sum(node["Resources"].get("CPU", 0.0) for node in accelerators)
+        return max(1, int(self.resources()["CPU"] - apart))
+
     def _there(self, kind: str) -> float:
         total = sum(node["Resources"].get(kind, 0.0) for node in self.nodes)
         on_cpu_node = any(
@@ -60,6 +75,74 @@ class RayNodes:
         )
         # A driver that was submitted to a worker node holds a CPU of it (--entrypoint-num-cpus).
         return total - 1 if kind == "CPU" and on_cpu_node else total
+
+
+def usable_cpus(root: str = "/") -> int:
+    """CPUs that this process may use: those it may run on, within its control group's quota.
+
+    ``os.cpu_count()`` counts those of the machine, of which a container may have a share. ``root``
+    is where ``proc`` and ``sys`` are.
+    """
+    cpus = float(len(os.sched_getaffinity(0)))
+    for quota, period in _cpu_quotas(Path(root)):
+        cpus = min(cpus, quota / period)
+    return max(1, math.ceil(cpus))
+
+
+def _cpu_quotas(root: Path) -> Iterator[tuple[float, float]]:
+    """Microseconds of CPU in a period of so many, for each control group that sets a limit."""
+    groups = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in ["0::/", "0:cpu:/", *lines]:
+        _, controllers, own = line.split(":", 2)
+        mount = groups / "cpu" if "cpu" in controllers.split(",") else groups
+        folder = mount / own.lstrip("/")
+        # a group has no more than those that it is in; a container may see its own as the root
+        for group in [folder, *folder.parents]:
+            if not group.is_relative_to(mount):
+                break
+            found = _read_numbers(group / "cpu.max") or [
+                number
+                for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                for number in _read_numbers(group / name)
+            ]
+            if len(found) == 2 and found[0] > 0 and found[1] > 0:
+                yield found[0], found[1]
+
+
+def _read_numbers(path: Path) -> list[float]:
+    """The numbers of a small file; none where it is not there or says that there is no limit."""
+    try:
+        return [float(word) for word in path.read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+_SOCKET_BYTES = 107
+"""The longest path of a socket that Linux takes."""
+_LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
+
+def keep_sockets_short() -> None:
+    """Give a Ray that is started here a short folder where ``TMPDIR`` is too long for its sockets.
+
+    Raises :class:`InputError` where there is none to be had.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    longest = _SOCKET_BYTES - len(_LONGEST_SOCKET)
+    if len(os.fsencode(folder)) <= longest:
+        return
+    try:
+        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
+    except OSError as error:
+        raise InputError(
+            f"temporary files are to lie in {folder}, which is too long for Ray's sockets, and "
+            f"nothing can be made in /tmp: set RAY_TMPDIR to a folder of at most {longest} bytes"
+        ) from error
+    log.info("Ray's own files are in %s: %s is too long", os.environ["RAY_TMPDIR"], folder)
 
 
 def find_nodes() -> RayNodes:
@@ -151,7 +234,7 @@ def plan_actors(
     gpus = (1.0 if total_gpus else 0.0) if gpus is None else gpus
     spare = total_cpus - TOKENIZE_CPUS
     # a Ray that was started with more logical CPUs than this machine has gains nothing by them
-    cores = min(spare, os.cpu_count() or 1) if nodes == 1 else spare
+    cores = min(spare, usable_cpus()) if nodes == 1 else spare
     cpus = min(DEFAULT_CPUS if total_cpus > 2 else 2.0, cores) if cpus is None else cpus
     if cpus <= 0:
         raise InputError(f"cpus_per_actor is {cpus:g}: an actor needs some CPU")

@@ -1,6 +1,7 @@
-"""One stage of a job: units of work over Ray Data, each done once and remembered.
+"""Units of work on Ray: :func:`stream_units` runs them, by tasks or by actors, wherever they run.
 
-A unit has a name and leaves a receipt, ``WORK/STAGE/NAME.json``, written after everything else
+Each stage of a job does each of its units once and remembers it (:func:`run_stage`). A unit has a
+name and leaves a receipt, ``WORK/STAGE/NAME.json``, written after everything else
 the unit writes. What has a receipt is done; a run that goes on does the rest. A unit that is done
 twice, because its node died or its answer was lost, writes the same files with the same content.
 """
@@ -11,7 +12,8 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +36,7 @@ from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, find_nodes, plan
 log = logging.getLogger(__name__)
 
 _TAGS = ("job", "stage")
+_WAITING_A_CPU = 2
 
 
 class StageMetrics:
@@ -56,6 +59,99 @@ class StageMetrics:
         self._left_metric.set(self._left)
 
 
+def stream_units(
+    stage: str,
+    units: Mapping[str, Any],
+    function: Callable[..., pa.Table],
+    *,
+    load: Callable[[], Any] | None = None,
+    num_actors: int = 0,
+    **resources: Any,
+) -> Iterator[pa.Table]:
+    """What becomes of every unit, as it comes, in no particular order.
+
+    An exception of a worker ends the run and arrives as it was raised, with a note that names the
+    stage and the unit; one of ``load`` too.
+
+    Args:
+        stage: what the work is called in logs and metrics.
+        units: what each named unit is given, of plain JSON values.
+        function: ``function(name, unit)`` in tasks, or ``function(name, unit, loaded)`` in actors;
+            it gives a table of one row.
+        load: what an actor loads once.
+        num_actors: how many actors there are; without any, units are done in tasks.
+        resources: what Ray is told of one task or actor: ``num_cpus``, ``num_gpus`` and, where it
+            may not run wherever the job's work may, ``label_selector``.
+    """
+    # as it was raised, not wrapped: messages for users keep their exit code
+    ray.data.DataContext.get_current().raise_original_map_exception = True
+    dataset = unit_dataset(units)
+    if num_actors:
+        results = dataset.map_batches(
+            _UnitActor,
+            fn_constructor_args=(stage, function, load),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(units))),
+            **resources,
+        )
+    else:
+        call = functools.partial(_call_unit, stage=stage, function=function)
+        results = dataset.map_batches(
+            call, batch_size=1, batch_format="pyarrow", **{"num_cpus": 1, **resources}
+        )
+    metrics = StageMetrics(stage, len(units))
+    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        metrics.done()
+        yield batch
+
+
+def _call_unit(batch: pa.Table, *, stage: str, function: Callable[..., pa.Table]) -> pa.Table:
+    name, unit = take_unit(batch)
+    with blame(stage, name):
+        return function(name, unit)
+
+
+class Loaded:
+    """What an actor has loaded, or why it could not.
+
+    An exception in an actor's constructor would reach the driver without its kind, so the first
+    use raises it.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._value: Any = None
+        self._error: Exception | None = None
+        try:
+            self._value = load()
+        except Exception as error:  # noqa: BLE001 - raised at its use
+            self._error = error
+
+    def get(self) -> Any:
+        """What was loaded; raises what loading raised."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _UnitActor:
+    """Does units with what it has loaded."""
+
+    def __init__(
+        self, stage: str, function: Callable[..., pa.Table], load: Callable[[], Any] | None
+    ) -> None:
+        self.stage, self.function = stage, function
+        self.loaded = None if load is None else Loaded(load)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A unit to what becomes of it."""
+        name, unit = take_unit(batch)
+        with blame(self.stage, name):
+            if self.loaded is None:
+                return self.function(name, unit)
+            return self.function(name, unit, self.loaded.get())
+
+
 Receipt = dict[str, Any]
 UnitFunction = Callable[[str, Any], Receipt]
 
@@ -71,24 +167,65 @@ def run_stage(
         units: what each named unit is given, of plain JSON values.
         function: ``function(name, unit)`` does one unit in a task of one CPU.
     """
+    return _do_missing(work, stage, units, function)
+
+
+def _do_missing(
+    work: str,
+    stage: str,
+    units: Mapping[str, Any],
+    function: Callable[..., Receipt],
+    on_done: Callable[[str, Receipt], None] | None = None,
+    **how: Any,
+) -> dict[str, Receipt]:
     started = time.monotonic()
     folder = join(work, stage)
     make_folder(folder)
     receipts = read_receipts(folder, units)
     missing = {name: unit for name, unit in units.items() if name not in receipts}
     if missing:
-        task = functools.partial(_do_unit, folder=folder, function=function)
-        dataset = unit_dataset(missing).map_batches(
-            task, batch_size=1, batch_format="pyarrow", num_cpus=1
-        )
-        metrics = StageMetrics(stage, len(missing))
-        for row in dataset.iter_rows():
-            receipts[row["name"]] = json.loads(row["receipt"])
-            metrics.done()
+        write = functools.partial(_with_receipt, folder, function)
+        for batch in stream_units(stage, missing, write, **how):
+            name = batch["name"][0].as_py()
+            receipts[name] = json.loads(batch["receipt"][0].as_py())
+            if on_done is not None:
+                on_done(name, receipts[name])
     log.info(
         "%s: %d of %d done now, %.1f s", stage, len(missing), len(units), time.monotonic() - started
     )
     return {name: receipts[name] for name in units}
+
+
+def _with_receipt(
+    folder: str, function: Callable[..., Receipt], name: str, unit: Any, *loaded: Any
+) -> pa.Table:
+    receipt = json.dumps(function(name, unit, *loaded))
+    try:
+        write_bytes(join(folder, f"{name}.json"), receipt.encode(), create_folder=False)
+    except FileNotFoundError as error:
+        raise InputError(not_shared(folder)) from error
+    return pa.table({"name": [name], "receipt": [receipt]})
+
+
+def map_on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """``function`` of every item, each in a task of one CPU, in order, a few of them ahead.
+
+    For what is to come back as the object that it is; an exception keeps its kind.
+    """
+    selector = ray.data.DataContext.get_current().execution_options.label_selector
+    task = ray.remote(num_cpus=1, label_selector=selector)(_call)  # takes no functools.partial
+    most = _WAITING_A_CPU * find_nodes().cpus
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(task.remote(function, item))
+        if len(waiting) >= most:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
 
 
 def configure_ray_data() -> None:
@@ -158,17 +295,6 @@ class _Blame:
         log.info("%s done", place, extra=unit)
 
 
-def _do_unit(batch: pa.Table, *, folder: str, function: UnitFunction) -> Iterator[pa.Table]:
-    name, unit = take_unit(batch)
-    with blame(folder.rpartition("/")[2], name):
-        receipt = json.dumps(function(name, unit))
-        try:
-            write_bytes(join(folder, f"{name}.json"), receipt.encode(), create_folder=False)
-        except FileNotFoundError as error:
-            raise InputError(not_shared(folder)) from error
-    yield pa.table({"name": [name], "receipt": [receipt]})
-
-
 def not_shared(folder: str) -> str:
     """Why a worker cannot write where the driver made a folder."""
     return (
@@ -200,29 +326,12 @@ def run_actor_stage(
         cpus: CPUs, and so threads, of one of them where it has no GPU.
         on_done: is told of each unit as it is done.
     """
-    folder = join(work, stage)
-    make_folder(folder)
-    receipts = read_receipts(folder, units)
-    missing = {name: unit for name, unit in units.items() if name not in receipts}
-    if missing:
-        resources: dict[str, Any] = {"num_cpus": cpus}
-        if find_nodes().resources()["GPU"]:
-            resources = {"num_gpus": 1, "label_selector": OFF_HEAD}
-        dataset = unit_dataset(missing).map_batches(
-            _UnitActor,
-            fn_constructor_args=(folder, function, load),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=num_actors),
-            **resources,
-        )
-        metrics = StageMetrics(stage, len(missing))
-        for row in dataset.iter_rows():
-            receipts[row["name"]] = json.loads(row["receipt"])
-            metrics.done()
-            if on_done is not None:
-                on_done(row["name"], receipts[row["name"]])
-    return {name: receipts[name] for name in units}
+    resources: dict[str, Any] = {"num_cpus": cpus}
+    if find_nodes().resources()["GPU"]:
+        resources = {"num_gpus": 1, "label_selector": OFF_HEAD}
+    return _do_missing(
+        work, stage, units, function, on_done, load=load, num_actors=num_actors, **resources
+    )
 
 
 def plan_unit_actors(units: int, *, num_actors: int, cpus: float | None) -> tuple[int, float]:
@@ -246,44 +355,3 @@ def plan_unit_actors(units: int, *, num_actors: int, cpus: float | None) -> tupl
         share = plan.largest * plan.cpus // count
         return count, max(1.0, min(share, largest_node - TOKENIZE_CPUS))
     return count, plan.cpus
-
-
-class Loaded:
-    """What an actor loads once, or why that cannot be.
-
-    An error in an actor's constructor ends as a traceback of Ray's. An :class:`InputError` is kept
-    and raised where the first unit asks, so that it reaches the user as the one line that it is.
-    """
-
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._value: Any = None
-        self._problem: str | None = None
-        try:
-            self._value = load()
-        except InputError as error:
-            self._problem = str(error)
-
-    def get(self) -> Any:
-        """What was loaded; :class:`InputError` where it could not be."""
-        if self._problem is not None:
-            raise InputError(self._problem)
-        return self._value
-
-
-class _UnitActor:
-    """Does units with what it has loaded."""
-
-    def __init__(
-        self, folder: str, function: Callable[..., Receipt], load: Callable[[], Any]
-    ) -> None:
-        self.folder = folder
-        self.function = function
-        self.loaded = Loaded(load)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """A unit to its receipt."""
-        name, unit = take_unit(batch)
-        with blame(self.folder.rpartition("/")[2], name):
-            receipt = json.dumps(self.function(name, unit, self.loaded.get()))
-            write_bytes(join(self.folder, f"{name}.json"), receipt.encode())
-        return pa.table({"name": [name], "receipt": [receipt]})

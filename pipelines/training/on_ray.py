@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.runtime.logs import RUN, configure_logging, mark_lines
-from pipelines.runtime.machines import OFF_HEAD, RayNodes, find_nodes
+from pipelines.runtime.machines import OFF_HEAD, RayNodes, find_nodes, usable_cpus
 from pipelines.training.loop import SCORE, LoopSettings, train
 from pipelines.training.trainer import AdapterTrainer, TrainerSettings
 
@@ -102,7 +101,7 @@ def share_of_cpus(nodes: RayNodes, workers: int, gpus: float) -> float:
         return 1.0
     smallest = min(found)
     if nodes.count == 1:  # a local one is told of more CPUs than there are
-        smallest = min(smallest, os.cpu_count() or 1)
+        smallest = min(smallest, usable_cpus())
     return max(1.0, smallest // math.ceil(max(1, workers) / len(found)))
 
 

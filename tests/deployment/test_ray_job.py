@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pytest
+from ray.job_submission import JobSubmissionClient
 from simulated_cluster import RAY, SimulatedCluster
 from tiny_models import tiny_model
 
@@ -248,8 +249,10 @@ def test_no_job_is_left_out():
 
 def test_a_users_mistake_fails_the_submitted_job_with_its_line(place):
     entrypoint = ["python", "jobs/embed_corpus.py", "--corpus", f"{BUCKET}/nowhere"]
-    done = place.submit([*entrypoint, "--output", f"{BUCKET}/out"])
-    assert done.returncode != 0
+    options = (*ON_WORKER, "--submission-id", "mistaken")
+    done = place.submit([*entrypoint, "--output", f"{BUCKET}/out"], options)
+    assert done.returncode == 1  # Ray's for whatever is not 0; it keeps the job's own
+    assert JobSubmissionClient(place.cluster.address).get_job_info("mistaken").driver_exit_code == 2
     assert re.search(r"error: .*nowhere", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout
 

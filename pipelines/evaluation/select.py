@@ -1,7 +1,7 @@
 """Which prompt, pooling and layer suit a corpus: all tried on a sample of it.
 
 In: a corpus, with labels or without, and a model. Out: ``candidates.parquet`` (a row a candidate,
-best first: ``prompt``, ``template``, ``pooling``, ``layer``, ``rank``, ``score``,
+best first: ``prompt``, ``adapter``, ``template``, ``pooling``, ``layer``, ``rank``, ``score``,
 ``standard_error``, ``behind``, ``behind_error``, ``probability_best``, ``v_measure``,
 ``half_agreement``, ``partner_rank``, ``dimension``) and the winner's ``encoder.json``, which every
 job takes. A unit of work is one prompt: one forward pass over the sample gives all its layers and
@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from pipelines.encoder.description import (
     Pooling,
     pooled_dimension,
 )
-from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.prompts import PROMPTS, PromptTemplate
 from pipelines.encoder.sources import PACKAGED_MODEL, load_model_settings
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.ranking import Ranking, rank_candidates
@@ -92,6 +92,8 @@ class SelectConfig:
     """Branch, tag or commit of a hub model."""
     adapter: str | None = None
     """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
+    adapters: tuple[str, ...] = ()
+    """PEFT adapters to try too, each with the prompt, pooling and layer it was trained with."""
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     """Prompts to try: names, or templates with {text}; each costs one forward pass."""
     poolings: tuple[Pooling, ...] = DEFAULT_POOLINGS
@@ -149,7 +151,7 @@ class SelectConfig:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was tried on what, and how it came out; ``names`` are the candidates' prompts."""
+    """What was tried on what, and how it came out; ``names`` are prompts or adapters."""
 
     names: list[str]
     candidates: list[tuple[int, Pooling]]
@@ -157,12 +159,20 @@ class Selection:
     documents: int
 
 
-def candidates_table(selection: Selection, encoders: Mapping[str, EncoderDescription]) -> pa.Table:
-    """Every candidate with its scores, best first: the content of ``candidates.parquet``."""
+def candidates_table(
+    selection: Selection,
+    encoders: Mapping[str, EncoderDescription],
+    prompts: Sequence[str] = (),
+) -> pa.Table:
+    """Every candidate with its scores, best first: the content of ``candidates.parquet``.
+
+    ``prompts`` are those asked for, by the names they were given.
+    """
     ranking = selection.ranking
     order = sorted(range(len(ranking.score)), key=lambda i: (-ranking.score[i], i))
     best = ranking.score[order[0]]
     wide = {name: e.dimension // len(e.pooling.split("+")) for name, e in encoders.items()}
+    known = {str(PromptTemplate.parse(name)): name for name in (*PROMPTS, *prompts)}
     rows = []
     for rank, place in enumerate(order, start=1):
         name, (layer, pooling) = selection.names[place], selection.candidates[place]
@@ -170,7 +180,8 @@ def candidates_table(selection: Selection, encoders: Mapping[str, EncoderDescrip
         v_measure, halves, partner = (None if v is None else float(v[place]) for v in optional)
         rows.append(
             {
-                "prompt": name,
+                "prompt": known.get(encoders[name].prompt, encoders[name].prompt),
+                "adapter": encoders[name].adapter,
                 "template": encoders[name].prompt,
                 "pooling": pooling,
                 "layer": layer,
@@ -186,11 +197,15 @@ def candidates_table(selection: Selection, encoders: Mapping[str, EncoderDescrip
                 "dimension": pooled_dimension(pooling, wide[name]),
             }
         )
+    strings = {"adapter"}
     floats = {"v_measure", "half_agreement", "partner_rank"}
     table = pa.Table.from_pylist(rows)
     for name in floats:  # all null where it was not measured
         place = table.column_names.index(name)
         table = table.set_column(place, name, table[name].cast(pa.float64()))
+    for name in strings:
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, table[name].cast(pa.string()))
     return table
 
 
@@ -198,7 +213,8 @@ def summarize(table: pa.Table, metrics: Mapping[str, Any], output: str) -> dict[
     """The table that a person sees at the end: the first five, and how sure it is."""
     summary = {"candidates": f"{len(table):,}", "scored by": metrics["scored_by"]}
     for row in table.slice(0, 5).to_pylist():
-        what = f"{row['prompt']}, {row['pooling']}, layer {row['layer']}"
+        adapter = f"{row['adapter']}, " if row["adapter"] else ""
+        what = f"{adapter}{row['prompt']}, {row['pooling']}, layer {row['layer']}"
         measured = (
             f"V-measure {row['v_measure']:.3f}"
             if row["v_measure"] is not None
@@ -227,29 +243,51 @@ def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
     """
     configure_ray_data()
     work = join(config.output, WORK_FOLDER)
-    encoders = describe_prompts(config)
+    encoders = describe_candidates(config)
     sample = sample_corpus(
         config.corpus or str(demo_corpus()), work, text_column=config.text_column,
         label_column=config.label_column, documents=config.documents, seed=config.seed,
     )  # fmt: skip
     texts, labels = usable_documents(config, sample, next(iter(encoders.values())))
     plan = make_plan(config, len(texts), labels)
-    trials = try_prompts(config, work, encoders, texts, plan)
+    plans = {name: plan_of(encoder, plan, config) for name, encoder in encoders.items()}
+    trials = try_prompts(config, work, encoders, texts, plans)
     selection = Selection(
-        [name for name in encoders for _ in plan.candidates],
-        plan.candidates * len(encoders),
+        [name for name, own in plans.items() for _ in own.candidates],
+        [candidate for own in plans.values() for candidate in own.candidates],
         rank_candidates(trials, labels, seed=config.seed),
         len(texts),
     )
     return write_outcome(config, record, encoders, selection)
 
 
-def describe_prompts(config: SelectConfig) -> dict[str, EncoderDescription]:
-    """The encoder with each prompt, by the prompt as it was given."""
+def describe_candidates(config: SelectConfig) -> dict[str, EncoderDescription]:
+    """The encoder with each prompt, by the prompt as it was given, and with each adapter.
+
+    Raises :class:`InputError` for an adapter of averaged layers, which are not tried here.
+    """
     device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
-    return {
+    encoders = {
         prompt: describe_encoder(config.encoder(prompt), device=device) for prompt in config.prompts
     }
+    as_trained = replace(config.encoder(config.prompts[0]), prompt=None, pooling=None, layer=None)
+    for adapter in config.adapters:
+        encoder = describe_encoder(replace(as_trained, adapter=adapter), device=device)
+        if len(encoder.layers) > 1 or encoder.pooling not in POOLINGS:
+            raise InputError(
+                f"adapter {adapter} has pooling {encoder.pooling} of layers "
+                f"{list(encoder.layers)}: only one layer and one of {', '.join(POOLINGS)} can be "
+                "tried beside others"
+            )
+        encoders[adapter] = encoder
+    return encoders
+
+
+def plan_of(encoder: EncoderDescription, plan: TrialPlan, config: SelectConfig) -> TrialPlan:
+    """What one candidate's encoder is tried with: an adapter with what it was trained with."""
+    if encoder.adapter not in config.adapters:
+        return plan
+    return replace(plan, layers=encoder.layers, poolings=(cast(Pooling, encoder.pooling),))
 
 
 def usable_documents(
@@ -314,16 +352,21 @@ def try_prompts(
     work: str,
     encoders: Mapping[str, EncoderDescription],
     texts: Sequence[str],
-    plan: TrialPlan,
+    plans: Mapping[str, TrialPlan],
 ) -> list[Trial]:
-    """What every prompt gave, in their order."""
+    """What every prompt and adapter gave, in their order."""
     content = json.dumps(list(texts)).encode()
     write_bytes(join(work, "texts.json"), content)
     make_folder(join(work, "trials"))
-    state = hashlib.sha256(content + repr(plan).encode()).hexdigest()[:12]
-    units = {
-        f"{e.fingerprint[:24]}-{state}": {"description": e.to_json()} for e in encoders.values()
-    }
+    units = {}
+    for name, encoder in encoders.items():
+        plan = plans[name]
+        state = hashlib.sha256(content + repr(plan).encode()).hexdigest()[:12]
+        units[f"{encoder.fingerprint[:24]}-{state}"] = {
+            "description": encoder.to_json(),
+            "layers": plan.layers,
+            "poolings": plan.poolings,
+        }
     count, cpus = plan_unit_actors(
         len(units), num_actors=config.num_actors, cpus=config.cpus_per_actor
     )
@@ -332,7 +375,7 @@ def try_prompts(
         work,
         "try",
         units,
-        functools.partial(try_unit, work, plan),
+        functools.partial(try_unit, work, next(iter(plans.values()))),
         functools.partial(LoadedModel, any_prompt, max(1, round(cpus))),
         num_actors=count,
         cpus=cpus,
@@ -345,8 +388,10 @@ def try_unit(
 ) -> Receipt:
     """Try one prompt and write what it gave as one file."""
     texts = json.loads(read_bytes(join(work, "texts.json")))
-    tokenizer = PromptedTokenizer.load(EncoderDescription.from_json(unit["description"]))
-    trial = try_prompt(loaded, tokenizer, texts, plan)
+    plan = replace(plan, layers=tuple(unit["layers"]), poolings=tuple(unit["poolings"]))
+    encoder = EncoderDescription.from_json(unit["description"])
+    loaded.take(encoder)
+    trial = try_prompt(loaded, PromptedTokenizer.load(encoder), texts, plan)
     path = join(work, "trials", f"{name}.npz")
     write_bytes(path, trial.to_bytes(), create_folder=False)
     return {"candidates": len(plan.candidates)}
@@ -359,11 +404,12 @@ def write_outcome(
     selection: Selection,
 ) -> JobResult:
     """Write the candidates and the winner; the job's short table."""
-    table = candidates_table(selection, encoders)
+    table = candidates_table(selection, encoders, config.prompts)
     with atomic_output(join(config.output, "candidates.parquet")) as sink:
         pq.write_table(table, sink)
     best = table.slice(0, 1).to_pylist()[0]
     winner = config.candidate(best["prompt"], best["pooling"], best["layer"])
+    winner = replace(winner, adapter=best["adapter"])
     description = describe_encoder(
         winner, device="cuda" if find_nodes().resources()["GPU"] else "cpu"
     )

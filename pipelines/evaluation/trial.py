@@ -213,9 +213,18 @@ class LoadedModel:
 
     def __init__(self, description: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
-        encoder = EncoderDescription.from_json(description)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._adapter: str | None = None
+        self.model: Any = None
+        self.take(EncoderDescription.from_json(description))
+
+    def take(self, encoder: EncoderDescription) -> None:
+        """Have the weights of this encoder loaded, whatever its prompt."""
+        if self.model is not None and encoder.adapter_revision == self._adapter:
+            return
+        self.model = None  # before the next one's weights come
         self.model = load_described_model(encoder, self.device)
+        self._adapter = encoder.adapter_revision
         settings = self.model.config.get_text_config()
         self.budget_tokens = default_budget_tokens(settings, self.device)
 

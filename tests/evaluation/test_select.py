@@ -17,7 +17,7 @@ from tiny_models import SENTENCES, tiny_adapter, tiny_model
 from pipelines.corpus.sample import sample_corpus
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import POOLINGS, EncoderConfig
+from pipelines.encoder.description import POOLINGS, EncoderConfig, EncoderDescription
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation import select as selection
@@ -91,6 +91,23 @@ def test_one_pass_gives_what_each_candidates_own_encoder_gives(tmp_path, family)
         for pooling in POOLINGS:
             expected = Encoder.load(replace(config, layer=layer, pooling=pooling)).encode(texts)
             np.testing.assert_allclose(states.vectors(layer, pooling), expected, atol=2e-5)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_adapters_are_candidates_as_they_were_trained(config, tmp_path):
+    adapter = tiny_adapter(tmp_path / "adapter", Path(config.model))
+    trained = EncoderConfig(
+        model=config.model, adapter=str(adapter), prompt="cluster", pooling="mean", layer=1,
+        dtype="float32",
+    )  # fmt: skip
+    describe_encoder(trained).save(str(adapter))
+    table = run(replace(config, adapters=(str(adapter),), layers=(1, 2), label_column="topic"))
+    tuned = table[table["adapter"].notna()]
+    assert len(table) == 2 * 3 * 2 + 1
+    (row,) = tuned.to_dict("records")
+    assert (row["prompt"], row["pooling"], row["layer"]) == ("cluster", "mean", 1)
+    winner = EncoderDescription.load(config.output)
+    assert (winner.adapter is None) == (row["rank"] > 1)
 
 
 def test_a_lack_of_memory_halves_the_batch(tiny_model_folder, monkeypatch):

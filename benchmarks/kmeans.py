@@ -166,7 +166,7 @@ def assigning() -> dict[str, Any]:
         count = len(vectors) if k < 1_000 else len(vectors) // 4
         ways: dict[str, Callable[[np.ndarray], Any]] = {
             "faiss": partial(search_one, index),
-            "shoal": partial(nearest_and_distance, NearestCentroids(centroids)),
+            "shoal": partial(nearest_and_distance, NearestCentroids(centroids, count=1)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(3):

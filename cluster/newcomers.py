@@ -183,7 +183,7 @@ def assign_newcomers(
     source: VectorSource, shard: Shard, known: KnownClusters, path: str, *, seed: int
 ) -> Assigned:
     """Assign the documents of one shard, write them to ``path``, and count them."""
-    index = NearestCentroids(known.centroids)
+    index = NearestCentroids(known.centroids, count=1)
     parts = []
     with atomic_output(path) as stream:
         writer = TableWriter(stream)

@@ -79,3 +79,15 @@ def test_the_gpu_is_used_where_faiss_has_one(monkeypatch):
     assert len(moved) == 1
     fit_in_memory(vectors, 3, FitOptions())
     assert len(moved) > 2
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 40])
+def test_one_or_many_neighbours_agree_on_the_nearest_even_where_many_tie(k):
+    random = np.random.default_rng(k)
+    centroids = random.integers(0, 3, (k, 5)).astype(np.float32)
+    vectors = random.integers(0, 3, (500, 5)).astype(np.float32)
+    squared = ((vectors[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
+    order = np.argsort(squared, axis=1, kind="stable")
+    for count in (1, 2, 4):
+        ids = NearestCentroids(centroids, count=count).nearest(vectors)
+        assert ids.tolist() == order[:, :count].tolist()

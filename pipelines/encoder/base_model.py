@@ -56,16 +56,17 @@ def load_base_model(
         InputError: weights that do not go with the configuration, an adapter of another model,
             and one that changes nothing.
     """
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": dtype}
     if attention is not None:
         options["config"] = with_attention(folder, attention, trust_remote_code)
     if device.type == "meta":
         options["device_map"] = "meta"
     with quiet_loading(), without_adapter(folder) as plain:
-        model, missing = _load(transformers.AutoModel, plain, folder, options)
+        model, missing = _load(transformers.AutoModel, plain, folder, options, trust_remote_code)
         if missing and model.config.get_text_config().tie_word_embeddings:
             # embeddings that are stored under the head's name are known to the class with a head
-            whole, lacking = _load(transformers.AutoModelForCausalLM, plain, folder, options)
+            kind = transformers.AutoModelForCausalLM
+            whole, lacking = _load(kind, plain, folder, options, trust_remote_code)
             model, missing = (model, missing) if lacking else (whole.base_model, lacking)
     if missing:
         raise InputError(
@@ -78,12 +79,15 @@ def load_base_model(
     return model if device.type == "meta" else model.to(device)
 
 
-def _load(kind: Any, plain: Path, folder: Path, options: Mapping[str, Any]) -> tuple[Any, set[str]]:
+def _load(
+    kind: Any, plain: Path, folder: Path, options: Mapping[str, Any], trust_remote_code: bool
+) -> tuple[Any, set[str]]:
     """A model and the names of weights that its files lack."""
     try:
         model, report = kind.from_pretrained(
             plain,
             use_safetensors=True,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # to name them
             **options,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import trivial_workers
-from tiny_models import tiny_adapter
+from tiny_models import tiny_adapter, tiny_tokenizer
 
 from pipelines.embedding import job as embed
 from pipelines.embedding.job import EmbedConfig, embed_corpus
@@ -65,7 +65,7 @@ def model_with_code(tmp_path, monkeypatch):
     (folder / "configuration_own.py").write_text(code + "class OwnConfig(LlamaConfig): pass\n")
     auto = {"AutoConfig": "configuration_own.OwnConfig"}
     (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
-    (folder / "tokenizer.json").write_text("{}")
+    tiny_tokenizer().save_pretrained(folder)
     empty = b"{}"
     (folder / "model.safetensors").write_bytes(len(empty).to_bytes(8, "little") + empty)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))

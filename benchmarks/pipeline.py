@@ -3,10 +3,13 @@
 ``python benchmarks/pipeline.py speed``   job against bare encoder, two 1-core actors against one,
                                           and two bare encoders against one: what the cores give
 ``python benchmarks/pipeline.py memory``  peak memory at 20,000 and 200,000 short documents
-``python benchmarks/pipeline.py state``   scan, ids and chunks of 20 million documents; resuming
+``python benchmarks/pipeline.py state``   keys of 20 million documents; resuming
+``python benchmarks/pipeline.py passes``  what is written below ``_work/`` for 200,000 documents of
+                                          1 KB; seconds to the first vectors and of the whole job
 
 Each writes its figures into ``benchmarks/results/pipeline.json``. ``--model`` takes any model;
-memory wants a tiny one, such as ``tests/tiny_models.py`` makes.
+memory and passes want a tiny one, such as ``tests/tiny_models.py`` makes. With ``--tree FOLDER``
+passes runs another checkout's job too, in turns with this one's.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.embedding.encode import read_vectors
+from pipelines.embedding.write import Chunk
 from pipelines.encoder.sources import PACKAGED_MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -58,11 +61,12 @@ WORDS = np.array(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmark", choices=("speed", "memory", "state"))
+    parser.add_argument("benchmark", choices=("speed", "memory", "state", "passes"))
     parser.add_argument("--model", default=PACKAGED_MODEL)
     parser.add_argument("--documents", type=int, default=0, help="0 is the benchmark's own number")
     parser.add_argument("--dtype", default="auto", help="memory: precision of the encoder")
     parser.add_argument("--rounds", type=int, default=2, help="speed: repeats; the best counts")
+    parser.add_argument("--tree", help="passes: another checkout to run in turns with this one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         if options.benchmark == "speed":
@@ -70,6 +74,10 @@ def main() -> None:
         elif options.benchmark == "memory":
             sizes = (options.documents or 20_000, 10 * (options.documents or 20_000))
             found = memory(Path(folder), options.model, options.dtype, sizes)
+        elif options.benchmark == "passes":
+            trees = [ROOT, *([Path(options.tree)] if options.tree else [])]
+            documents = options.documents or 200_000
+            found = passes(Path(folder), options.model, documents, trees, options.rounds)
         else:
             found = state(Path(folder), options.documents or 20_000_000)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -146,11 +154,11 @@ class FinishedChunks:
 
     def look(self, process: int) -> None:
         """Note the files that are there, whatever the process; the job removes them at its end."""
-        for path in self.output.glob("_work/vectors/*.arrow"):
+        for path in self.output.glob("_work/vectors/*.parquet"):
             if path.stem not in self._found:
                 with contextlib.suppress(FileNotFoundError):
-                    _, counts = read_vectors(str(self.output / "_work"), path.stem)
-                    self._found[path.stem] = (path.stat().st_mtime, counts["tokens"])
+                    chunk = Chunk(**json.loads(pq.read_metadata(path).metadata[b"shoal.chunk"]))
+                    self._found[path.stem] = (path.stat().st_mtime, chunk.tokens)
 
     def steady_rate(self, actors: int) -> float:
         """Tokens a second while all actors had work.
@@ -223,17 +231,24 @@ class PeakMemory:
 
 
 def embed(
-    corpus: Path, output: Path, model: str, look: Callable[[int], None], *flags: str
+    corpus: Path,
+    output: Path,
+    model: str,
+    look: Callable[[int], None],
+    *flags: str,
+    tree: Path = ROOT,
+    pause: float = 1.0,
 ) -> dict[str, Any]:
-    """Run the job as a process, calling ``look`` with its id each second; its run record."""
-    command = [sys.executable, str(ROOT / "jobs" / "embed_corpus.py"), "--corpus", str(corpus)]
+    """Run the job as a process, calling ``look`` with its id after each pause; its run record."""
+    command = [sys.executable, str(tree / "jobs" / "embed_corpus.py"), "--corpus", str(corpus)]
     command += ["--output", str(output), "--model", model, *flags]
     log = output.with_suffix(".log")
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+        path = {**os.environ, "PYTHONPATH": str(tree)}
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=tree, env=path)
         while process.poll() is None:
             look(process.pid)
-            time.sleep(1.0)
+            time.sleep(pause)
     if process.returncode:
         raise RuntimeError(log.read_text())
     return json.loads((output / "run.json").read_text())
@@ -282,12 +297,7 @@ def state(folder: Path, documents: int) -> dict[str, Any]:
     """Everything but the encoder at a large number of ids, and what going on then costs."""
     from pipelines.corpus.files import Columns, find_files
     from pipelines.corpus.readers import inspect_files
-    from pipelines.embedding.keys import (
-        AssembleSettings,
-        ScanSettings,
-        assemble_corpus,
-        scan_corpus,
-    )
+    from pipelines.embedding.keys import ScanSettings, SettleSettings, scan_corpus, settle_corpus
     from pipelines.embedding.plan import count_partitions
     from pipelines.runtime.command import connect_ray
     from pipelines.runtime.units import configure_ray_data
@@ -309,23 +319,82 @@ def state(folder: Path, documents: int) -> dict[str, Any]:
             started = time.monotonic()
             scanned = scan_corpus(settings, files, skip_unreadable=False)
             scan = time.monotonic() - started
-            assembled = assemble_corpus(
-                AssembleSettings(settings, tuple(scanned.flushes), {}, chunk_tokens=1 << 15)
-            )
+            flushes = tuple((shard, name) for shard, name in scanned.flushes)
+            settled = settle_corpus(SettleSettings(settings, flushes, len(scanned.shards)))
             total = time.monotonic() - started
             seconds[attempt] = {"scan": round(scan, 1), "all": round(total, 1)}
     size = sum(path.stat().st_size for path in Path(work).rglob("*") if path.is_file())
     return {
         "documents": documents,
-        "repeated_ids": assembled.repeated_ids,
-        "distinct": assembled.distinct,
+        "repeated_ids": settled.repeated_ids,
+        "distinct": settled.distinct,
         "partitions": settings.partitions,
-        "chunks": len(assembled.chunks),
         "seconds": seconds,
         "work_mib": size >> 20,
         "peak_mib_largest_process": round(peak.largest),
         "peak_mib_driver": round(peak.driver),
     }
+
+
+def passes(
+    folder: Path, model: str, documents: int, trees: list[Path], rounds: int
+) -> dict[str, Any]:
+    """Bytes below ``_work/`` without vectors, and seconds, of checkouts' jobs in turns."""
+    write_long_texts(folder / "long.parquet", documents)
+    write_short_texts(folder / "short.parquet", documents)
+    flags = ("--num-actors", "1", "--cpus-per-actor", "1", "--max-tokens", "32")
+    found: dict[str, Any] = {}
+    for number in range(rounds):
+        for tree in trees:
+            name = "this" if tree == ROOT else "other"
+            mine = found.setdefault(name, {})
+            for kind in ("long", "short"):
+                look = WorkFolder(folder / f"{kind}-{name}-{number}")
+                run = embed(
+                    folder / f"{kind}.parquet", look.output, model, look.look, *flags,
+                    tree=tree, pause=0.2,
+                )  # fmt: skip
+                seconds = round(time.time() - look.started, 1)
+                assert run["counts"]["embedded"] == documents
+                mine.setdefault(f"{kind}_seconds", []).append(seconds)
+                mine.setdefault(f"{kind}_first_seconds", []).append(look.first)
+                mine[f"{kind}_work_bytes_a_document"] = round(look.most_bytes / documents, 1)
+    return {"documents": documents, **found}
+
+
+class WorkFolder:
+    """How large ``_work/`` of a running job became without vectors, and when the first came."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.started = time.time()
+        self.first = 0.0
+        self.most_bytes = 0
+
+    def look(self, process: int) -> None:
+        """Note what is there now, whatever the process."""
+        size = 0
+        for path in (self.output / "_work").rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.parent.name == "vectors":
+                    self.first = self.first or round(time.time() - self.started, 1)
+                elif path.is_file():
+                    size += path.stat().st_size
+        self.most_bytes = max(self.most_bytes, size)
+
+
+def write_long_texts(path: Path, count: int) -> None:
+    """Documents of about 1 KB of made-up words, which do not compress to nothing."""
+    rng = np.random.default_rng(1)
+    letters = np.array(list("etaoinshrdlu"))
+    words = np.array(["".join(rng.choice(letters, 5)) for _ in range(5000)])
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, count, 10_000):
+            ids = np.arange(start, min(count, start + 10_000))
+            picks = words[rng.integers(0, len(words), (len(ids), 170))]
+            texts = [f"{n} {' '.join(row)}" for n, row in zip(ids, picks, strict=True)]
+            writer.write_table(pa.table({"id": ids, "text": texts}, schema=schema))
 
 
 class PeakOfTree:

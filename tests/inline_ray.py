@@ -14,6 +14,10 @@ from pipelines.runtime import machines as ray_nodes
 from pipelines.runtime import units as stages
 
 
+def before_unit() -> None:
+    """Called before a unit of work begins and before it goes on: tests interrupt runs here."""
+
+
 class InlineDataset:
     """As much of a Ray dataset as the stages use."""
 
@@ -22,7 +26,7 @@ class InlineDataset:
 
     def map_batches(self, function, *, fn_constructor_args=(), **_):
         call = function(*fn_constructor_args) if isinstance(function, type) else function
-        return InlineDataset(_flat(call(batch) for batch in self._batches))
+        return InlineDataset(_flat(call(batch) for batch in _interruptible(self._batches)))
 
     def iter_batches(self, **_):
         yield from self._batches
@@ -32,12 +36,18 @@ class InlineDataset:
             yield from batch.to_pylist()
 
 
+def _interruptible(batches):
+    for batch in batches:
+        before_unit()
+        yield batch
+
+
 def _flat(results):
     for result in results:
         if isinstance(result, pa.Table):
             yield result
         else:
-            yield from result
+            yield from _interruptible(result)
 
 
 def inline_units(units):

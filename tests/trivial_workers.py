@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.embedding.encode import EncodeSettings, Workers, write_vectors
-from pipelines.runtime.files import join
-from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.runtime.units import take_unit
+from pipelines.embedding.chunks import documents_of
+from pipelines.embedding.encode import EncodeSettings, Workers, finish_chunk, with_tokens
 
 DIMENSION = 64
 TOKENS = 64
@@ -29,12 +27,8 @@ def vector_of(tokens: list[int]) -> np.ndarray:
 
 
 def tokenize(batch: pa.Table, *, settings: EncodeSettings) -> pa.Table:
-    name, (partition, number) = take_unit(batch)
-    texts = read_segment(join(settings.work, "texts", f"{partition}.texts"), number)
-    assert texts is not None
-    ids = [tokens_of(text) for text in texts["text"].to_pylist()]
-    data = table_to_bytes(pa.table({"tokens": pa.array(ids, pa.list_(pa.int32()))}))
-    return pa.table({"name": [name], "tokens": pa.array([data], pa.binary())})
+    del settings
+    return with_tokens(batch, [tokens_of(text) for text in documents_of(batch)["text"].to_pylist()])
 
 
 def topic_vector_of(tokens: list[int]) -> np.ndarray:
@@ -56,23 +50,18 @@ class DigestEncoder:
         self.settings = settings
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        name = batch["name"][0].as_py()
-        tokens = bytes_to_table(batch["tokens"][0].as_py())["tokens"].to_pylist()
+        tokens = documents_of(batch)["tokens"].to_pylist()
         time.sleep(self.seconds)
-        count = sum(map(len, tokens))
-        found = {"tokens": count, "padded_tokens": count, "failed": 0}
-        valid = np.ones(len(tokens), dtype=bool)
         vectors = np.stack([self.vector(ids) for ids in tokens])
-        write_vectors(self.settings.work, name, vectors, valid, found)
-        row = {"name": name, "texts": len(tokens), **found}
-        return pa.table({key: [value] for key, value in row.items()})
+        valid = np.ones(len(tokens), dtype=bool)
+        return finish_chunk(self.settings, batch, vectors, valid, sum(map(len, tokens)))
 
 
 class CrampedEncoder(DigestEncoder):
     """May write only small files while a file named ``cramped`` lies beside the output."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        cramped = Path(self.settings.work).parent.with_name("cramped").exists()
+        cramped = Path(self.settings.results.work).parent.with_name("cramped").exists()
         old = resource.getrlimit(resource.RLIMIT_FSIZE)
         if cramped:
             resource.setrlimit(resource.RLIMIT_FSIZE, (256, old[1]))

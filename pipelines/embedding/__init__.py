@@ -2,9 +2,10 @@
 
 ``job``       options and the whole run
 ``plan``      what an unfinished run has settled
-``keys``      repeated ids and texts, with no list of all of them
-``encode``    texts to vectors by tokenizer tasks and encoder actors, and how far it is
-``write``     documents with their vectors in files of even size
+``keys``      the first read: repeated ids and texts by their digests, with no list of all of them
+``chunks``    the second read: documents that are to be encoded, in chunks of about equal work
+``encode``    chunks to vectors by tokenizer tasks and encoder actors, and how far it is
+``write``     rows with their vectors, a file a chunk and then in files of even size
 ``estimate``  what a run would do and how long it would take
 ``sizing``    documents to hours, machines and money
 """

@@ -1,10 +1,9 @@
-"""Chunks of texts to chunks of vectors: tokenizer tasks feed a pool of encoder actors.
+"""Chunks of documents to vectors: tokenizer tasks feed a pool of encoder actors.
 
-In: ``texts/`` with a segment a chunk. Out: ``vectors/CHUNK.arrow``, one row a text in the chunk's
-order, null where a text's vector was not finite. The two kinds of workers overlap and scale
-apart: tokens of the next chunks wait in Ray's object store while the actors compute.
-
-No torch here: what the workers run comes from :mod:`pipelines.embedding.encode`.
+One pipeline of documents on Ray Data: tasks read shards, check them, drop what is not to be
+encoded, cut the rest into chunks and tokenize these; actors encode chunks and write them. The two
+kinds of workers overlap and scale apart: the next chunks wait in Ray's object store while the
+actors compute. Out: ``vectors/CHUNK.parquet``, a row a document in the chunk's order.
 """
 
 from __future__ import annotations
@@ -14,24 +13,28 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
-import torch
 from ray.util.metrics import Counter, Gauge
 
-from pipelines.embedding.keys import Chunk
+from pipelines.embedding.chunks import (
+    Groups,
+    ReadSettings,
+    chunk_row,
+    documents_of,
+    left_to_read,
+    read_chunks,
+)
+from pipelines.embedding.write import Chunk, ResultSettings, find_chunks, write_chunk
 from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.encoder import Encoder
-from pipelines.encoder.tokenization import PromptedTokenizer
-from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, list_files, make_folder, read_bytes, write_bytes
+from pipelines.runtime.files import join, make_folder, read_bytes, write_bytes
 from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, ActorPlan
-from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.runtime.units import Loaded, blame, not_shared, take_unit, unit_dataset
+from pipelines.runtime.units import Loaded, blame, unit_dataset
 
 log = logging.getLogger(__name__)
 
@@ -124,52 +127,58 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def read_and_tokenize(
+    batch: pa.Table, *, reading: ReadSettings, settings: EncodeSettings, tokenize: Tokenize
+) -> Iterator[pa.Table]:
+    """A group of shards to its chunks, tokenized.
+
+    One task does both. Ray Data would keep a reader's CPU while its chunks wait for a tokenizer's,
+    which on a small Ray cluster is the same one.
+    """
+    name = batch["name"][0].as_py()
+    with blame("read", name):
+        for chunk in read_chunks(batch, settings=reading):
+            yield tokenize(chunk, settings=settings)
+
+
 def tokenize_chunk(batch: pa.Table, *, settings: EncodeSettings) -> pa.Table:
-    """A chunk's name to its name and tokens, as one binary value."""
-    name, (partition, number) = take_unit(batch)
-    with blame("tokenize", name):
-        path = join(settings.work, "texts", f"{partition}.texts")
-        texts = read_segment(path, number)
-        if texts is None:
-            raise RuntimeError(f"{path} has no chunk {number}")
-        ids = _tokenizer(settings.encoder).tokenize(texts["text"].to_pylist())
-        tokens = pa.table({"tokens": pa.array(ids, pa.list_(pa.int32()))})
-        return pa.table({"name": [name], "tokens": pa.array([table_to_bytes(tokens)], pa.binary())})
+    """A chunk with tokens in place of its texts."""
+    texts = documents_of(batch)["text"].to_pylist()
+    return with_tokens(batch, _tokenizer(settings.encoder).tokenize(texts))
+
+
+def with_tokens(batch: pa.Table, ids: Sequence[Sequence[int]]) -> pa.Table:
+    """A chunk with these token ids in place of its texts."""
+    documents = documents_of(batch).drop_columns("text")
+    documents = documents.append_column("tokens", pa.array(ids, pa.list_(pa.int32())))
+    return chunk_row(batch["name"][0].as_py(), batch["expected"][0].as_py(), documents)
 
 
 class ChunkEncoder:
-    """An actor that has loaded the encoder and turns tokens into files of vectors."""
+    """An actor that has loaded the encoder and turns chunks with tokens into files of vectors."""
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
         self._loaded = Loaded(functools.partial(_load_encoder, settings))
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Any:
         """The encoder; :class:`InputError` where it could not be loaded."""
         return self._loaded.get()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """A chunk's name and tokens to what it was; its vectors go to their file."""
-        name = batch["name"][0].as_py()
-        with blame("embed", name):
-            tokens = bytes_to_table(batch["tokens"][0].as_py())["tokens"].to_pylist()
+        """A chunk to what it was; its documents go to their file with their vectors."""
+        with blame("embed", batch["name"][0].as_py()):
+            tokens = documents_of(batch)["tokens"].to_pylist()
             encoder = self.encoder
-            stats = encoder.stats
-            padded = stats.padded_tokens
+            padded = encoder.stats.padded_tokens
             vectors, valid = self._encode(encoder, tokens)
-            found = {
-                "tokens": sum(map(len, tokens)),
-                "padded_tokens": stats.padded_tokens - padded,
-                "failed": int(len(valid) - valid.sum()),
-            }
-            write_vectors(self.settings.work, name, vectors, valid, found)
-            row = {"name": name, "texts": len(tokens), **found}
-            return pa.table({key: [value] for key, value in row.items()})
+            padded = encoder.stats.padded_tokens - padded
+            return finish_chunk(self.settings, batch, vectors, valid, padded)
 
-    def _encode(self, encoder: Encoder, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, encoder: Any, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (n, d) in the output's type, and which of them are finite, bool (n,)."""
-        dtype = np.float16 if self.settings.float16 else np.float32
+        dtype = self.settings.results.value_type.to_pandas_dtype()
         vectors = np.zeros((len(tokens), encoder.dimension), dtype)
         some = [index for index, ids in enumerate(tokens) if ids]
         found = encoder.encode_tokens([tokens[index] for index in some])
@@ -180,7 +189,32 @@ class ChunkEncoder:
         return vectors, valid
 
 
-def _load_encoder(settings: EncodeSettings) -> Encoder:
+def finish_chunk(
+    settings: EncodeSettings,
+    batch: pa.Table,
+    vectors: np.ndarray,
+    valid: np.ndarray,
+    padded_tokens: int,
+) -> pa.Table:
+    """Write a chunk's file; what it was, as one row."""
+    documents = documents_of(batch)
+    chunk = write_chunk(
+        settings.results,
+        batch["name"][0].as_py(),
+        documents,
+        vectors,
+        valid,
+        texts=len(documents),
+        tokens=len(pc.list_flatten(documents["tokens"])),
+        padded_tokens=padded_tokens,
+        expected=batch["expected"][0].as_py(),
+    )
+    return pa.table({key: [value] for key, value in asdict(chunk).items()})
+
+
+def _load_encoder(settings: EncodeSettings) -> Any:
+    from pipelines.encoder.encoder import Encoder  # torch: only where there is an encoder
+
     started = time.monotonic()
     device = _pick_device(settings.actors.gpus)
     encoder = Encoder.load(
@@ -192,7 +226,7 @@ def _load_encoder(settings: EncodeSettings) -> Encoder:
     log.info("encoder loaded on %s in %.1f s", device, time.monotonic() - started)
     if encoder.adapter_effect is not None:
         content = json.dumps(dict(encoder.adapter_effect))
-        write_bytes(join(settings.work, _ADAPTER_EFFECT), content.encode())
+        write_bytes(join(settings.results.work, _ADAPTER_EFFECT), content.encode())
     return encoder
 
 
@@ -205,7 +239,9 @@ def read_adapter_effect(work: str) -> dict[str, float] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(encoder: str) -> PromptedTokenizer:
+def _tokenizer(encoder: str) -> Any:
+    from pipelines.encoder.tokenization import PromptedTokenizer
+
     return PromptedTokenizer.load(_description(encoder))
 
 
@@ -217,115 +253,122 @@ def _pick_device(gpus: float) -> str:
     """The GPU that Ray gave this actor, the CPU where it gave none."""
     if not gpus:
         return "cpu"
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     log.warning("Ray gave this actor a GPU, but torch sees none here: encoding on the CPU")
     return "cpu"
 
 
-_METADATA = ("tokens", "padded_tokens", "failed")
-
-
 @dataclass(frozen=True)
 class EncodeSettings:
     """What every worker has to know beside its chunk; ``encoder`` is its description's JSON."""
 
-    work: str
+    results: ResultSettings
     encoder: str
     actors: ActorPlan
-    float16: bool
     compile_model: bool = False
+
+
+Tokenize = Callable[..., pa.Table]
 
 
 @dataclass(frozen=True)
 class Workers:
-    """What runs on the Ray cluster: a function of a chunk's name, a class of actors of its tokens.
+    """What runs on the Ray cluster: a function of a chunk of texts, a class of actors of tokens.
 
-    ``tokenize(batch, settings=...)`` gives ``name`` and ``tokens``; ``encoder(settings)`` is called
-    with that, writes the vectors, and gives ``name``, ``texts``, ``tokens``, ``padded_tokens`` and
-    ``failed``. Both see one chunk a batch.
+    ``tokenize(batch, settings=...)`` gives the chunk :func:`with_tokens`; ``encoder(settings)`` is
+    called with that and gives what :func:`finish_chunk` does. Both see one chunk a batch.
     """
 
-    tokenize: Callable[..., pa.Table]
+    tokenize: Tokenize
     encoder: type
 
 
-def find_done_chunks(work: str) -> set[str]:
-    """Names of the chunks whose vectors are there."""
-    names = list_files(join(work, "vectors"))
-    return {n.removesuffix(".arrow") for n in names if n.endswith(".arrow") and n[0] != "."}
-
-
 def embed_chunks(
-    settings: EncodeSettings, workers: Workers, chunks: Sequence[Chunk], *, rejected: int
-) -> dict[str, float]:
-    """Encode every chunk that has no vectors yet; how fast that went."""
-    make_folder(join(settings.work, "vectors"))
-    done = find_done_chunks(settings.work)
-    missing = {chunk.name: chunk for chunk in chunks if chunk.name not in done}
-    log.info("embed: %d of %d chunks to do, actors: %s", len(missing), len(chunks), settings.actors)
+    settings: EncodeSettings,
+    reading: ReadSettings,
+    workers: Workers,
+    groups: Groups,
+    *,
+    texts: int,
+    tokens: int,
+    rejected: int,
+) -> tuple[dict[str, Chunk], dict[str, float]]:
+    """Encode every chunk that has no vectors yet; all chunks by name, and how fast that went.
+
+    ``texts`` and estimated ``tokens`` are what all chunks hold together.
+    """
+    work = settings.results.work
+    make_folder(join(work, "vectors"))
+    chunks = {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
+    units = left_to_read(work, groups, set(chunks))
+    log.info("embed: %d chunks are done, actors: %s", len(chunks), settings.actors)
     progress = Progress(
-        sum(chunk.texts for chunk in missing.values()),
-        sum(chunk.tokens for chunk in missing.values()),
+        texts - sum(chunk.texts for chunk in chunks.values()),
+        tokens - sum(chunk.expected for chunk in chunks.values()),
         rejected,
     )
-    if missing:
-        for found in encode_chunks(settings, workers, missing):
-            progress.add(found, missing[found["name"]].tokens)
+    if units:
+        most = progress.expected_texts and (
+            len(units) + progress.expected_tokens // reading.chunk_tokens
+        )
+        for chunk in encode_chunks(settings, reading, workers, units, most_actors=most):
+            chunks[chunk.name] = chunk
+            progress.add(asdict(chunk), chunk.expected)
         log.info("%s", progress.line())
-    return progress.figures()
+    there = sum(chunk.texts for chunk in chunks.values())
+    if there != texts:
+        raise RuntimeError(f"{texts:,} texts were to be embedded, and {there:,} were")
+    return dict(sorted(chunks.items())), progress.figures()
 
 
 def encode_chunks(
-    settings: EncodeSettings, workers: Workers, chunks: Mapping[str, Chunk]
-) -> Iterator[dict[str, Any]]:
-    """Encode chunks on Ray Data; yields what each was, as they finish."""
+    settings: EncodeSettings,
+    reading: ReadSettings,
+    workers: Workers,
+    units: Mapping[str, Any],
+    *,
+    most_actors: int,
+) -> Iterator[Chunk]:
+    """Read and encode groups of shards on Ray Data; yields their chunks as they finish.
+
+    With ``most_actors`` 0 there is nothing to encode, and no actor starts.
+    """
     plan = settings.actors
     where = OFF_HEAD if plan.gpus else None  # beside the accelerators too
-    units = {name: [chunk.partition, chunk.number] for name, chunk in chunks.items()}
-    tokens = unit_dataset(units).map_batches(
-        functools.partial(workers.tokenize, settings=settings),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=plan.tokenizers),
-        num_cpus=TOKENIZE_CPUS,
-        label_selector=where,
-    )
-    vectors = tokens.map_batches(
-        workers.encoder,
-        fn_constructor_args=(settings,),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(plan.smallest, len(chunks)), max_size=min(plan.largest, len(chunks))
-        ),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus or None,
-        label_selector=where,
-    )
-    yield from vectors.iter_rows()
-
-
-def write_vectors(
-    work: str, chunk: str, vectors: np.ndarray, valid: np.ndarray, found: Mapping[str, int]
-) -> None:
-    """Write a chunk's vectors, float32 or float16 (n, d), those that are ``valid``, bool (n,).
-
-    ``found`` has the number of tokens, padded tokens and failed texts.
-    """
-    flat = pa.array(np.where(valid[:, None], vectors, 0).reshape(-1).astype(vectors.dtype))
-    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~valid))
-    table = pa.table({"embedding": column})
-    table = table.replace_schema_metadata({key: str(found[key]) for key in _METADATA})
-    path = join(work, "vectors", f"{chunk}.arrow")
-    try:
-        write_bytes(path, table_to_bytes(table, compression=None), create_folder=False)
-    except FileNotFoundError as error:
-        raise InputError(not_shared(work)) from error
-
-
-def read_vectors(work: str, chunk: str) -> tuple[pa.FixedSizeListArray, dict[str, int]]:
-    """A chunk's vectors, null where not finite, and its numbers of tokens and failed texts."""
-    table = bytes_to_table(read_bytes(join(work, "vectors", f"{chunk}.arrow")))
-    found = {key: int(table.schema.metadata[key.encode()]) for key in _METADATA}
-    return table["embedding"].combine_chunks(), found
+    context = ray.data.DataContext.get_current()
+    block_bytes, context.target_max_block_size = context.target_max_block_size, 1
+    try:  # a chunk is a block: none waits for its neighbours to fill one
+        tokens = unit_dataset(units).map_batches(
+            functools.partial(
+                read_and_tokenize, reading=reading, settings=settings, tokenize=workers.tokenize
+            ),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=plan.tokenizers),
+            num_cpus=TOKENIZE_CPUS,
+            label_selector=where,
+        )
+        vectors = (
+            tokens
+            if not most_actors
+            else tokens.map_batches(
+                workers.encoder,
+                fn_constructor_args=(settings,),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=min(plan.smallest, most_actors),
+                    max_size=min(plan.largest, most_actors),
+                ),
+                num_cpus=plan.cpus,
+                num_gpus=plan.gpus or None,
+                label_selector=where,
+            )
+        )
+        for row in vectors.iter_rows():
+            yield Chunk(**row)
+    finally:
+        context.target_max_block_size = block_bytes

@@ -5,16 +5,19 @@ In: files of documents. Out: a folder with ``embeddings/*.parquet``, ``rejected/
 ``_work/`` and does only what is missing there:
 
 plan      find the files, check their columns, cut them into shards
-scan      read and check every row; sort texts and ids into partitions by their hashes
+keys      read and check every row; digests of its id and text, in partitions by their hashes
 ids       find repeated ids, one partition of ids at a time
-assemble  each distinct text once, by length, in chunks of equal work
-embed     tokenizer tasks feed encoder actors, one file of vectors a chunk
-parts     join documents with vectors into the files of the result
+settled   which document owns a text and which repeat it, one partition of texts at a time
+read      the rows again, without those that repeat, cut into chunks and tokenized: tasks ...
+vectors   ... that feed encoder actors, which write a file a chunk
+lent      repeats, with the vectors of those they repeat
+parts     files of the result, of even size
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,6 +37,7 @@ from pipelines.corpus.files import (
 )
 from pipelines.corpus.kept_columns import parquet_schema
 from pipelines.corpus.readers import inspect_files
+from pipelines.embedding.chunks import Groups, ReadSettings, plan_groups
 from pipelines.embedding.encode import (
     ChunkEncoder,
     EncodeSettings,
@@ -43,22 +47,28 @@ from pipelines.embedding.encode import (
     read_adapter_effect,
     tokenize_chunk,
 )
-from pipelines.embedding.estimate import estimate_run, estimate_table
 from pipelines.embedding.keys import (
-    Assembled,
-    AssembleSettings,
+    ENCODE,
     ScanSettings,
-    assemble_corpus,
+    Settled,
+    SettleSettings,
     scan_corpus,
+    settle_corpus,
 )
 from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription, require_as_trained
-from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import default_output, join, remove_folder
+from pipelines.runtime.files import (
+    default_output,
+    exists,
+    join,
+    list_files,
+    remove_files,
+    remove_folder,
+)
 from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, require_unchanged
@@ -142,6 +152,8 @@ class EmbedConfig(CorpusOptions, EncoderConfig):
         return EncoderConfig(**{name: getattr(self, name) for name in names})
 
 
+log = logging.getLogger(__name__)
+
 __all__ = ["MAY_CHANGE", "EmbedConfig", "embed_corpus"]
 
 # About half a minute of a 135 M model on two CPU cores, or of a 1 B model on one GPU: what a kill
@@ -179,23 +191,28 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
         return confirm_complete(config, files, record.previous)
     run = prepare_run(config, files)
     if config.dry_run:
+        from pipelines.embedding.estimate import estimate_run, estimate_table  # torch
+
         estimate = estimate_run(run.files, config.columns, run.description, run.actors)
         seen = describe_corpus(run.files, config.columns, listing.passed_over)
         return JobResult(summary=seen | estimate_table(estimate, run.actors, config.output))
     run.plan.save(run.work)
     scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
-    assembled = assemble_corpus(assemble_settings(run, scanned))
-    rejected = check_rejected(config, scanned, assembled)
-    encode = EncodeSettings(
-        run.work,
-        json.dumps(run.description.to_json()),
-        run.actors,
-        config.float16,
-        config.compile_model,
+    settled = settle_corpus(settle_settings(run, scanned))
+    rejected = check_rejected(config, scanned, settled)
+    results = result_settings(run, scanned)
+    groups = plan_groups(run.files, scanned, settled, run.plan.shard_bytes)
+    chunks, speed = embed_chunks(
+        encode_settings(run, results),
+        read_settings(run, scanned, results, groups),
+        WORKERS,
+        groups,
+        texts=settled.distinct,
+        tokens=expected_tokens(scanned, settled),
+        rejected=rejected,
     )
-    speed = embed_chunks(encode, WORKERS, assembled.chunks, rejected=rejected)
-    written = write_result(result_settings(run, scanned), assembled.chunks)
-    counts = final_counts(scanned, assembled, written)
+    written = write_result(results, groups, chunks, rejected_files(run, scanned))
+    counts = final_counts(scanned, settled, written)
     check_encoded(config, counts)
     effect = read_adapter_effect(run.work)
     replace(run.description, adapter_effect=effect).save(config.output)
@@ -260,10 +277,13 @@ def settle_run(
     description: EncoderDescription,
 ) -> EmbedRun:
     """Check the corpus, and settle the plan or take up an earlier one."""
+    from pipelines.encoder.tokenization import PromptedTokenizer  # transformers
+
     work = join(config.output, WORK_FOLDER)
     earlier = WorkPlan.load(work)
-    size = sum(file.size_bytes for file in files)
-    shard_bytes = earlier.shard_bytes if earlier else max(SHARD_BYTES, size // MOST_SHARDS)
+    if earlier is None and exists(join(work, "plan.json")):
+        start_anew(config.output)
+    shard_bytes = earlier.shard_bytes if earlier else shard_size(files)
     seen = inspect_files(files, config.columns, shard_bytes=shard_bytes, options=config.reading)
     if earlier is not None and earlier.fingerprint != description.fingerprint:
         raise InputError(
@@ -275,6 +295,7 @@ def settle_run(
         count_partitions(seen),
         config.chunk_tokens or (GPU_CHUNK_TOKENS if actors.gpus else CPU_CHUNK_TOKENS),
         shard_bytes,
+        config.float16,
     )
     tokenizer = PromptedTokenizer.load(description)
     scan = ScanSettings(
@@ -285,24 +306,84 @@ def settle_run(
         clip_characters=tokenizer.clip_characters,
         max_tokens=description.max_tokens,
         prompt_tokens=tokenizer.prefix_tokens + tokenizer.suffix_tokens,
+        has_ids=any(config.columns.id_of(f) is not None for f in seen if not f.problem),
     )
     return EmbedRun(config, work, seen, description, actors, plan, scan)
 
 
-def assemble_settings(run: EmbedRun, scanned: ScanResult) -> AssembleSettings:
-    """What the stages ids and assemble are told."""
-    return AssembleSettings(
-        scan=run.scan,
-        flushes=tuple(scanned.flushes),
-        kept_types=scanned.kept_types(),
-        chunk_tokens=scanned.chunk_tokens(run.plan),
+def shard_size(files: Sequence[CorpusFile]) -> int:
+    """Bytes of a shard; doubled for large corpora, so that few nights cut a file anew."""
+    size = SHARD_BYTES
+    while sum(file.size_bytes for file in files) > size * MOST_SHARDS:
+        size *= 2
+    return size
+
+
+def start_anew(output: str) -> None:
+    """Remove the unfinished work of a release that laid it out in another way."""
+    log.warning(
+        "%s holds unfinished work of another release, which this one cannot go on with: it is "
+        "removed, and everything is read and embedded anew",
+        output,
     )
+    for folder in ("embeddings", "rejected"):
+        names = list_files(join(output, folder))
+        mine = [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
+        remove_files([join(output, folder, name) for name in mine])
+    remove_folder(join(output, WORK_FOLDER))
+
+
+def settle_settings(run: EmbedRun, scanned: ScanResult) -> SettleSettings:
+    """What the tasks that look for repeats are told."""
+    flushes = tuple((shard, name) for shard, name in scanned.flushes)
+    return SettleSettings(run.scan, flushes, len(scanned.shards))
+
+
+def read_settings(
+    run: EmbedRun,
+    scanned: ScanResult,
+    results: ResultSettings,
+    groups: Groups,
+    *,
+    usual: int = ENCODE,
+) -> ReadSettings:
+    """What the tasks of the second read are told; ``usual`` as in :class:`ReadSettings`."""
+    return ReadSettings(
+        run.scan,
+        usual,
+        scanned.chunk_tokens(run.plan),
+        scanned.kept_types(),
+        results.kept_types,
+        groups.buckets,
+        results.row_bytes,
+    )
+
+
+def rejected_files(run: EmbedRun, scanned: ScanResult) -> list[str]:
+    """Files of the rows that the first read rejected."""
+    place = run.scan.keys_place()
+    return [join(*place, f"{flush}.rejected") for _, flush in scanned.flushes]
+
+
+def encode_settings(run: EmbedRun, results: ResultSettings) -> EncodeSettings:
+    """What the encoder actors are told."""
+    description = json.dumps(run.description.to_json())
+    return EncodeSettings(results, description, run.actors, run.config.compile_model)
+
+
+def expected_tokens(scanned: ScanResult, settled: Settled) -> int:
+    """About how many tokens the texts hold that are to be encoded."""
+    return scanned.tokens * settled.distinct // max(1, scanned.accepted)
 
 
 def result_settings(run: EmbedRun, scanned: ScanResult) -> ResultSettings:
     """What the last stage is told."""
     schema, config = run.scan.kept_schema, run.config
-    kept = dict(zip(schema.names, schema.types, strict=True)) if schema else scanned.kept_types()
+    kept = (
+        scanned.kept_types()
+        if schema is None
+        else dict(zip(schema.names, schema.types, strict=True))
+    )
     return ResultSettings(
         work=run.work,
         output=config.output,
@@ -315,13 +396,13 @@ def result_settings(run: EmbedRun, scanned: ScanResult) -> ResultSettings:
     )
 
 
-def check_rejected(config: EmbedConfig, scanned: ScanResult, assembled: Assembled) -> int:
+def check_rejected(config: EmbedConfig, scanned: ScanResult, settled: Settled) -> int:
     """Number of rejected documents; an :class:`InputError`, with the top reasons, if too many."""
     documents = scanned.documents
-    rejected = documents - assembled.distinct - assembled.duplicates
+    rejected = documents - settled.distinct - settled.duplicates
     if rejected > config.max_rejected_fraction * documents:
         reasons = Counter(scanned.reasons)
-        reasons["duplicate id"] += assembled.repeated_ids
+        reasons["duplicate id"] += settled.repeated_ids
         reasons["unreadable file"] += len(scanned.problems)
         top = ", ".join(f"{why} ({count:,})" for why, count in reasons.most_common(3) if count)
         raise InputError(
@@ -332,15 +413,15 @@ def check_rejected(config: EmbedConfig, scanned: ScanResult, assembled: Assemble
 
 
 def final_counts(
-    scanned: ScanResult, assembled: Assembled, written: Mapping[str, int]
+    scanned: ScanResult, settled: Settled, written: Mapping[str, int]
 ) -> dict[str, int]:
     """Counts that add up: documents = embedded + rejected + duplicates."""
     counts = {
         "documents": scanned.documents,
-        "embedded": assembled.distinct - written["failed_texts"],
+        "embedded": settled.distinct - written["failed_texts"],
         "rejected": written["rejected"],
         # of a failed text every document is rejected, and none of them is a duplicate any more
-        "duplicates": assembled.duplicates + written["failed_texts"] - written["failed_rows"],
+        "duplicates": settled.duplicates + written["failed_texts"] - written["failed_rows"],
         "tokens": written["tokens"],
     }
     if counts["documents"] != counts["embedded"] + counts["rejected"] + counts["duplicates"]:

@@ -1,9 +1,11 @@
-"""Repeated ids and repeated texts, found without any process seeing all of them.
+"""Repeated ids and repeated texts, found by their digests: no process sees all of them.
 
-:func:`find_repeated_ids` works on one partition of ids: of several documents with one id the
-first in corpus order stays. :func:`assemble_partition` works on one partition of texts: it leaves
-out those documents, keeps every distinct text once, orders them by length and cuts them into
-chunks of about equal work. Out: ``texts/`` and ``documents/`` with a segment a chunk.
+Every shard is read once, and of each document a few dozen bytes are kept, in partitions by hash:
+digests of id and text, and where it is. :func:`find_repeated_ids` works on one partition of ids:
+of several documents with one id the first in corpus order stays. :func:`settle_partition` works
+on one partition of texts: it names which document owns a text, and which repeat it. Out:
+``settled/`` with a segment a shard, which says what becomes of those documents of the shard that
+are not simply encoded.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ import functools
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus.documents import EXCERPT_CHARACTERS, Checker, rejected_table
+from pipelines.corpus.documents import Checker, rejected_table
 from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem, listing_of
-from pipelines.corpus.kept_columns import json_to_values
 from pipelines.corpus.readers import RowBatch, read_shard
 from pipelines.embedding.plan import ScanResult, check_same_corpus, combine_receipts
 from pipelines.runtime.errors import InputError
@@ -30,13 +32,34 @@ from pipelines.runtime.segments import read_segment, table_to_bytes, write_segme
 from pipelines.runtime.units import Receipt, run_stage
 
 FLUSH_BYTES = 64 << 20
+DIGEST_BYTES = 16
 _REASONS_KEPT = 100
 _CHARACTERS_PER_TOKEN = 4
+
+# What becomes of a document.
+ENCODE = 0
+"""Its text is encoded here."""
+REPEAT = 1
+"""It takes the vector of the document that owns its text."""
+KNOWN = 2
+"""It takes a vector that was computed before this run."""
+REJECT = 3
+"""Another document has its id."""
+RETOUCH = 4
+"""Only its kept columns are written."""
+LEAVE_OUT = 5
+"""Nothing of it is written."""
 
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """What every scan task has to know beside its shard."""
+    """What every reading task has to know beside its shard.
+
+    ``digest_kept`` digests the kept columns of checked documents, one digest a document, where a
+    later comparison wants that; the digests of ids are then kept beside those of the texts too.
+    ``has_ids`` says that some files may have ids of their own. ``keys`` is where keys are kept,
+    a folder and a name in it: by default ``keys/`` below the work folder.
+    """
 
     work: str
     columns: Columns
@@ -46,6 +69,21 @@ class ScanSettings:
     max_tokens: int
     prompt_tokens: int
     flush_bytes: int = FLUSH_BYTES
+    has_ids: bool = True
+    keys: tuple[str, str] | None = None
+    digest_kept: Callable[[pa.Table], pa.Array] | None = None
+
+    def path(self, *parts: str) -> str:
+        """A path below the work folder."""
+        return join(self.work, *parts)
+
+    def keys_place(self) -> tuple[str, str]:
+        """Folder and name of where the keys are."""
+        return self.keys or (self.work, "keys")
+
+    def checker(self) -> Checker:
+        """Checks the rows of one shard."""
+        return Checker(self.columns.keep, self.kept_schema, self.clip_characters)
 
 
 def scan_corpus(
@@ -61,11 +99,11 @@ def scan_corpus(
     if earlier is not None:
         check_same_corpus(earlier.listing, listing_of(files))
         return earlier
-    make_folder(join(settings.work, "rejected"))
+    make_folder(settings.path("rejected"))
     shards = {shard.name: shard for file in files for shard in file.shards()}
     units = {name: shard.to_unit() for name, shard in shards.items()}
     function = functools.partial(scan_shard, settings)
-    scanned = combine_receipts(files, shards, run_stage(settings.work, "scan", units, function))
+    scanned = combine_receipts(files, shards, run_stage(*settings.keys_place(), units, function))
     problems = scanned.problems
     if problems and not skip_unreadable:
         path, problem = next(iter(problems.items()))
@@ -78,38 +116,55 @@ def scan_corpus(
         raise InputError(f"there is no document in {files[0].path} or any other file")
     if problems:
         rows = [(None, f"unreadable file: {why}", path) for path, why in problems.items()]
-        path = join(settings.work, "rejected", "files.arrow")
-        write_bytes(path, table_to_bytes(rejected_table(rows)))
+        write_bytes(settings.path("rejected", "files.arrow"), table_to_bytes(rejected_table(rows)))
     scanned.save(settings.work)
     return scanned
 
 
+def check_shard(
+    settings: ScanSettings, shard: Shard, checker: Checker, problems: list[str]
+) -> Iterator[tuple[RowBatch, pa.Table, pa.Table]]:
+    """Batches of a shard with their accepted documents and rejected rows.
+
+    It ends where the file cannot be read any further; why, is added to ``problems``.
+    """
+    try:
+        for batch in read_shard(shard, settings.columns):
+            yield batch, *checker.check(batch)
+    except (OSError, pa.ArrowException) as error:
+        check_store(shard.file.path, error)
+        problems.append(describe_problem(error))
+
+
 @dataclass
 class _Pending:
-    accepted: list[pa.Table] = field(default_factory=list)
+    texts: list[pa.Table] = field(default_factory=list)
+    ids: list[pa.Table] = field(default_factory=list)
     rejected: list[pa.Table] = field(default_factory=list)
     size_bytes: int = 0
 
 
-def scan_shard(settings: ScanSettings, name: str, unit: dict) -> Receipt:
-    """Read one shard; the receipt says what was found and what could not be read."""
+def scan_shard(settings: ScanSettings, name: str, unit: Mapping[str, Any]) -> Receipt:
+    """Read one shard; the receipt says what it holds and what could not be read."""
     shard = Shard.from_unit(unit)
-    checker = Checker(settings.columns.keep, settings.kept_schema, settings.clip_characters)
+    checker = settings.checker()
     problems: list[str] = []
     pending = _Pending()
-    flushes = tokens = accepted = 0
-    for batch in _until_unreadable(read_shard(shard, settings.columns), shard, problems):
-        documents, rejected = checker.check(batch)
-        pending.accepted.append(documents)
+    flushes = tokens = accepted = checksum = 0
+    for _, documents, rejected in check_shard(settings, shard, checker, problems):
+        texts, ids = _keys_of(settings, documents)
+        pending.texts.append(texts)
+        pending.ids.append(ids)
         pending.rejected.append(rejected)
-        pending.size_bytes += documents.nbytes + rejected.nbytes
+        pending.size_bytes += texts.nbytes + ids.nbytes + rejected.nbytes
         accepted += len(documents)
         tokens += int(estimate_tokens(documents["text"], settings).sum())
+        checksum = add_to_checksum(checksum, documents)
         if pending.size_bytes >= settings.flush_bytes:
             _flush(settings, f"{name}-{flushes:04d}", pending)
             pending = _Pending()
             flushes += 1
-    if pending.accepted:
+    if pending.texts:
         _flush(settings, f"{name}-{flushes:04d}", pending)
         flushes += 1
     return {
@@ -120,6 +175,7 @@ def scan_shard(settings: ScanSettings, name: str, unit: dict) -> Receipt:
         "reasons": dict(checker.reasons.most_common(_REASONS_KEPT)),
         "flushes": flushes,
         "tokens": tokens,
+        "checksum": checksum,
         "id_kinds": sorted(checker.id_kinds),
         "kept_kinds": {name: sorted(kinds) for name, kinds in checker.kept_kinds.items()},
     }
@@ -132,13 +188,45 @@ def estimate_tokens(texts: pa.ChunkedArray, settings: ScanSettings) -> np.ndarra
     return body.astype(np.int64) + settings.prompt_tokens
 
 
-def digest_matrix(column: pa.ChunkedArray) -> np.ndarray:
+def add_to_checksum(checksum: int, documents: pa.Table) -> int:
+    """A sum modulo 2^63 over texts and their rows: two reads of one shard must agree in it."""
+    if not len(documents):
+        return checksum
+    leading = np.ascontiguousarray(digest_matrix(documents["text_sha256"])[:, :8]).view("<u8")
+    rows = documents["row"].to_numpy().astype(np.uint64) * np.uint64(2) + np.uint64(1)
+    total = int((leading.reshape(-1) * rows).sum(dtype=np.uint64))
+    return (checksum + total) % (1 << 63)
+
+
+def digest_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """uint8 (n, width): a fixed-size binary column without nulls."""
-    array = column.combine_chunks()
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
     width = array.type.byte_width
     data = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
     return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+
+
+def digest_column(digests: np.ndarray) -> pa.Array:
+    """The first bytes of digests, uint8 (n, width >= 16), as a column of 16 bytes each."""
+    data = np.ascontiguousarray(digests[:, :DIGEST_BYTES])
+    return pa.Array.from_buffers(
+        pa.binary(DIGEST_BYTES), len(data), [None, pa.py_buffer(data.tobytes())]
+    )
+
+
+def digest_ids(ids: Sequence[str]) -> pa.Array:
+    """A digest of each id."""
+    found = (hashlib.blake2b(row_id.encode(), digest_size=DIGEST_BYTES).digest() for row_id in ids)
+    return pa.array(found, pa.binary(DIGEST_BYTES))
+
+
+def fill_ids(documents: pa.Table) -> pa.Array:
+    """Ids as strings; where a document has none, its text's hash."""
+    if not documents["id"].null_count:
+        return documents["id"].combine_chunks()
+    hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]
+    return pc.coalesce(documents["id"].combine_chunks(), pa.array(hashes, pa.large_string()))
 
 
 def split_by(table: pa.Table, partition: np.ndarray, partitions: int) -> list[pa.Table]:
@@ -149,326 +237,247 @@ def split_by(table: pa.Table, partition: np.ndarray, partitions: int) -> list[pa
     return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
 
 
-def _until_unreadable(
-    batches: Iterator[RowBatch], shard: Shard, problems: list[str]
-) -> Iterator[RowBatch]:
-    """The batches up to where the file cannot be read; why, is added to ``problems``."""
-    try:
-        yield from batches
-    except (OSError, pa.ArrowException) as error:
-        check_store(shard.file.path, error)
-        problems.append(describe_problem(error))
-
-
-def _flush(settings: ScanSettings, name: str, pending: _Pending) -> None:
-    documents = pa.concat_tables(pending.accepted).combine_chunks()
-    rejected = pa.concat_tables(pending.rejected)
-    digests = digest_matrix(documents["text_sha256"])
-    partition = partition_of(digests, settings.partitions)
-    stem = join(settings.work, "scan", name)
-    write_segments(f"{stem}.texts", split_by(documents, partition, settings.partitions))
-    keys = _id_keys(documents, partition)
-    id_partition = partition_of(digest_matrix(keys["digest"]), settings.partitions)
-    write_segments(f"{stem}.ids", split_by(keys, id_partition, settings.partitions))
-    if len(rejected):
-        path = join(settings.work, "rejected", f"scan-{name}.arrow")
-        write_bytes(path, table_to_bytes(rejected), create_folder=False)
-
-
-def _id_keys(documents: pa.Table, partition: np.ndarray) -> pa.Table:
-    """Digest of every id that is the corpus's own, and where its document is."""
-    own = np.flatnonzero(documents["id"].is_valid().to_numpy())
-    digests = [
-        hashlib.blake2b(row_id.encode(), digest_size=16).digest()
-        for row_id in documents["id"].take(own).to_pylist()
-    ]
-    return pa.table(
-        {
-            "digest": pa.array(digests, pa.binary(16)),
-            "partition": partition[own].astype(np.int32),
-            "row": documents["row"].take(own),
-        }
-    )
-
-
 def partition_of(digests: np.ndarray, partitions: int) -> np.ndarray:
     """int64 (n,): the partition that each digest, uint8 (n, width), belongs to."""
     leading = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
     return (leading % np.uint64(partitions)).astype(np.int64)
 
 
-CHUNK_BYTES = 64 << 20
+def _keys_of(settings: ScanSettings, documents: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Keys of documents by text, and by id where ids can repeat."""
+    digests = digest_matrix(documents["text_sha256"])
+    own = documents["id"].is_valid().combine_chunks()
+    texts = {"text": digest_column(digests), "row": documents["row"], "own": own}
+    wants_ids = settings.has_ids or settings.digest_kept is not None
+    ids = digest_ids(fill_ids(documents).to_pylist() if wants_ids else [])
+    if settings.digest_kept is not None:
+        texts |= {"id": ids, "kept": settings.digest_kept(documents)}
+    count = len(documents) if settings.has_ids else 0
+    keys = {
+        "digest": ids.slice(0, count),
+        "partition": partition_of(digests, settings.partitions)[:count].astype(np.int32),
+        "row": documents["row"].slice(0, count),
+        "own": own.slice(0, count),
+    }
+    return pa.table(texts), pa.table(keys)
+
+
+def _flush(settings: ScanSettings, name: str, pending: _Pending) -> None:
+    for kind, column, tables in (("texts", "text", pending.texts), ("ids", "digest", pending.ids)):
+        keys = pa.concat_tables(tables).combine_chunks()
+        partition = partition_of(digest_matrix(keys[column]), settings.partitions)
+        path = join(*settings.keys_place(), f"{name}.{kind}")
+        write_segments(path, split_by(keys, partition, settings.partitions))
+    rejected = pa.concat_tables(pending.rejected)
+    path = join(*settings.keys_place(), f"{name}.rejected")
+    write_bytes(path, table_to_bytes(rejected), create_folder=False)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What of a partition is to be written: ``documents``, None for nothing.
+    """What of a partition is to be written.
 
-    ``known`` says of which texts there are vectors: ``text_sha256``, each once, and whatever
-    columns tell where. Such texts get chunks of their own, which hold those columns instead of
-    texts. ``counts`` goes into the receipt.
+    ``fates`` is int8 (n,): for each document :data:`ENCODE`, :data:`KNOWN`, :data:`RETOUCH` or
+    :data:`LEAVE_OUT`. ``counts`` goes into the receipt.
     """
 
-    documents: pa.Table | None
-    known: pa.Table | None = None
+    fates: np.ndarray
     counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class AssembleSettings:
-    """What the tasks of both stages have to know beside their partition.
+class SettleSettings:
+    """What the tasks that look for repeats have to know beside their partition.
 
-    ``flushes`` names the files that the scan wrote, in corpus order. ``kept_types`` are the
-    settled types of kept columns that came as JSON text. ``select(name, number, documents)``
-    chooses among a partition's documents; without it all are written.
+    ``flushes`` names the files of keys in corpus order, each with its shard's number.
+    ``select(name, number, keys)`` chooses among the documents of a partition (see
+    :class:`Selected`); without it all are encoded.
     """
 
     scan: ScanSettings
-    flushes: tuple[str, ...]
-    kept_types: dict[str, pa.DataType]
-    chunk_tokens: int
+    flushes: tuple[tuple[int, str], ...]
+    shards: int
     select: Callable[[str, int, pa.Table | None], Selected] | None = None
 
-    def path(self, *parts: str) -> str:
-        """A path below the work folder."""
-        return join(self.scan.work, *parts)
+    @property
+    def usual(self) -> int:
+        """What becomes of a document that ``settled/`` does not name."""
+        return ENCODE if self.select is None else LEAVE_OUT
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A run of distinct texts that is encoded as one unit of work, and their documents."""
+class Settled:
+    """How the documents of a corpus divide.
 
-    name: str
-    partition: str
-    number: int
-    texts: int
-    documents: int
-    tokens: int
-    """Estimated, prompts included."""
-    documents_bytes: int
-    known: bool = False
-    """Whether its vectors are to be copied, not computed."""
+    ``distinct`` texts are encoded and ``known`` ones have a vector already; ``duplicates`` are the
+    documents beyond one a text. ``busy`` are the numbers of the shards of which something is to be
+    written, None for all.
+    """
 
-
-@dataclass(frozen=True)
-class Assembled:
-    """All chunks, and how the documents of the scan divide."""
-
-    chunks: tuple[Chunk, ...]
     distinct: int
+    known: int
     duplicates: int
+    left_out: int
+    """Duplicates that get no row, since their text's hash is their id."""
     repeated_ids: int
     selected: dict[str, int]
     """Sums of what ``select`` counted."""
+    busy: frozenset[int] | None = None
 
 
-def assemble_corpus(settings: AssembleSettings) -> Assembled:
-    """Find repeated ids and texts in all partitions and cut the distinct texts into chunks."""
-    for folder in ("texts", "documents"):
-        make_folder(settings.path(folder))
+def settle_corpus(settings: SettleSettings) -> Settled:
+    """Find repeated ids and texts in all partitions."""
     work = settings.scan.work
     units = {f"{number:05d}": number for number in range(settings.scan.partitions)}
-    run_stage(work, "ids", units, functools.partial(find_repeated_ids, settings))
-    function = functools.partial(assemble_partition, settings)
-    receipts = run_stage(work, "assemble", units, function)
-    chunks = (
-        Chunk(f"{partition}-{number:05d}", partition, number, *sizes)
-        for partition, receipt in receipts.items()
-        for number, sizes in enumerate(receipt["chunks"])
-    )
-    distinct, duplicates, repeated_ids = (
-        sum(receipt[name] for receipt in receipts.values())
-        for name in ("distinct", "duplicates", "repeated_ids")
-    )
+    function = functools.partial(settle_partition, settings)
+    if len(units) > 1:
+        run_stage(work, "ids", units, functools.partial(find_repeated_ids, settings))
+    else:  # one task after the other: a stage less to start
+        make_folder(join(work, "ids"))
+        function = functools.partial(settle_whole, settings)
+    receipts = run_stage(work, "settled", units, function).values()
+    names = ("distinct", "known", "duplicates", "left_out", "repeated_ids")
+    totals = {name: sum(receipt[name] for receipt in receipts) for name in names}
     selected: Counter[str] = Counter()
-    for receipt in receipts.values():
+    for receipt in receipts:
         selected.update(receipt["selected"])
-    return Assembled(tuple(chunks), distinct, duplicates, repeated_ids, dict(selected))
+    busy = None
+    if settings.select is not None:
+        busy = frozenset(number for receipt in receipts for number in receipt["busy"])
+    return Settled(**totals, selected=dict(selected), busy=busy)
 
 
-def find_repeated_ids(settings: AssembleSettings, name: str, unit: int) -> Receipt:
+def find_repeated_ids(settings: SettleSettings, name: str, unit: int) -> Receipt:
     """Write which documents of one partition of ids come second, by partition of texts."""
     partitions = settings.scan.partitions
     keys = _read_all(settings, "ids", unit)
-    losers = [pa.table({"flush": pa.array([], pa.int32()), "row": pa.array([], pa.int64())})]
+    losers = pa.table({"shard": pa.array([], pa.int32()), "row": pa.array([], pa.int64())})
     partition = np.empty(0, dtype=np.int64)
     if keys is not None:
-        halves = np.ascontiguousarray(digest_matrix(keys["digest"])).view("<u8")
-        order = np.lexsort((np.arange(len(keys)), halves[:, 1], halves[:, 0]))
-        same = np.all(halves[order][1:] == halves[order][:-1], axis=1)
-        second = np.sort(order[1:][same])
-        losers = [keys.select(["flush", "row"]).take(second)]
+        order, starts = _group(keys["digest"])
+        own = keys["own"].to_numpy()
+        # texts that are their own ids repeat as texts do
+        loses = (order != starts) & (own[order] | own[starts])
+        second = np.sort(order[loses])
+        losers = keys.select(["shard", "row"]).take(pa.array(second))
         partition = keys["partition"].to_numpy()[second].astype(np.int64)
-    table = pa.concat_tables(losers)
-    write_segments(settings.path("ids", f"{name}.repeats"), split_by(table, partition, partitions))
-    return {"repeats": len(table)}
+    path = settings.scan.path("ids", f"{name}.repeats")
+    write_segments(path, split_by(losers, partition, partitions))
+    return {"repeats": len(losers)}
 
 
-def assemble_partition(settings: AssembleSettings, name: str, unit: int) -> Receipt:
-    """Write texts and documents of one partition; the receipt lists its chunks."""
-    documents = _read_all(settings, "texts", unit)
-    chunks: list[list[int | bool]] = []
-    repeated = distinct = left = 0
-    text_parts: list[pa.Table] = []
-    document_parts: list[pa.Table] = []
-    if documents is not None:
-        total = len(documents)
-        documents = _without_repeated_ids(settings, name, unit, documents)
-        repeated = total - len(documents)
-    selected = Selected(documents)
+def settle_whole(settings: SettleSettings, name: str, unit: int) -> Receipt:
+    """Both steps, where there is but one partition."""
+    find_repeated_ids(settings, name, unit)
+    return settle_partition(settings, name, unit)
+
+
+def settle_partition(settings: SettleSettings, name: str, unit: int) -> Receipt:
+    """Write what becomes of the documents of one partition of texts, by shard."""
+    keys = _read_all(settings, "texts", unit)
+    receipt: Receipt = dict.fromkeys(
+        ("distinct", "known", "duplicates", "left_out", "repeated_ids"), 0
+    )
+    told: list[pa.Table] = []
+    counts: dict[str, int] = {}
+    if keys is not None:
+        losing = _losing(settings, unit, keys)
+        told.append(_fates(keys.filter(pa.array(losing)), REJECT))
+        receipt["repeated_ids"] = int(losing.sum())
+        keys = keys.filter(pa.array(~losing)).combine_chunks()
+    fates = np.full(0 if keys is None else len(keys), ENCODE, dtype=np.int8)
     if settings.select is not None:
-        selected = settings.select(name, unit, documents)
-    if selected.documents is not None:
-        documents = selected.documents
-        texts, position, unknown = _distinct_texts(documents, selected.known)
-        distinct, left = len(texts), len(documents)
-        chunk = _cut_chunks(settings, texts, unknown)
-        count = int(chunk[-1]) + 1 if distinct else 0
-        text_parts = split_by(texts, chunk, count)
-        document_parts = _place_documents(settings, documents, position, chunk, count)
-        tokens = np.bincount(chunk, estimate_tokens(texts["text"], settings.scan), count)
-        is_known = np.arange(count) >= (chunk[unknown] if unknown < distinct else count)
-        chunks = [
-            [len(t), len(d), int(n), d.nbytes, bool(k)]
-            for t, d, n, k in zip(text_parts, document_parts, tokens, is_known, strict=True)
-        ]
-        text_parts = [
-            _without_texts(part, selected.known) if known else part.select(["text_sha256", "text"])
-            for part, known in zip(text_parts, is_known, strict=True)
-        ]
-    write_segments(settings.path("texts", f"{name}.texts"), text_parts)
-    write_segments(settings.path("documents", f"{name}.documents"), document_parts)
-    return {
-        "chunks": chunks,
-        "repeated_ids": repeated,
-        "distinct": distinct,
-        "duplicates": left - distinct,
-        "selected": selected.counts,
+        selected = settings.select(name, unit, keys)
+        fates, counts = selected.fates, selected.counts
+    if keys is not None and len(keys):
+        owners, found = _name_owners(keys, fates)
+        receipt |= found
+        table = _fates(keys, fates, owners)
+        told.append(table.filter(pa.array(fates != settings.usual)))
+    table = pa.concat_tables([_fates(None, 0), *told]).sort_by(
+        [("shard", "ascending"), ("row", "ascending")]
+    )
+    shard = table["shard"].to_numpy().astype(np.int64)
+    path = settings.scan.path("settled", f"{name}.fates")
+    write_segments(path, split_by(table.drop_columns("shard"), shard, settings.shards))
+    busy = shard[table["fate"].to_numpy() != LEAVE_OUT]
+    return receipt | {"selected": counts, "busy": np.unique(busy).tolist()}
+
+
+def _name_owners(keys: pa.Table, fates: np.ndarray) -> tuple[np.ndarray, Receipt]:
+    """The shard of each document's owner, int32 (n,); sets in ``fates`` which documents repeat.
+
+    Where the id is the text's hash, only a text's first document is left.
+    """
+    owners = np.full(len(keys), -1, dtype=np.int32)
+    rows = np.flatnonzero((fates == ENCODE) | (fates == KNOWN))
+    order, starts = _group(keys["text"].take(pa.array(rows)))
+    order, starts = rows[order], rows[starts]
+    own, is_first = keys["own"].to_numpy(), order == starts
+    hashed = np.flatnonzero(~own[order])
+    again = hashed[1:][starts[hashed[1:]] == starts[hashed[:-1]]]  # second ones without an id
+    left_out = order[again]
+    known = fates[order] == KNOWN
+    repeats = order[~is_first & ~known]
+    owners[repeats] = keys["shard"].to_numpy()[starts[~is_first & ~known]]
+    fates[repeats] = REPEAT
+    fates[left_out] = LEAVE_OUT
+    return owners, {
+        "distinct": int((is_first & ~known).sum()),
+        "known": int((is_first & known).sum()),
+        "duplicates": int((~is_first).sum()),
+        "left_out": len(left_out),
     }
 
 
-def _read_all(settings: AssembleSettings, kind: str, index: int) -> pa.Table | None:
-    """One partition of every file of the scan, in corpus order, with the file's number."""
-    paths = [settings.path("scan", f"{flush}.{kind}") for flush in settings.flushes]
+def _group(digests: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ordered by digest, equal ones by row; and for each the first row of its digest."""
+    halves = np.ascontiguousarray(digest_matrix(digests)).view("<u8")
+    order = np.lexsort((np.arange(len(halves)), halves[:, 1], halves[:, 0]))
+    ordered = halves[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
+    places = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    return order, order[places]
+
+
+def _fates(keys: pa.Table | None, fate: Any, owners: np.ndarray | None = None) -> pa.Table:
+    """Where documents are, what becomes of them, and the shard of their text's owner or -1."""
+    count = 0 if keys is None else len(keys)
+    none = np.full(count, -1, dtype=np.int32)
+    columns = {
+        "shard": pa.array([], pa.int32()) if keys is None else keys["shard"],
+        "row": pa.array([], pa.int64()) if keys is None else keys["row"],
+        "fate": np.broadcast_to(np.asarray(fate, dtype=np.int8), count).copy(),
+        "owner": none if owners is None else owners,
+    }
+    return pa.table(columns)
+
+
+def _read_all(settings: SettleSettings, kind: str, index: int) -> pa.Table | None:
+    """One partition of every file of keys, in corpus order, with the shard's number."""
+    paths = [join(*settings.scan.keys_place(), f"{flush}.{kind}") for _, flush in settings.flushes]
     tables = in_threads(lambda path: read_segment(path, index), paths)
     found = [
-        table.append_column("flush", pa.array(np.full(len(table), number, dtype=np.int32)))
-        for number, table in enumerate(tables)
+        table.append_column("shard", pa.array(np.full(len(table), shard, dtype=np.int32)))
+        for (shard, _), table in zip(settings.flushes, tables, strict=True)
         if table is not None
     ]
     return pa.concat_tables(found).combine_chunks() if found else None
 
 
-def _without_repeated_ids(
-    settings: AssembleSettings, name: str, index: int, documents: pa.Table
-) -> pa.Table:
-    """The documents whose id is theirs; the others are written to ``rejected/``."""
+def _losing(settings: SettleSettings, index: int, keys: pa.Table) -> np.ndarray:
+    """bool (n,): which documents of a partition of texts have an id that is another's."""
     partitions = range(settings.scan.partitions)
-    paths = [settings.path("ids", f"{number:05d}.repeats") for number in partitions]
-    found = [t for t in in_threads(lambda path: read_segment(path, index), paths) if t is not None]
-    if not found:
-        return documents
-    losers = pa.concat_tables(found)
-    losing = _places(documents, losers)
-    rejected = documents.take(losing)
-    rows = [
-        (row_id, "duplicate id", text[:EXCERPT_CHARACTERS])
-        for row_id, text in zip(
-            rejected["id"].to_pylist(), rejected["text"].to_pylist(), strict=True
-        )
-    ]
-    path = settings.path("rejected", f"ids-{name}.arrow")
-    write_bytes(path, table_to_bytes(rejected_table(rows)), create_folder=False)
-    return documents.take(np.setdiff1d(np.arange(len(documents)), losing))
-
-
-def _places(documents: pa.Table, losers: pa.Table) -> np.ndarray:
-    """int64 (m,): indices of those documents that ``losers`` names by file and row."""
-    pair = np.dtype([("flush", "<i8"), ("row", "<i8")])
+    paths = [settings.scan.path("ids", f"{number:05d}.repeats") for number in partitions]
+    tables = [t for t in in_threads(lambda path: read_segment(path, index), paths) if t]
+    if not tables:
+        return np.zeros(len(keys), dtype=bool)
+    pair = np.dtype([("shard", "<i8"), ("row", "<i8")])
 
     def pairs(table: pa.Table) -> np.ndarray:
         both = np.empty(len(table), dtype=pair)
-        both["flush"], both["row"] = table["flush"].to_numpy(), table["row"].to_numpy()
+        both["shard"], both["row"] = table["shard"].to_numpy(), table["row"].to_numpy()
         return both
 
-    return np.flatnonzero(np.isin(pairs(documents), pairs(losers)))
-
-
-def _distinct_texts(
-    documents: pa.Table, known: pa.Table | None
-) -> tuple[pa.Table, np.ndarray, int]:
-    """Every distinct text once, for each document the row of its text, and how many are unknown.
-
-    Texts whose vectors are not known come first, each kind shortest first; ``known`` is the row
-    of ``known`` that tells of a text's vector.
-    """
-    encoded = pc.dictionary_encode(documents["text_sha256"].combine_chunks())
-    group = encoded.indices.to_numpy().astype(np.int64)
-    _, first = np.unique(group, return_index=True)
-    texts = documents.select(["text_sha256", "text"]).take(first)
-    where = np.full(len(texts), -1, dtype=np.int64)
-    if known is not None:
-        found = pc.index_in(texts["text_sha256"], value_set=known["text_sha256"])
-        where = pc.fill_null(found, -1).to_numpy().astype(np.int64)
-    order = np.lexsort((pc.utf8_length(texts["text"]).to_numpy(), where >= 0))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    texts = texts.append_column("known", pa.array(where)).take(order)
-    return texts, rank[group], int((where < 0).sum())
-
-
-def _without_texts(texts: pa.Table, known: pa.Table) -> pa.Table:
-    return known.take(texts["known"])
-
-
-def _cut_chunks(settings: AssembleSettings, texts: pa.Table, unknown: int) -> np.ndarray:
-    """int64 (n,): the chunk of each text; equal in estimated tokens, bounded in bytes.
-
-    The first ``unknown`` texts share no chunk with the others.
-    """
-    tokens = estimate_tokens(texts["text"], settings.scan)
-    size = pc.binary_length(texts["text"]).to_numpy()
-    share = np.maximum(tokens / settings.chunk_tokens, size / CHUNK_BYTES)
-    wanted = np.floor(np.cumsum(share) - share).astype(np.int64)
-    wanted[unknown:] += 1
-    return np.unique(wanted, return_inverse=True)[1].astype(np.int64)
-
-
-def _place_documents(
-    settings: AssembleSettings,
-    documents: pa.Table,
-    position: np.ndarray,
-    chunk: np.ndarray,
-    count: int,
-) -> list[pa.Table]:
-    """Documents by chunk, each with the row of its text in the chunk.
-
-    Where the id is the text's hash, only a text's first document is left.
-    """
-    own_id = documents["id"].is_valid().to_numpy()
-    first_of_text = np.zeros(len(documents), dtype=bool)
-    hashed = np.flatnonzero(~own_id)
-    first_of_text[hashed[np.unique(position[hashed], return_index=True)[1]]] = True
-    left = np.flatnonzero(own_id | first_of_text)
-    left = left[np.argsort(position[left], kind="stable")]
-    documents, position = documents.take(left), position[left]
-    starts = np.searchsorted(chunk, np.arange(count))
-    place = position - starts[chunk[position]]
-    columns = {
-        "id": fill_ids(documents),
-        "text_sha256": documents["text_sha256"],
-        "place": place.astype(np.int32),
-    }
-    for name in settings.scan.columns.keep:
-        column = documents[f"kept.{name}"]
-        target = settings.kept_types.get(name)
-        columns[f"kept.{name}"] = column if target is None else json_to_values(column, target)
-    return split_by(pa.table(columns), chunk[position], count)
-
-
-def fill_ids(documents: pa.Table) -> pa.Array:
-    """Ids as strings; where a document has none, its text's hash."""
-    if not documents["id"].null_count:
-        return documents["id"].combine_chunks()
-    hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]
-    return pc.coalesce(documents["id"].combine_chunks(), pa.array(hashes, pa.large_string()))
+    return np.isin(pairs(keys), pairs(pa.concat_tables(tables)))

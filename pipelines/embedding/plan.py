@@ -1,8 +1,8 @@
 """What an unfinished run has settled, so that the same command goes on instead of starting over.
 
 ``_work/plan.json`` is written before the first unit of work, ``_work/scanned.json`` once every
-shard has been read. Until then a file of the corpus may still change: what is new is read. After
-that the corpus is settled, and another one is refused.
+shard has been read for its keys. Until then a file of the corpus may still change: what is new is
+read. After that the corpus is settled, and another one is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ WORK_FOLDER = "_work"
 PARTITION_BYTES = 64 << 20
 MOST_PARTITIONS = 1024
 MOST_CHUNKS = 20_000
-_ROW_OVERHEAD_BYTES = 128  # hash, id, position: what short texts weigh beside themselves
+LAYOUT = 2
+"""Of the files below ``_work/``; work that another layout was begun with is not gone on with."""
+_KEY_BYTES = 60  # digests of id and text, and where the document is
+_SHORTEST_DOCUMENT_BYTES = 20  # a guess for formats whose rows only reading can count
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,17 @@ class WorkPlan:
     partitions: int
     chunk_tokens: int
     shard_bytes: int
+    float16: bool = False
+    layout: int = LAYOUT
 
     @classmethod
     def load(cls, work: str) -> WorkPlan | None:
-        """The plan of an earlier run in this folder, or None."""
+        """The plan of an earlier run in this folder; None without one, or of another layout."""
         try:
-            return cls(**json.loads(read_bytes(join(work, "plan.json"))))
+            found = json.loads(read_bytes(join(work, "plan.json")))
         except FileNotFoundError:
             return None
+        return cls(**found) if found.get("layout") == LAYOUT else None
 
     def save(self, work: str) -> None:
         """Write ``plan.json``."""
@@ -52,17 +58,19 @@ class WorkPlan:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """Settled once everything is read: what the scan's receipts say together.
+    """Settled once everything is read: what the receipts of all shards say together.
 
     ``listing`` is the corpus that was read: path, size and time of change of every file.
-    ``flushes`` names the scan's files in corpus order.
+    ``flushes`` names the files of keys in corpus order, each with the number of its shard.
+    ``shards`` has of every shard the rows, the estimated tokens and a checksum of the texts.
     """
 
     listing: list[list[Any]]
     rows: int = 0
     accepted: int = 0
     tokens: int = 0
-    flushes: list[str] = field(default_factory=list)
+    flushes: list[list[Any]] = field(default_factory=list)
+    shards: list[list[int]] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     id_kinds: list[str] = field(default_factory=list)
@@ -119,7 +127,12 @@ def combine_receipts(
         rows=sum(r["rows"] for r in receipts.values()),
         accepted=sum(r["accepted"] for r in receipts.values()),
         tokens=sum(r["tokens"] for r in receipts.values()),
-        flushes=[f"{n}-{i:04d}" for n in shards for i in range(receipts[n]["flushes"])],
+        flushes=[
+            [number, f"{name}-{i:04d}"]
+            for number, name in enumerate(shards)
+            for i in range(receipts[name]["flushes"])
+        ],
+        shards=[[receipts[n][kind] for kind in ("rows", "tokens", "checksum")] for n in shards],
         reasons=dict(reasons),
         problems=problems,
         id_kinds=sorted(id_kinds),
@@ -142,6 +155,11 @@ def check_same_corpus(before: Sequence[Sequence[Any]], now: Sequence[Sequence[An
 
 
 def count_partitions(files: Sequence[CorpusFile]) -> int:
-    """Partitions of about :data:`PARTITION_BYTES`, but no more than a shuffle can bear."""
-    size = sum(file.text_bytes + _ROW_OVERHEAD_BYTES * (file.rows or 0) for file in files)
-    return min(MOST_PARTITIONS, max(1, -(-size // PARTITION_BYTES)))
+    """Partitions of about :data:`PARTITION_BYTES` of keys, but no more than a shuffle can bear."""
+    rows = sum(
+        file.text_bytes // _SHORTEST_DOCUMENT_BYTES if file.rows is None else file.rows
+        for file in files
+    )
+    wanted = max(1, -(-rows * _KEY_BYTES // PARTITION_BYTES))
+    # a power of two: keys that are kept from night to night are not sorted anew for a few more rows
+    return min(MOST_PARTITIONS, 1 << (wanted - 1).bit_length())

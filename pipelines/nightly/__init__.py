@@ -4,6 +4,7 @@
 ``job``       the whole night, step by step
 ``night``     what its steps share, and which step it is at
 ``dry_run``   what a night would do, told before anything is written
+``known_files`` keys of files that are as they were, kept in the store
 ``compare``   the corpus against a version, by id and text hash
 ``reuse``     unfinished nights, and vectors of known texts copied
 ``changes``   what changed, embedded

@@ -7,8 +7,7 @@ that a killed night's successor goes on from; only texts without a known vector 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -16,14 +15,25 @@ import pyarrow.compute as pc
 
 from pipelines.corpus.files import CorpusFile
 from pipelines.embedding import job as embed
-from pipelines.embedding.encode import EncodeSettings, embed_chunks
-from pipelines.embedding.job import EmbedRun, assemble_settings, result_settings, settle_run
-from pipelines.embedding.keys import Assembled, assemble_corpus, scan_corpus
+from pipelines.embedding.chunks import plan_groups
+from pipelines.embedding.encode import embed_chunks
+from pipelines.embedding.job import (
+    EmbedRun,
+    encode_settings,
+    expected_tokens,
+    read_settings,
+    rejected_files,
+    result_settings,
+    settle_run,
+    settle_settings,
+)
+from pipelines.embedding.keys import ENCODE, LEAVE_OUT, Settled, scan_corpus, settle_corpus
 from pipelines.embedding.plan import ScanResult
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.description import EncoderDescription
 from pipelines.nightly.compare import (
     Comparison,
+    KeptDigest,
     KnownSettings,
     collect_known,
     deleted_ids,
@@ -33,6 +43,7 @@ from pipelines.nightly.compare import (
     settled_types,
 )
 from pipelines.nightly.config import STORE_COLUMNS, STORE_TIMES, TEXT, NightConfig
+from pipelines.nightly.known_files import with_known_files
 from pipelines.nightly.reuse import Leftover, ReuseSettings, copy_known_vectors
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, list_files, read_bytes
@@ -66,7 +77,7 @@ class Found:
 
     run: EmbedRun
     scanned: ScanResult
-    assembled: Assembled
+    settled: Settled
     comparison: Comparison | None
     rewrite: bool
     """Whether all documents are written, not only those that changed."""
@@ -114,42 +125,55 @@ def find_changes(
 ) -> Found:
     """Read the corpus and compare it; raises :class:`InputError` for one that cannot be used."""
     run = settle_run(config.embed_config(folder), files, *encoder)
+    rewrite = _must_rewrite(config, before)
+    stored = before.stored_types or {}
+    compares = before.base is not None or bool(before.others or before.leftovers)
+    types = _digested_types(config, run) if before.base is None else stored
+    types = {} if before.base is not None and rewrite else types
+    digest = KeptDigest(types, run.scan.kept_schema is None)
+    run = replace(run, scan=replace(run.scan, digest_kept=digest))
+    if not config.dry_run:
+        run = with_known_files(run, config.store, types, reread=config.reread)
     run.plan.save(run.work)
     scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
     if not scanned.accepted:
         reasons = ", ".join(f"{why} ({count:,})" for why, count in scanned.reasons.items())
         raise InputError(f"none of {scanned.documents:,} documents can be embedded: {reasons}")
-    settings = assemble_settings(run, scanned)
     kept = _kept_types(run, scanned, config)
-    rewrite = _must_rewrite(config, before, kept)
-    comparison = None
-    if before.base is not None or before.others or before.leftovers:
-        comparison = _prepare(run, scanned, before, kept, rewrite=rewrite)
+    if not rewrite:
+        kept.update(settled_types(kept, stored))
+    settings, comparison = settle_settings(run, scanned), None
+    if compares:
+        comparison = _prepare(run, before, () if rewrite else tuple(stored), rewrite=rewrite)
         settings = replace(settings, select=comparison.select)
-    assembled = assemble_corpus(settings)
-    counts = _count(scanned, assembled, comparison)
+    settled = settle_corpus(settings)
+    counts = _count(scanned, settled, comparison)
     id_type = _id_type(scanned, before)
-    return Found(run, scanned, assembled, comparison, rewrite, id_type, kept, counts)
+    return Found(run, scanned, settled, comparison, rewrite, id_type, kept, counts)
 
 
 def embed_changes(config: NightConfig, found: Found) -> Changes:
     """Copy known vectors, compute the others, and join them with their documents."""
-    run, chunks = found.run, found.assembled.chunks
-    dimension = run.description.dimension
-    reused = copy_known_vectors(
-        ReuseSettings(run.work, config.store, dimension, config.float16), chunks
-    )
-    encode = EncodeSettings(
-        run.work, json.dumps(run.description.to_json()), run.actors, config.float16
-    )
-    speed = embed_chunks(encode, embed.WORKERS, chunks, rejected=found.counts["rejected"])
+    run, settled = found.run, found.settled
     results = _results(config, found)
-    written = write_result(results, chunks)
+    groups = plan_groups(run.files, found.scanned, settled, run.plan.shard_bytes)
+    usual = ENCODE if found.comparison is None else LEAVE_OUT
+    chunks, speed = embed_chunks(
+        encode_settings(run, results),
+        read_settings(run, found.scanned, results, groups, usual=usual),
+        embed.WORKERS,
+        groups,
+        texts=settled.distinct,
+        tokens=expected_tokens(found.scanned, settled),
+        rejected=found.counts["rejected"],
+    )
+    copy_known_vectors(ReuseSettings(results, config.store), groups)
+    written = write_result(results, groups, chunks, rejected_files(run, found.scanned))
     counts = {
         **found.counts,
         "rejected": found.counts["rejected"] + written["failed_rows"],
-        "embedded": sum(c.texts for c in chunks if not c.known) - written["failed_texts"],
-        "reused": reused,
+        "embedded": settled.distinct - written["failed_texts"],
+        "reused": settled.known,
         "written": written["rows"],
         "tokens": written["tokens"],
     }
@@ -157,7 +181,7 @@ def embed_changes(config: NightConfig, found: Found) -> Changes:
     schema = document_schema(
         found.id_type,
         {n: t for n, t in found.kept_types.items() if n != config.text_column},
-        dimension,
+        run.description.dimension,
         results.value_type,
         run.description.fingerprint,
     )
@@ -165,22 +189,14 @@ def embed_changes(config: NightConfig, found: Found) -> Changes:
 
 
 def _prepare(
-    run: EmbedRun,
-    scanned: ScanResult,
-    before: Before,
-    kept: Mapping[str, pa.DataType],
-    *,
-    rewrite: bool,
+    run: EmbedRun, before: Before, compared: tuple[str, ...], *, rewrite: bool
 ) -> Comparison:
-    """Collect the keys of what is known; how to compare with them."""
-    stored = before.stored_types or {}
-    compared = {} if rewrite else {n: t for n, t in stored.items() if n in kept}
-    known = KnownSettings(run.work, run.plan.partitions, tuple(compared))
+    """Collect the keys of what is known, with digests of ``compared`` columns."""
+    known = KnownSettings(run.work, run.plan.partitions, compared)
     names = collect_known(
         known, before.base, before.others, before.leftovers, same_encoder=before.same_encoder
     )
-    json_columns = tuple(scanned.kept_types())
-    comparison = Comparison(known, tuple(names), compared, json_columns, rewrite)
+    comparison = Comparison(known, tuple(names), rewrite)
     prepare_comparison(comparison)
     return comparison
 
@@ -190,24 +206,29 @@ def _kept_types(run: EmbedRun, scanned: ScanResult, config: NightConfig) -> dict
     return {n: pa.string() if n == config.text_column else kind for n, kind in found.items()}
 
 
-def _must_rewrite(config: NightConfig, before: Before, kept: dict[str, pa.DataType]) -> bool:
-    """Whether the version before cannot be built on; settles the types of kept columns if it can.
+def _digested_types(config: NightConfig, run: EmbedRun) -> dict[str, pa.DataType]:
+    """What a first night digests kept columns as: as the store will have them, where that is known.
+
+    So the next night finds keys that it can compare.
+    """
+    schema = run.scan.kept_schema
+    return {} if schema is None else {name: schema.field(name).type for name in config.kept}
+
+
+def _must_rewrite(config: NightConfig, before: Before) -> bool:
+    """Whether the version before cannot be built on.
 
     Raises :class:`InputError` where vectors were stored in half precision and are wanted in full.
     """
     stored = before.stored_types
     if before.base is None or stored is None or not before.same_encoder:
         return True
-    names = {name for name in kept if name != config.text_column}
     is_half = before.base.schema.field("embedding").type.value_type == pa.float16()
     if is_half and not config.float16:
         raise InputError(
             f"{config.store} holds vectors in half precision: pass --float16, or begin a new store"
         )
-    if names != set(stored) or is_half != config.float16:
-        return True
-    kept.update(settled_types(kept, stored))
-    return False
+    return set(config.kept) != set(stored) or is_half != config.float16
 
 
 def _id_type(scanned: ScanResult, before: Before) -> pa.DataType:
@@ -222,17 +243,14 @@ def _id_type(scanned: ScanResult, before: Before) -> pa.DataType:
     return stored
 
 
-def _count(
-    scanned: ScanResult, assembled: Assembled, comparison: Comparison | None
-) -> dict[str, int]:
+def _count(scanned: ScanResult, settled: Settled, comparison: Comparison | None) -> dict[str, int]:
     """Documents by what became of them: documents = new + changed + unchanged + the rest."""
-    selected = assembled.selected
+    selected = settled.selected
     repeats = selected.get("repeats", 0)
-    kept = scanned.accepted - assembled.repeated_ids - repeats
+    kept = scanned.accepted - settled.repeated_ids - repeats
     if comparison is None:
         # where texts are their own ids, repeats of a text are left out as they are written
-        kept -= _repeats_of_own_ids(scanned, assembled)
-        repeats = _repeats_of_own_ids(scanned, assembled)
+        kept, repeats = kept - settled.left_out, settled.left_out
         changes = {"new": kept, "changed": 0, "deleted": 0}
     else:
         changes = settle_ids(comparison)
@@ -242,17 +260,12 @@ def _count(
         "retouched": selected.get("retouched", 0),
         "unchanged": selected.get("unchanged", 0),
         "repeats": repeats,
-        "rejected": scanned.documents - scanned.accepted + assembled.repeated_ids,
+        "rejected": scanned.documents - scanned.accepted + settled.repeated_ids,
     }
     told = sum(n for kind, n in counts.items() if kind not in ("documents", "deleted"))
     if told != counts["documents"]:
         raise RuntimeError(f"the counts do not add up, so rows were lost or doubled: {counts}")
     return counts
-
-
-def _repeats_of_own_ids(scanned: ScanResult, assembled: Assembled) -> int:
-    documents = sum(chunk.documents for chunk in assembled.chunks)
-    return scanned.accepted - assembled.repeated_ids - documents
 
 
 def _results(config: NightConfig, found: Found) -> ResultSettings:
@@ -273,7 +286,7 @@ def _failed_ids(found: Found) -> Iterator[pa.Array]:
     """Documents that have no vector: an older state of them must not stay in the store."""
     folder = join(found.run.work, "rejected")
     for name in list_files(folder):
-        if name.startswith("part-"):
+        if name.startswith("vectors-"):
             ids = bytes_to_table(read_bytes(join(folder, name)))["id"].combine_chunks()
             if len(ids):
                 yield pc.cast(ids, found.id_type)

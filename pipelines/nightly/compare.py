@@ -1,9 +1,10 @@
 """The corpus compared with the version before, by id and text hash; no process sees all ids.
 
-First by partitions of texts, where a document that has not changed meets its own key: what is left
-on either side is new, changed or gone. Then by partitions of ids, where those three are told
-apart. Out, under the work folder: ``changes/NAME.deleted`` (ids) and ``retouched/NAME.arrow``
-(documents whose text is the same but not their kept columns).
+Keys meet keys: digests of ids, texts and kept columns, in the partitions of
+:mod:`pipelines.embedding.keys`. First by partitions of texts, where a document that has not changed
+meets its own key: what is left on either side is new, changed or gone. Then by partitions of ids,
+where those three are told apart. Out, under the work folder: ``changes/NAME.deleted`` (ids) and
+``places/NAME.arrow`` (where the vectors of known texts are).
 """
 
 from __future__ import annotations
@@ -15,16 +16,34 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.kept_columns import json_to_values
-from pipelines.embedding.encode import read_vectors
-from pipelines.embedding.keys import Selected, digest_matrix, fill_ids, partition_of, split_by
+from pipelines.embedding.chunks import FOLDERS
+from pipelines.embedding.keys import (
+    ENCODE,
+    KNOWN,
+    LEAVE_OUT,
+    RETOUCH,
+    Selected,
+    digest_column,
+    digest_ids,
+    digest_matrix,
+    partition_of,
+    split_by,
+)
+from pipelines.embedding.write import read_rows
 from pipelines.nightly.reuse import Leftover
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import in_threads, join, make_folder, read_bytes, write_bytes
+from pipelines.runtime.files import (
+    in_threads,
+    join,
+    list_files,
+    make_folder,
+    read_bytes,
+    write_bytes,
+)
 from pipelines.runtime.segments import (
     bytes_to_table,
     read_segment,
@@ -36,9 +55,11 @@ from pipelines.store.documents import FragmentRef, read_fragment
 from pipelines.store.version import Version
 
 STAGE = "known"
+_CHUNKS_A_TASK = 100
 KEYS = pa.schema(
     [
-        ("text_sha256", pa.binary(32)),
+        ("text", pa.binary(16)),
+        ("key", pa.binary(16)),
         ("id", pa.large_string()),
         ("kept", pa.binary(16)),
         ("base", pa.bool_()),
@@ -50,9 +71,9 @@ KEYS = pa.schema(
 )
 """A document of the version before (``base``), or the place of a text's vector, or both.
 
-``version`` and ``id`` are where the vector is in the store, null where it must not be used;
-``work``, ``chunk`` and ``row`` where it is in the work of another night. ``kept`` is a digest of
-the kept columns.
+``text``, ``key`` and ``kept`` are digests of text, id and kept columns. ``version`` and ``id`` are
+where the vector is in the store, null where it must not be used; ``work``, ``chunk`` and ``row``
+where it is in the work of another night.
 """
 
 
@@ -96,8 +117,9 @@ def collect_known(
                 "base": version is base,
             }
     for number, leftover in enumerate(leftovers):
-        for partition, chunks in leftover.chunks.items():
-            units[f"work-{number}-{partition}"] = {"work": leftover.work, "chunks": chunks}
+        for start in range(0, len(leftover.chunks), _CHUNKS_A_TASK):
+            chunks = leftover.chunks[start : start + _CHUNKS_A_TASK]
+            units[f"work-{number}-{start:06d}"] = {"work": leftover.work, "chunks": chunks}
     run_stage(settings.work, STAGE, units, _WriteKeys(settings))
     return list(units)
 
@@ -127,9 +149,9 @@ class _WriteKeys:
     settings: KnownSettings
 
     def __call__(self, name: str, unit: dict[str, Any]) -> Receipt:
-        found = _keys_of_work(name, unit) if "work" in unit else self._keys_of_store(unit)
+        found = _keys_of_work(unit) if "work" in unit else self._keys_of_store(unit)
         table = pa.concat_tables([KEYS.empty_table(), *found]).combine_chunks()
-        partition = partition_of(digest_matrix(table["text_sha256"]), self.settings.partitions)
+        partition = partition_of(digest_matrix(table["text"]), self.settings.partitions)
         write_segments(
             self.settings.path(name), split_by(table, partition, self.settings.partitions)
         )
@@ -139,13 +161,14 @@ class _WriteKeys:
         kept = self.settings.kept if unit["base"] else ()
         for batch in read_fragment(FragmentRef(**unit["ref"]), ["id", "text_sha256", *kept]):
             rows = batch.num_rows
-            digests = [bytes.fromhex(value) for value in batch.column("text_sha256").to_pylist()]
+            ids = batch.column("id").cast(pa.large_string())
             columns = [pa.chunked_array([batch.column(column)]) for column in kept]
             yield pa.table(
                 {
-                    "text_sha256": pa.array(digests, pa.binary(32)),
-                    "id": batch.column("id").cast(pa.large_string()),
-                    "kept": digest_rows(columns, rows) if kept else _nulls(rows, pa.binary(16)),
+                    "text": digest_hashes(batch.column("text_sha256")),
+                    "key": digest_ids(ids.to_pylist()),
+                    "id": ids,
+                    "kept": digest_rows(columns, rows),
                     "base": pa.array([unit["base"]] * rows),
                     "version": pa.array([unit["version"]] * rows, pa.int64()),
                     "work": _nulls(rows, pa.large_string()),
@@ -156,29 +179,57 @@ class _WriteKeys:
             )
 
 
-def _keys_of_work(name: str, unit: dict[str, Any]) -> Iterator[pa.Table]:
-    partition = name.rsplit("-", 1)[1]
-    for number in unit["chunks"]:
-        chunk = f"{partition}-{number:05d}"
-        texts = read_segment(join(unit["work"], "texts", f"{partition}.texts"), number)
-        vectors, _ = read_vectors(unit["work"], chunk)
-        if texts is None:
-            continue
-        rows = np.flatnonzero(vectors.is_valid().to_numpy(zero_copy_only=False))
-        count = len(rows)
+def _keys_of_work(unit: dict[str, Any]) -> Iterator[pa.Table]:
+    for chunk in unit["chunks"]:
+        hashes = read_rows(unit["work"], chunk, ("text_sha256",))["text_sha256"]
+        count = len(hashes)
         yield pa.table(
             {
-                "text_sha256": texts["text_sha256"].take(pa.array(rows)),
+                "text": digest_hashes(hashes),
+                "key": _nulls(count, pa.binary(16)),
                 "id": _nulls(count, pa.large_string()),
                 "kept": _nulls(count, pa.binary(16)),
                 "base": pa.array([False] * count, pa.bool_()),
                 "version": _nulls(count, pa.int64()),
                 "work": pa.array([unit["work"]] * count, pa.large_string()),
                 "chunk": pa.array([chunk] * count, pa.large_string()),
-                "row": pa.array(rows, pa.int64()),
+                "row": pa.array(np.arange(count), pa.int64()),
             },
             schema=KEYS,
         )
+
+
+def digest_hashes(hashes: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The digests of texts whose SHA-256 are given in hexadecimal digits."""
+    raw = b"".join(bytes.fromhex(value) for value in hashes.to_pylist())
+    return digest_column(np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32))
+
+
+@dataclass(frozen=True)
+class KeptDigest:
+    """Digests the kept columns of checked documents in the ``types`` that the store has.
+
+    ``are_json`` says that they come from the corpus as JSON text.
+    """
+
+    types: dict[str, pa.DataType]
+    are_json: bool
+
+    def __call__(self, documents: pa.Table) -> pa.Array:
+        """binary(16) (n,)."""
+        columns = []
+        for name, kind in self.types.items():
+            column = documents[f"kept.{name}"]
+            try:
+                if self.are_json:
+                    column = pa.chunked_array([json_to_values(column, kind)])
+                columns.append(column.cast(kind))
+            except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"column {name!r} is {kind} in the store, and now holds something else "
+                    f"({str(error).splitlines()[0]}): mend the corpus, or begin a new store"
+                ) from error
+        return digest_rows(columns, len(documents))
 
 
 def _nulls(count: int, kind: pa.DataType) -> pa.Array:
@@ -192,88 +243,56 @@ _SIDES = ("fresh", "left")
 class Comparison:
     """What the tasks of both stages have to know beside their partition.
 
-    ``names`` are the files of keys. ``base_types`` are the types of kept columns in the store, the
-    text's not among them; ``json_columns`` those that come from the corpus as JSON text. With
-    ``rewrite`` every document is written again, changed or not.
+    ``names`` are the files of keys. With ``rewrite`` every document is written again, changed or
+    not.
     """
 
     known: KnownSettings
     names: tuple[str, ...]
-    base_types: dict[str, pa.DataType]
-    json_columns: tuple[str, ...]
     rewrite: bool
 
     def path(self, *parts: str) -> str:
         """A path below the work folder."""
         return join(self.known.work, *parts)
 
-    def select(self, name: str, number: int, documents: pa.Table | None) -> Selected:
-        """The documents of a partition that have to be written, and where vectors are known."""
-        keys = read_known(self.known, self.names, number)
-        base = keys.filter(keys["base"]).combine_chunks()
-        if documents is None:
-            self._write_sides(name, pa.array([], pa.large_string()), base["id"].combine_chunks())
-            return Selected(None)
-        documents, repeats = _first_of_each_id(documents)
-        place = pc.index_in(documents["id"], value_set=base["id"])
-        same_text = _equal_at(documents["text_sha256"], base["text_sha256"], place)
-        retouched = same_text & ~self._equal_kept(documents, base, place, same_text)
-        matched = pa.array(place.to_numpy(zero_copy_only=False)[same_text].astype(np.int64))
-        left = np.setdiff1d(np.arange(len(base)), matched.to_numpy())
-        fresh = documents.filter(pa.array(~same_text))
-        self._write_sides(
-            name, fresh["id"].combine_chunks(), base["id"].combine_chunks().take(pa.array(left))
-        )
-        if retouched.any() and not self.rewrite:
-            self._write_retouched(name, documents.filter(pa.array(retouched)))
+    def select(self, name: str, number: int, keys: pa.Table | None) -> Selected:
+        """What becomes of the documents of a partition; leaves where vectors are known."""
+        known = read_known(self.known, self.names, number)
+        base = known.filter(known["base"]).combine_chunks()
+        if keys is None:
+            self._write_sides(name, base["key"].combine_chunks().slice(0, 0), base)
+            return Selected(np.empty(0, dtype=np.int8))
+        first = _first_of_each_id(keys)
+        place = pc.index_in(keys["id"], value_set=base["key"])
+        same_text = first & _equal_at(keys["text"], base["text"], place)
+        retouched = same_text & ~_equal_at(keys["kept"], base["kept"], place)
+        matched = place.to_numpy(zero_copy_only=False)[same_text].astype(np.int64)
+        left = np.setdiff1d(np.arange(len(base)), matched)
+        fresh = first & ~same_text
+        fresh_ids = keys["id"].filter(pa.array(fresh)).combine_chunks()
+        self._write_sides(name, fresh_ids, base.take(pa.array(left)))
+        places = _vector_places(known)
+        write_bytes(self.path("places", f"{name}.arrow"), table_to_bytes(places))
+        has_vector = pc.is_in(keys["text"], value_set=places["text"]).to_numpy()
+        chosen = first if self.rewrite else fresh
+        fates = np.full(len(keys), LEAVE_OUT, dtype=np.int8)
+        if not self.rewrite:
+            fates[retouched] = RETOUCH
+        fates[chosen & ~has_vector] = ENCODE
+        fates[chosen & has_vector] = KNOWN
         counts = {
             "unchanged": int((same_text & ~retouched).sum()),
             "retouched": int(retouched.sum()),
-            "repeats": repeats,
+            "repeats": int((~first).sum()),
         }
-        chosen = documents if self.rewrite else fresh
-        return Selected(chosen if len(chosen) else None, _vector_places(keys), counts)
+        return Selected(fates, counts)
 
-    def _equal_kept(
-        self, documents: pa.Table, base: pa.Table, place: pa.Array, same_text: np.ndarray
-    ) -> np.ndarray:
-        """bool (n,): whether kept columns are as in the store, looked at where the text is."""
-        equal = np.ones(len(documents), dtype=bool)
-        if not self.base_types or not same_text.any():
-            return equal
-        rows = pa.array(np.flatnonzero(same_text))
-        columns = list(self._kept_values(documents.take(rows)).values())
-        found = _equal_at(
-            pa.chunked_array([digest_rows(columns, len(rows))]), base["kept"], place.take(rows)
-        )
-        equal[rows.to_numpy()] = found
-        return equal
-
-    def _kept_values(self, documents: pa.Table) -> dict[str, pa.ChunkedArray]:
-        """Kept columns with the types that they have in the store."""
-        found = {}
-        for name, kind in self.base_types.items():
-            column = documents[f"kept.{name}"]
-            try:
-                if name in self.json_columns:
-                    column = pa.chunked_array([json_to_values(column, kind)])
-                found[name] = column.cast(kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:
-                raise InputError(
-                    f"column {name!r} is {kind} in the store, and now holds something else "
-                    f"({str(error).splitlines()[0]}): mend the corpus, or begin a new store"
-                ) from error
-        return found
-
-    def _write_sides(self, name: str, fresh: pa.Array, left: pa.Array) -> None:
-        for side, ids in zip(_SIDES, (fresh, left), strict=True):
-            table = pa.table({"id": ids})
-            parts = split_by(table, _partition_of_ids(ids, self.known.partitions), self.partitions)
-            write_segments(self.path("compared", f"{name}.{side}"), parts)
-
-    def _write_retouched(self, name: str, documents: pa.Table) -> None:
-        table = pa.table({"id": documents["id"], **self._kept_values(documents)})
-        write_bytes(self.path("retouched", f"{name}.arrow"), table_to_bytes(table))
+    def _write_sides(self, name: str, fresh: pa.Array, left: pa.Table) -> None:
+        sides = (pa.table({"key": fresh}), left.select(["key", "id"]))
+        for side, table in zip(_SIDES, sides, strict=True):
+            partition = partition_of(digest_matrix(table["key"]), self.partitions)
+            path = self.path("compared", f"{name}.{side}")
+            write_segments(path, split_by(table, partition, self.partitions))
 
     @property
     def partitions(self) -> int:
@@ -283,7 +302,7 @@ class Comparison:
 
 def prepare_comparison(comparison: Comparison) -> None:
     """Make the folders that tasks write to."""
-    for folder in ("compared", "retouched"):
+    for folder in ("compared", "places"):
         make_folder(comparison.path(folder))
 
 
@@ -306,14 +325,14 @@ def deleted_ids(comparison: Comparison, id_type: pa.DataType) -> Iterator[pa.Arr
 
 
 def retouched_documents(comparison: Comparison, id_type: pa.DataType) -> Iterator[pa.Table]:
-    """Id and kept columns of documents whose text is as it was, a partition at a time."""
-    for number in range(comparison.partitions):
-        try:
-            data = read_bytes(comparison.path("retouched", f"{number:05d}.arrow"))
-        except FileNotFoundError:
-            continue
-        table = bytes_to_table(data)
-        yield table.set_column(0, "id", table["id"].cast(id_type))
+    """Id and kept columns of documents whose text is as it was."""
+    folder = comparison.path(FOLDERS[RETOUCH])
+    for name in list_files(folder):
+        table = bytes_to_table(read_bytes(join(folder, name)))
+        kept = [column for column in table.column_names if column.startswith("kept.")]
+        names = [column.removeprefix("kept.") for column in kept]
+        found = table.select(["id", *kept]).rename_columns(["id", *names])
+        yield found.set_column(0, "id", found["id"].cast(id_type))
 
 
 def settled_types(
@@ -346,36 +365,27 @@ class _SettleIds:
 
     def __call__(self, name: str, unit: int) -> Receipt:
         fresh, left = (self._read(side, unit) for side in _SIDES)
-        in_both = pc.is_in(left, value_set=fresh)
-        deleted = left.filter(pc.invert(in_both))
+        in_both = pc.is_in(left["key"], value_set=fresh["key"])
+        deleted = left.filter(pc.invert(in_both)).select(["id"])
         path = self.comparison.path("changes", f"{name}.deleted")
-        write_bytes(path, table_to_bytes(pa.table({"id": deleted})), create_folder=False)
+        write_bytes(path, table_to_bytes(deleted), create_folder=False)
         changed = len(left) - len(deleted)
         return {"new": len(fresh) - changed, "changed": changed, "deleted": len(deleted)}
 
-    def _read(self, side: str, unit: int) -> pa.Array:
+    def _read(self, side: str, unit: int) -> pa.Table:
         names = [f"{number:05d}.{side}" for number in range(self.comparison.partitions)]
         paths = [self.comparison.path("compared", name) for name in names]
         tables = in_threads(lambda path: read_segment(path, unit), paths)
-        empty = pa.table({"id": pa.array([], pa.large_string())})
-        return pa.concat_tables([empty, *(t for t in tables if t is not None)])[
-            "id"
-        ].combine_chunks()
+        columns = ["key"] if side == _SIDES[0] else ["key", "id"]
+        return pa.concat_tables([KEYS.empty_table().select(columns), *(t for t in tables if t)])
 
 
-def _first_of_each_id(documents: pa.Table) -> tuple[pa.Table, int]:
-    """Documents with their ids filled in; of texts that are their own id, the first of each."""
-    own = documents["id"].is_valid().to_numpy()
-    documents = documents.set_column(
-        documents.schema.get_field_index("id"), "id", pa.chunked_array([fill_ids(documents)])
-    )
-    if own.all():
-        return documents, 0
-    codes = pc.dictionary_encode(documents["id"].combine_chunks()).indices.to_numpy()
-    first = np.zeros(len(documents), dtype=bool)
+def _first_of_each_id(keys: pa.Table) -> np.ndarray:
+    """bool (n,): all documents with ids of their own, and of texts that are their id the first."""
+    codes = pc.dictionary_encode(keys["id"].combine_chunks()).indices.to_numpy()
+    first = np.zeros(len(keys), dtype=bool)
     first[np.unique(codes, return_index=True)[1]] = True
-    keep = own | first
-    return documents.filter(pa.array(keep)), int((~keep).sum())
+    return keys["own"].to_numpy() | first
 
 
 def _equal_at(values: pa.ChunkedArray, others: pa.ChunkedArray, place: pa.Array) -> np.ndarray:
@@ -388,13 +398,7 @@ def _equal_at(values: pa.ChunkedArray, others: pa.ChunkedArray, place: pa.Array)
 def _vector_places(keys: pa.Table) -> pa.Table:
     """Where the vector of a text is, each text once."""
     usable = keys.filter(pc.or_(pc.is_valid(keys["version"]), pc.is_valid(keys["work"])))
-    codes = pc.dictionary_encode(usable["text_sha256"].combine_chunks()).indices.to_numpy()
+    codes = pc.dictionary_encode(usable["text"].combine_chunks()).indices.to_numpy()
     first = np.sort(np.unique(codes, return_index=True)[1])
-    names = ["text_sha256", "version", "id", "work", "chunk", "row"]
+    names = ["text", "version", "id", "work", "chunk", "row"]
     return usable.select(names).take(pa.array(first)).combine_chunks()
-
-
-def _partition_of_ids(ids: pa.Array, partitions: int) -> np.ndarray:
-    texts: Sequence[str] = ids.to_numpy(zero_copy_only=False)
-    hashes = pd.util.hash_array(np.asarray(texts, dtype=object), categorize=False)
-    return (hashes % np.uint64(partitions)).astype(np.int64)

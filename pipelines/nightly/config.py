@@ -52,6 +52,8 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
     skip_unreadable_files: bool = False
     """Go on without files that cannot be read; their documents count as deleted."""
+    reread: bool = False
+    """Read every file, also one whose size and time of change are as they were."""
     float16: bool = False
     """Store vectors in half precision; decided by a store's first night."""
     full_text: bool = False

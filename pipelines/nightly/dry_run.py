@@ -40,9 +40,7 @@ def forecast(
 
 def _summary(config: NightConfig, found: Found, before: Before) -> dict[str, str]:
     """The table that a person sees."""
-    chunks = found.assembled.chunks
-    texts = sum(chunk.texts for chunk in chunks if not chunk.known)
-    known = sum(chunk.texts for chunk in chunks if chunk.known)
+    texts, known = found.settled.distinct, found.settled.known
     base = before.base
     rows = {
         "version before": "none" if base is None else f"{base.number}, published",

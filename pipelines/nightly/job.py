@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from pipelines.nightly.clusters import (
 from pipelines.nightly.config import NightConfig, decides_clusters
 from pipelines.nightly.dry_run import forecast
 from pipelines.nightly.edits import broken_pairs
+from pipelines.nightly.known_files import corpus_digest
 from pipelines.nightly.night import Night, Steps
 from pipelines.nightly.notify import notify
 from pipelines.nightly.parts import moved_by_the_night
@@ -66,6 +68,7 @@ _FITTED_AT = "fitted_at"
 _SINCE_FIT = "nights_since_fit"
 COMPARED_DOCUMENTS = 200
 """Documents whose neighbours under another encoder are compared with those before."""
+_CORPUS = "corpus"
 
 
 def reindex(config: NightConfig) -> JobResult:
@@ -75,6 +78,7 @@ def reindex(config: NightConfig) -> JobResult:
     published. Raises :class:`InputError` for a corpus or options that do not do, and
     ``LeaseHeldError`` while another run has the store.
     """
+    began_ns = time.time_ns()
     files = find_files(config.corpus or str(demo_corpus()), config.reading)
     if config.dry_run:
         there = Store.open_if_there(config.store)
@@ -88,7 +92,7 @@ def reindex(config: NightConfig) -> JobResult:
         )
         with record:
             mark_lines(JOB, record.run_id)
-            result = run_night(config, store, lease, record, steps, files)
+            result = run_night(config, store, lease, record, steps, files, began_ns)
     if config.notify:
         notify(config.notify, message_of(config, record, result))
     return result
@@ -118,13 +122,22 @@ def run_night(
     record: RunRecord,
     steps: Steps,
     files: Sequence[CorpusFile],
+    began_ns: int,
 ) -> JobResult:
-    """The night under its lease."""
+    """The night under its lease; ``began_ns`` is when its files were listed."""
     steps.begin(2)
     config, encoder, before, folder = prepare(config, store, files)
     base = before.base
+    corpus = corpus_digest(config.embed_config(""), files, encoder[1].fingerprint, began_ns)
     edits = read_edits(store.uri)
-    night = Night(config, store, lease, record, steps, before, folder, datetime.now(UTC), edits)
+    night = Night(
+        config, store, lease, record, steps, before, folder, datetime.now(UTC), edits, corpus
+    )
+    if corpus is not None and base is not None and not config.reread:
+        told = base.record.details.get(_CORPUS) or {}
+        if told.get("digest") == corpus and is_settled(night, base, encoder[1]):
+            record.counts.update(told["counts"])
+            return leave(night, base)
     found = find_changes(config, folder, files, encoder, before)
     record.counts.update(found.counts)
     if base is not None and found.is_empty and is_settled(night, base, encoder[1]):
@@ -159,7 +172,8 @@ def prepare(
     compared = [version.number for version in (base, *others) if version is not None]
     root = store.work_folder()
     folder = night_folder(root, config.embed_config(""), files, fingerprint, compared)
-    leftovers = find_leftovers(root, folder, fingerprint)
+    folder = f"{folder}-reread" if config.reread else folder
+    leftovers = find_leftovers(root, folder, fingerprint, float16=config.float16)
     same_encoder = base is not None and base.record.fingerprint == fingerprint
     return config, encoder, Before(base, others, leftovers, same_encoder), folder
 
@@ -273,6 +287,14 @@ def refit_due_in(config: NightConfig, base: Version) -> int | None:
     return max(0, config.refit_every - 1 - int(base.record.details.get(_SINCE_FIT, 0)))
 
 
+def next_counts(night: Night) -> dict[str, Any]:
+    """What the next night counts if it lists the same corpus, with that corpus's digest."""
+    counts = {name: night.record.counts[name] for name in ("documents", "repeats", "rejected")}
+    unchanged = 2 * counts["documents"] - sum(counts.values())
+    none = dict.fromkeys(("new", "changed", "deleted", "retouched"), 0)
+    return {"digest": night.corpus, "counts": {**counts, **none, "unchanged": unchanged}}
+
+
 def leave(night: Night, base: Version) -> JobResult:
     """The result of a night in which nothing had changed."""
     night.steps.begin(11)
@@ -370,6 +392,7 @@ def seal(
             EDITS_KEY: night.edits[-1].number if night.edits else 0,
             **fit_details(night),
             "seconds": round(sum(night.steps.seconds.values()), 1),
+            **({} if night.corpus is None else {_CORPUS: next_counts(night)}),
         },
     )
 

@@ -73,6 +73,8 @@ class Night:
     when: datetime
     edits: Sequence[Edit]
     """People's, undone ones among them."""
+    corpus: str | None = None
+    """Digest of the corpus as it was listed; None where files are too young to go by it."""
 
     @property
     def active(self) -> list[Edit]:

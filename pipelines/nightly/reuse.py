@@ -1,14 +1,14 @@
 """Vectors of known texts: copied from where they are instead of being computed again.
 
-In: the chunks of known texts, whose segments in ``texts/`` say where each vector is. Out:
-``vectors/CHUNK.arrow``, as the encoder actors write it.
+In: documents of known texts, which the second read has left in ``known/``, and where each vector
+is. Out: files in ``vectors/``, as the encoder actors write them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,13 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.files import CorpusFile, listing_of
-from pipelines.embedding.encode import find_done_chunks, read_vectors, write_vectors
+from pipelines.embedding.chunks import FOLDERS, STAGE, Groups
 from pipelines.embedding.job import MAY_CHANGE, EmbedConfig
-from pipelines.embedding.keys import Chunk
+from pipelines.embedding.keys import KNOWN, digest_column, digest_matrix
 from pipelines.embedding.plan import WORK_FOLDER, WorkPlan
-from pipelines.runtime.files import join, list_files, make_folder, remove_folder
-from pipelines.runtime.segments import read_segment
-from pipelines.runtime.units import Receipt, run_stage
+from pipelines.embedding.write import (
+    ROW_GROUP_BYTES,
+    ResultSettings,
+    chunk_names,
+    read_rows,
+    result_rows,
+    vector_matrix,
+    write_in_files,
+)
+from pipelines.runtime.files import join, list_files, read_bytes, remove_folder
+from pipelines.runtime.segments import bytes_to_table, read_segment
+from pipelines.runtime.units import Receipt, read_receipts, run_stage
 from pipelines.store.store import Store
 
 _NAME_DIGITS = 20
@@ -31,10 +40,10 @@ _NAME_DIGITS = 20
 
 @dataclass(frozen=True)
 class Leftover:
-    """Vectors that another night computed: its work folder and chunks, by partition of texts."""
+    """Vectors that another night computed: its work folder and files."""
 
     work: str
-    chunks: dict[str, list[int]]
+    chunks: list[str]
 
 
 def night_folder(
@@ -52,18 +61,15 @@ def night_folder(
     return join(root, hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS])
 
 
-def find_leftovers(root: str, mine: str, fingerprint: str) -> list[Leftover]:
-    """Vectors of the same encoder in the folders of other nights."""
+def find_leftovers(root: str, mine: str, fingerprint: str, *, float16: bool) -> list[Leftover]:
+    """Vectors of the same encoder and precision in the folders of other nights."""
     found = []
     for folder in other_folders(root, mine):
         work = join(folder, WORK_FOLDER)
         plan = WorkPlan.load(work)
-        if plan is None or plan.fingerprint != fingerprint:
+        if plan is None or (plan.fingerprint, plan.float16) != (fingerprint, float16):
             continue
-        chunks: dict[str, list[int]] = {}
-        for name in sorted(find_done_chunks(work)):
-            partition, number = name.rsplit("-", 1)
-            chunks.setdefault(partition, []).append(int(number))
+        chunks = chunk_names(work)
         if chunks:
             found.append(Leftover(work, chunks))
     return found
@@ -81,48 +87,64 @@ def remove_work(folders: Sequence[Any]) -> None:
         remove_folder(folder)
 
 
-_NO_WORK = {"tokens": 0, "padded_tokens": 0, "failed": 0}
-
-
 @dataclass(frozen=True)
 class ReuseSettings:
-    """What every task has to know beside its chunk."""
+    """What every task has to know beside its partition of documents."""
 
-    work: str
+    results: ResultSettings
     store: str
-    dimension: int
-    float16: bool
 
 
-def copy_known_vectors(settings: ReuseSettings, chunks: Sequence[Chunk]) -> int:
-    """Write the vectors of all chunks of known texts; the number of texts."""
-    known = [chunk for chunk in chunks if chunk.known]
-    make_folder(join(settings.work, "vectors"))
-    units = {chunk.name: [chunk.partition, chunk.number] for chunk in known}
-    if units:
-        run_stage(settings.work, "reuse", units, _CopyVectors(settings))
-    return sum(chunk.texts for chunk in known)
+def copy_known_vectors(settings: ReuseSettings, groups: Groups) -> None:
+    """Write the rows of all documents whose texts are known, by partition of texts."""
+    work = settings.results.work
+    reads = read_receipts(join(work, STAGE), groups.units)
+    folder = FOLDERS[KNOWN]
+    waiting = [name for receipt in reads.values() for name in receipt["aside"].get(folder, [])]
+    if waiting:
+        names = [n.removesuffix(".arrow") for n in list_files(join(work, "places"))]
+        units = {f"known-{name}": {"partition": name, "waiting": waiting} for name in names}
+        run_stage(work, "reuse", units, _CopyVectors(settings))
 
 
 @dataclass(frozen=True)
 class _CopyVectors:
     settings: ReuseSettings
 
-    def __call__(self, name: str, unit: list[Any]) -> Receipt:
-        partition, number = unit
-        places = read_segment(join(self.settings.work, "texts", f"{partition}.texts"), number)
-        if places is None:
-            raise RuntimeError(f"there is no chunk {name}")
-        kind = np.float16 if self.settings.float16 else np.float32
-        vectors = np.zeros((len(places), self.settings.dimension), dtype=kind)
-        found = np.zeros(len(places), dtype=bool)
-        for rows, some in (*self._from_store(places), *_from_work(places)):
+    def __call__(self, name: str, unit: dict[str, Any]) -> Receipt:
+        results, partition = self.settings.results, unit["partition"]
+        path = join(results.work, "places", f"{partition}.arrow")
+        places = bytes_to_table(read_bytes(path))
+        step = max(1, ROW_GROUP_BYTES // results.row_bytes)
+
+        def rows() -> Iterator[pa.Table]:
+            for file in unit["waiting"]:
+                path = join(results.work, FOLDERS[KNOWN], f"{file}.arrow")
+                documents = read_segment(path, int(partition))
+                if documents is None:
+                    continue
+                for start in range(0, len(documents), step):
+                    some = documents.slice(start, step).combine_chunks()
+                    yield result_rows(results, some, self._vectors(places, some["text_sha256"]))
+
+        return {"rows": write_in_files(results, name, rows())}
+
+    def _vectors(self, places: pa.Table, hashes: pa.ChunkedArray) -> np.ndarray:
+        """Vectors (n, d) of the texts with these hashes, each looked up once."""
+        texts = hashes.unique()
+        place = pc.index_in(digest_column(digest_matrix(texts)), value_set=places["text"])
+        if place.null_count:
+            raise RuntimeError(f"{place.null_count} known texts have no place")
+        wanted = places.take(place).append_column("hash", texts)
+        kind = self.settings.results.value_type.to_pandas_dtype()
+        vectors = np.zeros((len(texts), self.settings.results.dimension), dtype=kind)
+        found = np.zeros(len(texts), dtype=bool)
+        for rows, some in (*self._from_store(wanted), *_from_work(wanted)):
             vectors[rows] = some
             found[rows] = True
         if not found.all():
-            raise RuntimeError(f"{int((~found).sum())} vectors of {name} are no longer there")
-        write_vectors(self.settings.work, name, vectors, found, _NO_WORK)
-        return {"texts": len(places)}
+            raise RuntimeError(f"{int((~found).sum())} known vectors are no longer there")
+        return vectors[pc.index_in(hashes, value_set=texts).to_numpy()]
 
     def _from_store(self, places: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
         results = []
@@ -134,10 +156,8 @@ class _CopyVectors:
             there = version.take(ids.to_pylist(), ["id", "text_sha256", "embedding"])
             order = pc.index_in(ids, value_set=there["id"].combine_chunks())
             there = there.take(order.combine_chunks())
-            hashes = [digest.hex() for digest in wanted["text_sha256"].to_pylist()]
-            if there["text_sha256"].to_pylist() != hashes:
-                raise RuntimeError(f"version {number} has other texts than its keys said")
-            results.append((rows, _matrix(there["embedding"].combine_chunks())))
+            _check_texts(f"version {number}", there, wanted)
+            results.append((rows, vector_matrix(there["embedding"])))
         return results
 
 
@@ -149,11 +169,14 @@ def _from_work(places: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
             continue
         same = pc.and_(pc.equal(places["work"], work), pc.equal(places["chunk"], chunk))
         rows = np.flatnonzero(pc.fill_null(same, False))
-        vectors, _ = read_vectors(work, chunk)
-        results.append((rows, _matrix(vectors.take(places["row"].take(pa.array(rows))))))
+        wanted = places.take(pa.array(rows))
+        there = read_rows(work, chunk, ("text_sha256", "embedding")).take(wanted["row"])
+        _check_texts(f"{chunk} of {work}", there, wanted)
+        results.append((rows, vector_matrix(there["embedding"])))
     return results
 
 
-def _matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+def _check_texts(what: str, there: pa.Table, wanted: pa.Table) -> None:
+    hashes = [digest.hex() for digest in wanted["hash"].to_pylist()]
+    if there["text_sha256"].to_pylist() != hashes:
+        raise RuntimeError(f"{what} has other texts than its keys said")

@@ -22,8 +22,7 @@ import ray
 from pipelines.embedding import job as embed_module
 from pipelines.embedding.encode import ChunkEncoder, Progress, Workers, tokenize_chunk
 from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
-from pipelines.embedding.keys import Chunk
-from pipelines.embedding.write import plan_parts
+from pipelines.embedding.write import Chunk, plan_parts
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.machines import plan_actors
@@ -151,7 +150,7 @@ def test_a_complete_folder_is_confirmed_and_a_changed_corpus_refused(config):
     with pytest.raises(InputError, match="has changed since: choose another --output"):
         run(config)
     assert Path(config.output, "run.json").read_text() == before
-    with pytest.raises(InputError, match="its max_tokens is 256, this one's is 9"):
+    with pytest.raises(InputError, match="its max_tokens is None, this one's is 9"):
         run(replace(config, max_tokens=9))
 
 
@@ -217,10 +216,11 @@ def test_too_many_rejected_documents_fail_with_the_top_reasons(config):
     assert counts == counts | {"documents": 5, "embedded": 1, "rejected": 4}
 
 
-def test_a_corpus_where_everything_is_rejected_may_be_asked_for(config):
+def test_a_corpus_where_everything_is_rejected_fails_and_keeps_the_reasons(config):
     Path(config.corpus, "a.txt").write_text("\n\n")
-    assert run(replace(config, max_rejected_fraction=1.0))["rejected"] == 2
-    assert len(result(config.output)) == 0
+    with pytest.raises(InputError, match="2 of 2 documents got no vector"):
+        run(replace(config, max_rejected_fraction=1.0))
+    assert len(rejected(config.output)) == 2
 
 
 def test_a_corpus_without_a_document_is_an_error(config):
@@ -234,8 +234,8 @@ def test_a_text_whose_vector_is_not_finite_is_rejected_with_all_its_documents(co
     pq.write_table(pa.table({"id": [1, 2, 3, 4], "text": body}), Path(config.corpus, "a.parquet"))
 
     class Poisoned(ChunkEncoder):
-        def _encode(self, tokens):
-            found, valid = super()._encode(tokens)
+        def _encode(self, encoder, tokens):
+            found, valid = super()._encode(encoder, tokens)
             return found, valid & np.array([len(ids) < max(map(len, tokens)) for ids in tokens])
 
     monkeypatch.setattr(embed_module, "WORKERS", Workers(tokenize_chunk, Poisoned))
@@ -383,13 +383,11 @@ def test_actors_that_do_not_fit_are_refused():
 
 def test_files_of_the_result_are_even_and_hold_every_document_once():
     rng = np.random.default_rng(0)
-    chunks = [
-        Chunk(f"00000-{n:05d}", "00000", n, 10, int(rng.integers(1, 300)), 10, 1000)
-        for n in range(100)
-    ]
-    parts = plan_parts(chunks, row_bytes=2304, target_bytes=1 << 20)
+    counts = [int(rng.integers(1, 300)) for _ in range(100)]
+    chunks = [Chunk(f"00000-{n:04d}", rows, rows * 2336) for n, rows in enumerate(counts)]
+    parts = plan_parts(chunks, target_bytes=1 << 20)
     sizes = [sum(stop - start for _, start, stop in runs) for runs in parts.values()]
-    assert sum(sizes) == sum(chunk.documents for chunk in chunks)
+    assert sum(sizes) == sum(counts)
     assert max(sizes) < 1.2 * min(sizes)
     seen = [(name, row) for runs in parts.values() for name, a, b in runs for row in range(a, b)]
-    assert seen == [(chunk.name, row) for chunk in chunks for row in range(chunk.documents)]
+    assert seen == [(chunk.name, row) for chunk in chunks for row in range(chunk.rows)]

@@ -1,0 +1,100 @@
+"""A file that is as it was is not read: keys of files are kept in the store from night to night.
+
+Keys are a function of a file's state (path, size, time of change) and of how it is read. They are
+kept in ``STORE/keys/READING/`` under a name that digests the state, where ``READING`` digests how.
+A file that was replaced by another of the same size and time is not noticed, as in any tool that
+goes by these; ``--reread`` looks at every file. Where a store tells no time, files are always read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipelines.corpus.files import CorpusFile, listing_of
+from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, EmbedRun
+from pipelines.runtime.files import (
+    join,
+    open_filesystem,
+    remove_files,
+    remove_folder,
+    with_retries,
+)
+
+FOLDER = "keys"
+YOUNG_NS = 2_000_000_000
+"""A file may be written once more within a tick of its store's clock: so young a state is not
+trusted to be the one that was read."""
+_NAME_DIGITS = 20
+
+
+def with_known_files(
+    run: EmbedRun, store: str, types: Mapping[str, pa.DataType], *, reread: bool
+) -> EmbedRun:
+    """``run`` with the keys of files in the store; what is of no use there any more is removed.
+
+    ``types`` are those in which kept columns are digested. With ``reread`` none are kept.
+    """
+    root = join(store, FOLDER)
+    if reread:
+        remove_folder(root)
+        return run
+    reading = _digest(_reading(run, types))
+    _tidy(root, reading, run.files)
+    return replace(run, scan=replace(run.scan, keys=(root, reading)))
+
+
+def corpus_digest(
+    config: EmbedConfig, files: Sequence[CorpusFile], fingerprint: str, began_ns: int
+) -> str | None:
+    """What must be equal for a night to have nothing to do; None where that cannot be told.
+
+    ``began_ns`` is when the files were listed.
+    """
+    if any(not file.modified_ns or file.modified_ns > began_ns - YOUNG_NS for file in files):
+        return None
+    settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    settings.pop("output")
+    return _digest([settings, config.skip_unreadable_files, listing_of(files), fingerprint])
+
+
+def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
+    """All that decides the keys of a file beside its state."""
+    scan = run.scan
+    formats = {repr((f.format, f.dialect, f.encoding, f.newline)) for f in run.files}
+    return [
+        asdict(scan.columns),
+        str(scan.kept_schema),
+        sorted((name, str(kind)) for name, kind in types.items()),
+        [scan.partitions, scan.clip_characters, scan.max_tokens, scan.prompt_tokens, scan.has_ids],
+        sorted(formats),
+    ]
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+
+
+def _tidy(root: str, reading: str, files: Sequence[CorpusFile]) -> None:
+    """Remove keys of other readings and states, and the receipts of states that were too young."""
+    modified = {shard.name: file.modified_ns for file in files for shard in file.shards()}
+    filesystem, inner = open_filesystem(root)
+    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
+    gone = []
+    for info in with_retries(lambda: filesystem.get_file_info(selector), root):
+        folder, _, name = info.path.rpartition("/")
+        shard, _, rest = name.replace(".", "-", 1).partition("-")
+        if info.type != pafs.FileType.File:
+            continue
+        time_ns = modified.get(shard) if folder.endswith(f"/{reading}") else None
+        is_young = not time_ns or (info.mtime_ns or 0) < time_ns + YOUNG_NS
+        if time_ns is None or (rest == "json" and is_young):
+            gone.append(join(root, info.path.removeprefix(f"{inner}/")))
+    remove_files(gone)

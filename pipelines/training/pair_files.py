@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import exists, join, list_files, open_filesystem
+from pipelines.runtime.files import check_store, exists, join, list_files, open_filesystem
 from pipelines.training.batches import sketch
 
 REQUIRED = ("anchor", "positive")
@@ -117,6 +117,7 @@ def open_file(path: str) -> pads.Dataset:
         text = pads.CsvFileFormat(parse_options=_CSV, convert_options=strings)
         return pads.dataset([inner], filesystem=filesystem, format=text)
     except (OSError, pa.ArrowException) as error:
+        check_store(path, error)
         raise _unreadable(path, error) from error
 
 
@@ -152,6 +153,7 @@ def _batches(file: str, data: pads.Dataset, names: dict[str, str]) -> Iterator[p
         except StopIteration:
             return
         except (OSError, pa.ArrowException) as error:
+            check_store(file, error)
             raise _unreadable(file, error) from error
 
 

@@ -24,7 +24,7 @@ from pyroaring import BitMap
 from pipelines.runtime import tables
 from pipelines.runtime.arrow import read_parquet
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import match_files
+from pipelines.runtime.listing import match_files
 from pipelines.runtime.tables import pack_rows, table_files, unpack_rows
 
 ROWS = pa.table(

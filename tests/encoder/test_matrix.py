@@ -25,6 +25,8 @@ TARGETS = {"phi": "q_proj", "gpt_neox": "query_key_value"}
 LEAST = {"float32": 0.9999, "bfloat16": 0.995}
 
 CASES = list(itertools.product(FAMILIES, POOLINGS, LAYERS, ATTENTIONS, DTYPES, ADAPTERS))
+# 111 cases in which every value of an axis meets every value of every other
+SLOW = CASES[::13]
 # each value of each axis at least once, each family with two cases
 FAST = [
     (family, POOLINGS[n % 4], LAYERS[n % 2], ATTENTIONS[n // 2 % 2], "float32", ADAPTERS[n % 5])
@@ -107,7 +109,7 @@ def naive_pool(pooling, states):
 
 @pytest.mark.parametrize(
     "case",
-    [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in FAST)],
+    [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
     ids=lambda case: "-".join(map(str, case)),
 )
 def test_vectors_equal_the_naive_formula(matrix_folders, matrix_adapters, case):

@@ -21,7 +21,7 @@ import ray
 import ray.data
 from ray.util.metrics import Counter, Gauge
 
-from pipelines.runtime.errors import InputError
+from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     in_threads,
     join,
@@ -101,9 +101,15 @@ def stream_units(
             call, batch_size=1, batch_format="pyarrow", **{"num_cpus": 1, **resources}
         )
     metrics = StageMetrics(stage, len(units))
-    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        metrics.done()
-        yield batch
+    try:
+        for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            metrics.done()
+            yield batch
+    except ray.exceptions.RayTaskError as error:
+        # of the class that was raised, but with a message that is a whole traceback
+        if isinstance(error.cause, (InputError, StorageError)):
+            raise error.cause from error
+        raise
 
 
 def _call_unit(batch: pa.Table, *, stage: str, function: Callable[..., pa.Table]) -> pa.Table:

@@ -19,7 +19,7 @@ from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.lloyd import ArrayVectors
 from cluster.on_ray import RayVectors
 from cluster.vectors import Columns, open_vectors
-from pipelines.runtime.command import load_config
+from pipelines.runtime.command import load_config, parse
 from pipelines.runtime.errors import InputError
 
 WORDS = ("apple pear plum", "engine wheel brake", "goal match league", "court judge trial")
@@ -499,5 +499,6 @@ def test_clusters_are_named_where_a_model_is_given(tmp_path):
 
 def test_a_config_survives_its_own_record(tmp_path):
     config = config_of(tmp_path)
-    assert ClusterConfig(**json.loads(json.dumps(asdict(config)))) == config
+    (tmp_path / "run.json").write_text(json.dumps({"config": asdict(config)}))
+    assert parse(ClusterConfig, ["--config", str(tmp_path / "run.json")]) == config
     assert replace(config, seed=3) != config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import warnings
@@ -10,12 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import peft
 import safetensors
 import safetensors.torch
 import torch
 import transformers
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
@@ -23,7 +22,11 @@ from pipelines.encoder.pooling import Projection
 from pipelines.encoder.usage import check_dense, digest_module
 from pipelines.runtime.errors import InputError
 
+log = logging.getLogger(__name__)
+
 _WEIGHTS = "adapter_model.safetensors"
+KEPT_START = "kept_start"
+"""In the metadata of an adapter's weights: no step was better than the start."""
 _PREFIX = "base_model.model."
 # How torch names the first weight that does not go into its place.
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
@@ -168,8 +171,12 @@ def merge_adapter(model: Any, adapter: Path) -> float:
     An adapter of the model with its head names its layers as that model does. What it changes of
     the head itself decides no state and is left out: with tied embeddings it would move them.
 
-    Raises :class:`InputError` where it does not fit, cannot be merged, or changes nothing.
+    Raises :class:`InputError` where it does not fit, cannot be merged, or changes nothing without
+    saying so itself.
     """
+    import peft  # slow, and without an adapter not needed
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     keys = {key.removeprefix(_PREFIX) for key in adapter_keys(adapter)}
     prefix = f"{model.base_model_prefix}."
     if keys and all(key.split(".")[0] in _HEADS for key in keys):
@@ -202,6 +209,9 @@ def merge_adapter(model: Any, adapter: Path) -> float:
             warnings.simplefilter("ignore")  # they are merged already
             tuned.merge_and_unload()
     if not changed and not moved:
+        if keeps_start(adapter):
+            log.warning("adapter %s keeps what its training started from", adapter)
+            return 0.0
         raise InputError(
             f"adapter {adapter} changes nothing: each of its {len(layers)} layers is as in the "
             "base model; leave it out, or give one that was trained"
@@ -210,6 +220,8 @@ def merge_adapter(model: Any, adapter: Path) -> float:
 
 
 def _open_adapter(model: Any, adapter: Path) -> Any:
+    import peft
+
     config = peft.PeftConfig.from_pretrained(str(adapter))
     config.task_type = None  # the task's own class asks the model for what only one with head has
     try:
@@ -244,6 +256,12 @@ def _place_embeddings(model: Any, adapter: Path) -> bool:
             else:
                 moved = True
     return moved
+
+
+def keeps_start(adapter: Path) -> bool:
+    """Whether an adapter's file says that no step of its training was better than the start."""
+    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+        return KEPT_START in (file.metadata() or {})
 
 
 def _says_something(adapter: Path) -> bool:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from pipelines.encoder.base_model import adapter_keys, quiet_loading
+from pipelines.encoder.base_model import KEPT_START, adapter_keys, quiet_loading
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.errors import InputError
 
@@ -175,11 +175,13 @@ def adapter_files(
     weights: Mapping[str, Tensor],
     *,
     all_layers: bool,
+    kept_start: bool = False,
 ) -> dict[str, bytes]:
     """The files of a PEFT adapter folder by name: its settings and its weights.
 
     Where only the lower layers of the model have an adapter, not ``all_layers``, the settings
-    name each adapted layer in full.
+    name each adapted layer in full. ``kept_start`` says in the file that no step was better than
+    the start: then it changes nothing, and is meant to.
     """
     adapted = {name.split(".lora_")[0].removeprefix(_PREFIX) for name in weights}
     config = peft.LoraConfig(
@@ -191,10 +193,11 @@ def adapter_files(
         lora_dropout=settings.lora_dropout,
         target_modules=sorted({n.rsplit(".", 1)[-1] for n in adapted} if all_layers else adapted),
     )
+    metadata = {"format": "pt"} | ({KEPT_START: "true"} if kept_start else {})
     content = {key: _plain(value) for key, value in sorted(config.to_dict().items())}
     return {
         SETTINGS: (json.dumps(content, indent=2) + "\n").encode(),
-        WEIGHTS: safetensors.torch.save(dict(weights), metadata={"format": "pt"}),
+        WEIGHTS: safetensors.torch.save(dict(weights), metadata=metadata),
     }
 
 

@@ -57,7 +57,9 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
             table = plain_pairs(batch, file, names)
             dropped += len(batch) - len(table)
             has_label = (
-                pc.is_valid(table["label"]) if label_column else pa.array([False] * len(table))
+                pc.is_valid(table["label"])
+                if label_column
+                else pa.array([False] * len(table), pa.bool_())
             )
             for labelled, best in kept.items():
                 best.add(table.filter(has_label if labelled else pc.invert(has_label)))

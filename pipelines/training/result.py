@@ -270,6 +270,7 @@ def write_result(
         description,
         state.best_weights,
         all_layers=max(description.layers) == settings.num_hidden_layers,
+        kept_start=state.best_step == 0,
     )
     for name, content in files.items():
         write_bytes(join(config.output, name), content)

@@ -30,7 +30,6 @@ from pipelines.nightly.clusters import (
     write_assignments,
 )
 from pipelines.nightly.config import NightConfig, decides_clusters
-from pipelines.nightly.dry_run import forecast
 from pipelines.nightly.edits import broken_pairs
 from pipelines.nightly.known_files import corpus_digest
 from pipelines.nightly.night import Night, Steps
@@ -81,6 +80,8 @@ def reindex(config: NightConfig) -> JobResult:
     began_ns = time.time_ns()
     files = find_files(config.corpus or str(demo_corpus()), config.reading)
     if config.dry_run:
+        from pipelines.nightly.dry_run import forecast  # torch
+
         there = Store.open_if_there(config.store)
         return forecast(*(prepare(config, there, files)[:3]), files)
     store = Store.open_or_create(config.store)

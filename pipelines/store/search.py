@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.runtime.command import Answer, Verb
 from pipelines.runtime.errors import InputError
@@ -107,6 +106,8 @@ def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
             f"version {version.number}: encoder.json is of another encoder than its vectors; "
             "`manage_store.py verify` says more"
         )
+    from pipelines.encoder.encoder import Encoder  # torch, which other verbs do without
+
     description = description.for_queries(prompt or None)
     device = "cpu" if description.dtype == "int8" else "auto"
     return Encoder.load(description, device=device).encode([text])[0]

@@ -120,7 +120,9 @@ def find_chunks(work: str) -> dict[str, Chunk]:
 
 def _read_chunk(path: str) -> Chunk:
     filesystem, inner = open_filesystem(path)
-    metadata = with_retries(lambda: pq.read_metadata(inner, filesystem=filesystem), path)
+    metadata = with_retries(
+        lambda: pq.read_metadata(inner, filesystem=filesystem), path, reads=True
+    )
     return Chunk(**json.loads(metadata.metadata[_CHUNK]))
 
 
@@ -190,7 +192,9 @@ def read_rows(work: str, name: str, columns: Sequence[str]) -> pa.Table:
     path = join(work, "vectors", f"{name}.parquet")
     filesystem, inner = open_filesystem(path)
     return with_retries(
-        lambda: pq.ParquetFile(inner, filesystem=filesystem).read(columns=list(columns)), path
+        lambda: pq.ParquetFile(inner, filesystem=filesystem).read(columns=list(columns)),
+        path,
+        reads=True,
     )
 
 
@@ -378,7 +382,9 @@ def _is_whole(path: str, rows: int) -> bool:
 
 def _read_run(path: str, start: int, stop: int) -> pa.Table:
     filesystem, inner = open_filesystem(path)
-    table = with_retries(lambda: pq.ParquetFile(inner, filesystem=filesystem).read(), path)
+    table = with_retries(
+        lambda: pq.ParquetFile(inner, filesystem=filesystem).read(), path, reads=True
+    )
     return table.slice(start, stop - start)
 
 

@@ -39,6 +39,9 @@ from pipelines.runtime.errors import InputError, StorageError
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 300.0
+_REREADS = 3
+_ANSWER_BYTES = 4096
+"""More than a store says when it is busy: a shorter read is not asked again by its client."""
 _LONGEST_PAUSE_SECONDS = 20.0
 _PARALLEL_REQUESTS = 16
 _S3_ATTEMPTS = 20
@@ -179,7 +182,7 @@ def read_bytes(path: str) -> bytes:
         with filesystem.open_input_stream(inner) as stream:
             return stream.read()
 
-    return with_retries(read, path)
+    return with_retries(read, path, reads=True)
 
 
 def write_bytes(path: str, data: bytes | pa.Buffer, *, create_folder: bool = True) -> None:
@@ -230,18 +233,21 @@ def with_retries(
     path: str,
     *,
     seconds: float = RETRY_SECONDS,
+    reads: bool = False,
     decodes: bool = False,
 ) -> Result:
     """The result of ``action``, which asks for ``path``, while a remote store may yet answer.
 
-    With ``decodes`` the action reads the file's content too, so that what it raises is the store's
-    fault only where the store does not give the bytes.
+    With ``reads`` the action reads the file, and is taken again where the store gives the bytes
+    after all: a client of S3 does not ask again for a part that is shorter than the store's answer
+    that it is busy. With ``decodes`` it makes sense of the content too, so that what it raises
+    again is the file's own fault.
 
     Raises :class:`StorageError` where the store's trouble lasts or is none that passes; any other
     error as it is.
     """
     deadline = time.monotonic() + seconds
-    pause = 0.5
+    pause, rereads = 0.5, 0
     while True:
         try:
             with _waiting_is_told(path):
@@ -251,11 +257,15 @@ def with_retries(
                 raise _lasting_trouble(path, error) from error
             log.warning("%s: %s; asking again in %.1f s", path, first_line(error), pause)
         except OSError as error:
-            if decodes:
+            if not _may_be_of_store(path, error):
+                raise
+            if reads or decodes:
                 check_store(path, error)
-            elif _may_be_of_store(path, error):
+            if decodes and rereads == _REREADS:
+                raise
+            if not (reads or decodes) or rereads == _REREADS:
                 raise _lasting_trouble(path, error) from error
-            raise
+            rereads += 1
         time.sleep(pause * random.uniform(0.7, 1.3))
         pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -271,8 +281,12 @@ def check_store(path: str, error: BaseException) -> None:
         return
     filesystem, inner = open_filesystem(path)
     try:
-        with filesystem.open_input_file(inner) as stream:
-            stream.read_at(1, max(0, stream.size() - 1))
+        with filesystem.open_input_file(inner) as stream:  # here its client waits for it
+            for _ in range(_REREADS):
+                with contextlib.suppress(OSError):
+                    stream.read_at(_ANSWER_BYTES, max(0, stream.size() - _ANSWER_BYTES))
+                    return
+            stream.read_at(_ANSWER_BYTES, max(0, stream.size() - _ANSWER_BYTES))
     except FileNotFoundError:
         return
     except OSError as trouble:

@@ -39,7 +39,7 @@ def read_segment(path: str, index: int) -> pa.Table | None:
             start, stop = np.frombuffer(stream.read_at(16, place), dtype="<i8").tolist()
             return stream.read_at(stop - start, start) if stop > start else b""
 
-    body = with_retries(read, path)
+    body = with_retries(read, path, reads=True)
     return bytes_to_table(body) if body else None
 
 

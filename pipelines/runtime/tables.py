@@ -327,7 +327,7 @@ def _iceberg_file(
     filesystem, inner = open_filesystem(path)
     try:
         info = with_retries(lambda: filesystem.get_file_info(inner), path)
-        own = with_retries(lambda: pq.read_schema(inner, filesystem=filesystem), path)
+        own = with_retries(lambda: pq.read_schema(inner, filesystem=filesystem), path, decodes=True)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is not there, though the table's metadata names it: an Iceberg table that was "

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.runtime.errors import InputError
+from pipelines.runtime.errors import InputError, find_told_error
 from pipelines.runtime.files import read_bytes
 from pipelines.runtime.listing import refuse_own_output
 from pipelines.runtime.logs import configure_logging, job_logging, mark_lines, show_controls
@@ -203,18 +203,6 @@ def report_error(error: BaseException) -> int:
         return 130
     traceback.print_exception(error)
     return 1
-
-
-def find_told_error(error: BaseException | None) -> BaseException | None:
-    """The exception with an ``exit_code`` in a chain of causes (Ray wraps what workers raise)."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        cause = getattr(error, "cause", None)  # Ray's own, whose text is a whole traceback
-        if hasattr(error, "exit_code") and not hasattr(cause, "exit_code"):
-            return error
-        error = cause or error.__cause__
-    return None
 
 
 def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:

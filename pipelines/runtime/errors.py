@@ -25,3 +25,15 @@ class StorageError(OSError):
     def __str__(self) -> str:
         """The message; Ray appends lines of advice of its own to what a worker raises."""
         return super().__str__().partition("\nFailed to ")[0]
+
+
+def find_told_error(error: BaseException | None) -> BaseException | None:
+    """The exception with an ``exit_code`` in a chain of causes (Ray wraps what workers raise)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)  # Ray's own, whose text is a whole traceback
+        if hasattr(error, "exit_code") and not hasattr(cause, "exit_code"):
+            return error
+        error = cause or error.__cause__
+    return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ import ray
 import ray.data
 from ray.util.metrics import Counter, Gauge
 
-from pipelines.runtime.errors import InputError, StorageError
+from pipelines.runtime.errors import InputError, StorageError, find_told_error
 from pipelines.runtime.files import (
     in_threads,
     join,
@@ -234,6 +235,15 @@ def _call(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
+_TELL_OF_ERRORS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+
+
+def _is_traceback_wanted(record: logging.LogRecord) -> bool:
+    """False for what Ray Data logs of an error that ends in one line for the user."""
+    error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
+    return find_told_error(error) is None
+
+
 def configure_ray_data() -> None:
     """Leave the display of progress to :mod:`pipelines.embedding.encode`, and place work.
 
@@ -243,6 +253,8 @@ def configure_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # it would warn that its bars are off
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for name in _TELL_OF_ERRORS:
+        logging.getLogger(name).addFilter(_is_traceback_wanted)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

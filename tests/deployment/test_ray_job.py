@@ -43,6 +43,9 @@ OTHER_JOBS = {
     "generate_pairs.py": "--corpus {corpus} --output {out}/pairs --crop-words 6 12",
     "evaluate_mteb.py": "--corpus {corpus} {encoder} --output {out}/mteb",
     "select_encoder.py": "--corpus {corpus} {encoder} --output {out}/best",
+    "deduplicate_corpus.py": "--embeddings {bucket}/runs/reviews --output {out}/deduplicated",
+    "assign_clusters.py": "--embeddings {bucket}/runs/reviews --output {out}/assigned "
+    "--clusters {bucket}/runs/reviews-clusters",
     "inspect_attention.py": "--model {model} --output {out}/attention --text {text}",
 }
 # Stands in for the AWS command line, which is no part of Shoal.
@@ -233,6 +236,7 @@ def test_no_credentials_in_records_outputs_and_logs(place, s3_server):
 @pytest.mark.parametrize("job", sorted(OTHER_JOBS.keys() & PRESENT))
 def test_every_other_job_runs_by_submission(place, job):
     arguments = OTHER_JOBS[job].format(
+        bucket=BUCKET,
         corpus=f"{BUCKET}/corpus",
         encoder=f"--label-column thing --model {place.model}",
         model=place.model,

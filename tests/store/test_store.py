@@ -580,7 +580,7 @@ ENDLESS_NIGHTS = """
 import itertools, sys
 from pathlib import Path
 from tiny_stores import numbered, publish_first, publish_night
-from pipelines.store.documents import Store
+from pipelines.store.store import Store
 
 store = Store.open_or_create(sys.argv[1])
 if store.published() is None:

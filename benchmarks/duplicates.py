@@ -76,11 +76,10 @@ class _Here:
         self._rows = rows
 
     def map_batches(self, function: Callable[..., Any], **_: Any) -> "_Here":
-        return _Here(table for row in self._rows for table in function(row))
+        return _Here(function(row) for row in self._rows)
 
-    def iter_rows(self) -> Iterator[dict[str, Any]]:
-        for table in self._rows:
-            yield from table.to_pylist()
+    def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+        return self._rows
 
 
 def _units_here(found: dict[str, Any]) -> _Here:

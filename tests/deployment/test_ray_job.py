@@ -182,7 +182,7 @@ def test_accelerators_encode_and_train_cpu_nodes_read_and_cluster_the_head_does_
     others = {
         what: where
         for what, where in places.items()
-        if any(part in what for part in ("_do_unit", "_ShardWorker"))
+        if any(part in what for part in ("_call_unit", "_UnitActor"))
     }
     assert others, places
     assert all(where == {"cpu"} for where in others.values()), places
@@ -199,7 +199,7 @@ def test_the_runs_lines_are_json_with_run_and_shard(place):
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith("{")]
     ours = [line for line in lines if line.get("run_id") == record["run_id"]]
     assert {line["job"] for line in ours} == {"embed_corpus"}
-    assert {"scan", "embed", "parts"} <= {line.get("stage") for line in ours}
+    assert {"keys", "read", "embed", "parts"} <= {line.get("stage") for line in ours}
     assert all(line["shard"] and line["node_id"] for line in ours if "stage" in line)
 
 

@@ -213,9 +213,9 @@ def seed_centroids(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
 
     Each is the best of a few drawn with probability proportional to squared distance from those
     chosen (Arthur and Vassilvitskii 2007). Draws among 10 rows a centroid, at least 2,048.
-    scikit-learn's ``kmeans_plusplus`` on the same rows took 2.2 times as long for 256 centroids of
-    576 numbers and 5.4 times for 256 of 128, for fits of 0.06% less inertia (three seeds,
-    ``python benchmarks/kmeans.py --only seeding``).
+    scikit-learn's ``kmeans_plusplus`` on the same rows took 3 to 4 times as long for 256 centroids
+    of 576 and of 128 numbers, for fits of 0.06% less inertia
+    (``python benchmarks/kmeans.py --only seeding``).
     """
     random = np.random.default_rng(seed)
     rows = min(len(vectors), max(_SEEDED_ON, _SEEDED_ON_PER_CLUSTER * k))

@@ -69,7 +69,7 @@ from pipelines.runtime.files import (
     remove_files,
     remove_folder,
 )
-from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
+from pipelines.runtime.machines import ActorOptions, ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, require_unchanged
 from pipelines.runtime.units import configure_ray_data
@@ -87,7 +87,7 @@ MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class EmbedConfig(CorpusOptions, EncoderConfig):
+class EmbedConfig(CorpusOptions, ActorOptions, EncoderConfig):
     """Embed a corpus."""
 
     corpus: str = ""
@@ -100,12 +100,6 @@ class EmbedConfig(CorpusOptions, EncoderConfig):
     """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry along, such as text or a label."""
-    num_actors: str = ""
-    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
-    cpus_per_actor: float | None = None
-    """CPUs, and so threads, of one encoder actor."""
-    gpus_per_actor: float | None = None
-    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
     max_rejected_fraction: float = 0.5
     """Fail where a larger share of the documents is rejected."""
     skip_unreadable_files: bool = False

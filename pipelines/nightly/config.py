@@ -12,6 +12,7 @@ from pipelines.encoder.description import EncoderConfig
 from pipelines.nightly.notify import require_notifiable
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
+from pipelines.runtime.machines import ActorOptions
 from pipelines.store.columns import require_column_names
 
 CheckName = Literal[
@@ -31,7 +32,7 @@ def decides_clusters() -> set[str]:
 
 
 @dataclass(frozen=True)
-class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
+class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
     """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
 
     corpus: str = ""
@@ -44,12 +45,6 @@ class NightConfig(CorpusOptions, ClusterOptions, EncoderConfig):
     """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry along beside the text, such as a label or a date."""
-    num_actors: str = ""
-    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
-    cpus_per_actor: float | None = None
-    """CPUs, and so threads, of one encoder actor."""
-    gpus_per_actor: float | None = None
-    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
     skip_unreadable_files: bool = False
     """Go on without files that cannot be read; their documents count as deleted."""
     reread: bool = False

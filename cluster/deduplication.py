@@ -240,18 +240,18 @@ def take_ids(
     """The ids at ``positions``, which are of one source; of type ``empty`` where there are none."""
     starts = np.array([part.start for part in parts])
     owners = np.searchsorted(starts, positions, side="right") - 1
-    found, places = [], []
+    keeper_ids, places = [], []
     for number in np.unique(owners):
         rows = np.flatnonzero(owners == number)
         table = read_segment(join(work, "rows", parts[number].name), 0)
         assert table is not None
         ids = table["id"].combine_chunks()
-        found.append(ids.take(pa.array(positions[rows] - parts[number].start)))
+        keeper_ids.append(ids.take(pa.array(positions[rows] - parts[number].start)))
         places.append(rows)
-    if not found:
+    if not keeper_ids:
         return pa.array([], empty or pa.string())
     back = np.argsort(np.concatenate(places), kind="stable")
-    return pa.concat_arrays(found).take(pa.array(back))
+    return pa.concat_arrays(keeper_ids).take(pa.array(back))
 
 
 def curve_table(search: Search, similarity: float) -> pa.Table:
@@ -274,8 +274,8 @@ def curve_table(search: Search, similarity: float) -> pa.Table:
                 search.pairs.similarities[kept],
                 np.empty(0, dtype=np.int64),
             )
-            found = order.expand(decide(pairs, no_decisions(len(order.ranks))))
-            removed = int((found.keepers >= 0).sum())
+            expanded = order.expand(decide(pairs, no_decisions(len(order.ranks))))
+            removed = int((expanded.keepers >= 0).sum())
             if abs(threshold - similarity) < 1e-9:
                 removed = int((search.decisions.keepers >= 0).sum())
             rows.append((threshold, removed, removed / documents, not len(search.pairs.overfull)))
@@ -380,7 +380,7 @@ def _excerpts(
     wanted = np.array(unit[2:])
     ids = take_ids((part,), wanted, work)
     columns = Columns(config.id_column, config.text_column)
-    found: dict[Any, str | None] = {}
+    texts: dict[Any, str | None] = {}
     for piece in source.shards[unit[1]].pieces:
         filesystem = open_filesystem(source.uri)[0]
         for batch in read_batches(filesystem, piece, columns, _READ_ROWS, vectors=False):
@@ -389,8 +389,8 @@ def _excerpts(
             if pc.any(mask).as_py():
                 rows = batch.filter(mask)
                 cut = shorten_texts(plain_column(rows.column(config.text_column)), _EXCERPT)
-                found.update(zip(own.filter(mask).to_pylist(), cut.to_pylist(), strict=True))
-    table = pa.table({"text": pa.array([found.get(i) for i in ids.to_pylist()], pa.string())})
+                texts.update(zip(own.filter(mask).to_pylist(), cut.to_pylist(), strict=True))
+    table = pa.table({"text": pa.array([texts.get(i) for i in ids.to_pylist()], pa.string())})
     write_bytes(join(work, "texts", name), table_to_bytes(table), create_folder=False)
     return {"texts": len(table)}
 
@@ -448,7 +448,7 @@ def _whole_rows(source: VectorSource, piece: Piece) -> Iterator[pa.RecordBatch]:
 def _counts(search: Search, removed: pa.Table) -> dict[str, int]:
     order = search.order
     documents = len(order.ranks) - order.fixed
-    found = {
+    counts = {
         "documents": documents + len(order.rejected),
         "kept": documents - len(removed),
         "removed": len(removed),
@@ -456,39 +456,39 @@ def _counts(search: Search, removed: pa.Table) -> dict[str, int]:
         "rejected": len(order.rejected),
         "not_comparable": int(order.empty[order.fixed :].sum()),
     }
-    return found | ({"against": order.fixed} if order.fixed else {})
+    return counts | ({"against": order.fixed} if order.fixed else {})
 
 
 def _metrics(search: Search, config: DeduplicateConfig, digest: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "vectors_digest": digest,
         "similarity": config.threshold(),
         "rounds": search.rounds,
     }
     if search.checked is not None:
         removed, ought = search.checked.recall(search.decisions)
-        found["recall"] = {
+        record["recall"] = {
             "value": removed / ought if ought else None,
             "removed": removed,
             "expected": ought,
             "sample": len(search.checked.ranks),
         }
-    return found
+    return record
 
 
 def _summary(counts: dict[str, int], metrics: dict[str, Any]) -> dict[str, str]:
     share = counts["removed"] / max(1, counts["documents"])
-    found = {
+    summary = {
         "documents": f"{counts['documents']:,}",
         "kept": f"{counts['kept']:,}",
         "removed": f"{counts['removed']:,} ({share:.1%}) in {counts['groups']:,} groups",
     }
     if counts["not_comparable"]:
-        found["nothing to compare"] = f"{counts['not_comparable']:,}, kept"
+        summary["nothing to compare"] = f"{counts['not_comparable']:,}, kept"
     recall = metrics.get("recall")
     if recall and recall["expected"]:
-        found["checked by brute force"] = (
+        summary["checked by brute force"] = (
             f"{recall['removed']} of {recall['expected']} expected removals "
             f"among {recall['sample']:,} documents"
         )
-    return found
+    return summary

@@ -128,8 +128,8 @@ def identify_clusters(
     known = old_places >= 0
     ids[known] = old.ids[old_places[known]]
     ids[~known] = np.arange(next_id, next_id + int((~known).sum()))
-    found = Identity(ids, old_places, next_id + int((~known).sum()), fresh_names, [])
-    named = replace(found, names=_lasting_names(old, new, found))
+    identity = Identity(ids, old_places, next_id + int((~known).sum()), fresh_names, [])
+    named = replace(identity, names=_lasting_names(old, new, identity))
     return replace(named, events=list(_events(old, new, shared, named)))
 
 
@@ -170,7 +170,7 @@ def pair_scores(old: OldClusters, new: NewClusters, shared: np.ndarray) -> coo_a
     k, m = shared.shape
     from_old, to_new = shared.sum(axis=1), shared.sum(axis=0)
     reach = _reach(old.centroids)
-    found: list[coo_array] = []
+    blocks: list[coo_array] = []
     for start in range(0, k, _BLOCK_ROWS):
         block = slice(start, min(k, start + _BLOCK_ROWS))
         both = shared[block]
@@ -184,8 +184,8 @@ def pair_scores(old: OldClusters, new: NewClusters, shared: np.ndarray) -> coo_a
             squared = _squared_distances(old.centroids[block], new.centroids)
             scores = evidence * jaccard + (1 - evidence) * np.exp(-squared / reach)
         rows, columns = np.nonzero(scores >= LEAST_SCORE)
-        found.append(coo_array((scores[rows, columns], (rows + start, columns)), shape=(k, m)))
-    joined = sum((csr_array(part) for part in found), start=csr_array((k, m)))
+        blocks.append(coo_array((scores[rows, columns], (rows + start, columns)), shape=(k, m)))
+    joined = sum((csr_array(part) for part in blocks), start=csr_array((k, m)))
     return coo_array(joined)
 
 
@@ -213,12 +213,12 @@ def name_of(keywords: Sequence[str]) -> str:
     return ", ".join(keywords[:NAME_WORDS])
 
 
-def _lasting_names(old: OldClusters, new: NewClusters, found: Identity) -> list[str]:
+def _lasting_names(old: OldClusters, new: NewClusters, identity: Identity) -> list[str]:
     """A matched cluster keeps its name while at least half of it is among its leading words."""
-    names = list(found.names)
+    names = list(identity.names)
     if not old.names or not new.keywords:
         return names
-    for place, old_place in enumerate(found.old_places):
+    for place, old_place in enumerate(identity.old_places):
         if old_place >= 0:
             words = [word for word in old.names[old_place].split(", ") if word]
             lasting = sum(word in new.keywords[place] for word in words)
@@ -228,36 +228,36 @@ def _lasting_names(old: OldClusters, new: NewClusters, found: Identity) -> list[
 
 
 def _events(
-    old: OldClusters, new: NewClusters, shared: np.ndarray, found: Identity
+    old: OldClusters, new: NewClusters, shared: np.ndarray, identity: Identity
 ) -> Iterator[Event]:
     old_names = list(old.names) or [""] * len(old.ids)
-    for place in np.flatnonzero(found.old_places < 0).tolist():
+    for place in np.flatnonzero(identity.old_places < 0).tolist():
         begun = Event(
             "born",
-            int(found.ids[place]),
+            int(identity.ids[place]),
             new_size=int(new.sizes[place]),
-            new_name=found.names[place],
+            new_name=identity.names[place],
         )
         yield related_event(begun, "split", shared[:, place], old.ids)
-    for old_place in np.setdiff1d(np.arange(len(old.ids)), found.old_places).tolist():
+    for old_place in np.setdiff1d(np.arange(len(old.ids)), identity.old_places).tolist():
         ended = Event(
             "died",
             int(old.ids[old_place]),
             old_size=int(old.sizes[old_place]),
             old_name=old_names[old_place],
         )
-        yield related_event(ended, "merged", shared[old_place], found.ids)
-    for place, before in enumerate(found.old_places.tolist()):
-        if before >= 0 and old.names and found.names[place] != old_names[before]:
+        yield related_event(ended, "merged", shared[old_place], identity.ids)
+    for place, before in enumerate(identity.old_places.tolist()):
+        if before >= 0 and old.names and identity.names[place] != old_names[before]:
             yield Event(
                 "renamed",
-                int(found.ids[place]),
+                int(identity.ids[place]),
                 None,
                 int(shared[before, place]),
                 int(old.sizes[before]),
                 int(new.sizes[place]),
                 old_names[before],
-                found.names[place],
+                identity.names[place],
             )
 
 

@@ -71,10 +71,10 @@ def choose_num_clusters(
 
 def grid(most: int) -> list[int]:
     """2 to 10 one by one, then a quarter more each step, up to ``most``."""
-    found = list(range(2, min(10, most) + 1))
-    while found and round(found[-1] * 1.25) < most:
-        found.append(round(found[-1] * 1.25))
-    return found if found and found[-1] == most else [*found, max(2, most)]
+    numbers = list(range(2, min(10, most) + 1))
+    while numbers and round(numbers[-1] * 1.25) < most:
+        numbers.append(round(numbers[-1] * 1.25))
+    return numbers if numbers and numbers[-1] == most else [*numbers, max(2, most)]
 
 
 def _between(tried: list[int], best: int) -> list[int]:
@@ -111,10 +111,10 @@ def _stability(vectors: np.ndarray, k: int, options: FitOptions) -> float:
         halves = np.array_split(order, 2)
         if min(count_distinct(vectors[half]) for half in halves) < k:
             return 0.0
-        found = [
+        fits = [
             NearestCentroids(fit_in_memory(vectors[half], k, options).centroids) for half in halves
         ]
-        first, second = (nearest.nearest(vectors)[:, 0] for nearest in found)
+        first, second = (nearest.nearest(vectors)[:, 0] for nearest in fits)
         agreements.append(adjusted_rand_score(first, second))
     return float(np.mean(agreements))
 
@@ -131,11 +131,11 @@ def _scored(candidates: list[Candidate]) -> list[Candidate]:
         _scaled(elbows),
     ]
     scores = np.mean(parts, axis=0)
-    found = [
+    candidates = [
         replace(candidate, elbow=float(elbow), score=float(score))
         for candidate, elbow, score in zip(candidates, elbows, scores, strict=True)
     ]
-    return sorted(found, key=lambda candidate: (-candidate.score, candidate.k))
+    return sorted(candidates, key=lambda candidate: (-candidate.score, candidate.k))
 
 
 def _scaled(values: list[int] | list[float] | np.ndarray) -> np.ndarray:

@@ -132,11 +132,11 @@ def search_texts(
     compare = partial(_verify, work, plan.similarity, parts, order.fixed)
     checked = {part.name: number for number, part in enumerate(parts)}
     run_stage(work, "verify", checked, compare)
-    found = _joined([read_pairs(join(work, "verified", name)) for name in checked])
-    sought = found.similarities >= np.float32(plan.similarity)
-    pairs = _only(found, sought)
+    verified = _joined([read_pairs(join(work, "verified", name)) for name in checked])
+    sought = verified.similarities >= np.float32(plan.similarity)
+    pairs = _only(verified, sought)
     decisions = order.expand(decide(pairs, no_decisions(len(order.ranks))))
-    return Search(order, decisions, pairs, None, 1), _only(found, ~sought)
+    return Search(order, decisions, pairs, None, 1), _only(verified, ~sought)
 
 
 def choose_bands(similarity: float) -> tuple[int, int]:
@@ -265,8 +265,8 @@ def _candidates(
     pairs = _pairs_in_runs(key[order], rank[order], fixed)
     none = np.empty(0, np.int64)
     similarities = np.zeros(len(pairs), np.float32)
-    found = Pairs(pairs[:, 0], pairs[:, 1], similarities, none)
-    write_segments(join(work, "candidates", name), pair_tables(found))
+    candidates = Pairs(pairs[:, 0], pairs[:, 1], similarities, none)
+    write_segments(join(work, "candidates", name), pair_tables(candidates))
     return {"pairs": len(pairs)}
 
 
@@ -275,13 +275,13 @@ def _pairs_in_runs(keys: np.ndarray, ranks: np.ndarray, fixed: int) -> np.ndarra
     starts = np.searchsorted(keys, keys)
     place = np.arange(len(keys)) - starts
     none = np.empty((0, 2), dtype=np.int64)
-    found = [none]
+    neighbours = [none]
     for step in range(min(_CROWD, int(place.max(initial=0)) + 1)):
         first = np.flatnonzero(place > step)
-        found.append(np.stack([ranks[first], ranks[starts[first] + step]], axis=1))
+        neighbours.append(np.stack([ranks[first], ranks[starts[first] + step]], axis=1))
         before = np.flatnonzero(place > step + _CROWD)
-        found.append(np.stack([ranks[before], ranks[before - step - 1]], axis=1))
-    pairs = np.concatenate(found)
+        neighbours.append(np.stack([ranks[before], ranks[before - step - 1]], axis=1))
+    pairs = np.concatenate(neighbours)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     if fixed:
         pairs = pairs[(pairs[:, 0] >= fixed) & (pairs[:, 1] < fixed)]
@@ -290,9 +290,9 @@ def _pairs_in_runs(keys: np.ndarray, ranks: np.ndarray, fixed: int) -> np.ndarra
 
 def _write_candidates(order: Order, work: str, names: Sequence[str]) -> None:
     """Give the candidates, each once, to the shard of the later one."""
-    found = [read_pairs(join(work, "candidates", name)) for name in names]
-    later = np.concatenate([pairs.later for pairs in found])
-    earlier = np.concatenate([pairs.earlier for pairs in found])
+    parts = [read_pairs(join(work, "candidates", name)) for name in names]
+    later = np.concatenate([pairs.later for pairs in parts])
+    earlier = np.concatenate([pairs.earlier for pairs in parts])
     both = np.unique(np.stack([later, earlier], axis=1), axis=0)
     positions = order.positions()
     starts = np.array([part.start for part in order.parts])
@@ -333,8 +333,8 @@ def _verify(
             right = read(other.name, place // _ROWS_AT_A_TIME)[place % _ROWS_AT_A_TIME]
             scores[i] = jaccard(left, right)
     kept = scores >= np.float32(similarity - _BELOW)
-    found = Pairs(later[kept], earlier[kept], scores[kept], none)
-    write_segments(join(work, "verified", name), pair_tables(found))
+    similar = Pairs(later[kept], earlier[kept], scores[kept], none)
+    write_segments(join(work, "verified", name), pair_tables(similar))
     return {"candidates": len(scores), "pairs": int((scores >= np.float32(similarity)).sum())}
 
 

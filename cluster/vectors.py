@@ -114,14 +114,14 @@ def open_vectors(
         )
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
         described = list(pool.map(lambda file: describe_file(filesystem, file, columns), files))
-    found = [(f.path, about) for f, about in zip(files, described, strict=True) if about.pieces]
-    if not found:
+    usable = [(f.path, about) for f, about in zip(files, described, strict=True) if about.pieces]
+    if not usable:
         raise InputError(f"{uri} holds no rows: nothing to cluster")
-    if not any(about.dimension for _, about in found):
+    if not any(about.dimension for _, about in usable):
         raise InputError(f"{uri}: every vector is null or empty; nothing to cluster")
-    found.sort(key=lambda pair: not pair[1].dimension)
-    first_path, first = found[0]
-    for path, about in found:
+    usable.sort(key=lambda pair: not pair[1].dimension)
+    first_path, first = usable[0]
+    for path, about in usable:
         if about.dimension not in (first.dimension, 0):
             raise InputError(
                 f"mixed dimensions: {first_path} holds vectors of {first.dimension}, {path} of "
@@ -132,14 +132,16 @@ def open_vectors(
                 f"mixed encoders: {first_path} was embedded with fingerprint {first.fingerprint}, "
                 f"{path} with {about.fingerprint}; embed the corpus with one encoder"
             )
-    kinds = {about.id_kind for _, about in found}
+    kinds = {about.id_kind for _, about in usable}
     id_kind = first.id_kind if len(kinds) == 1 else "string"
-    found.sort(key=lambda pair: pair[0])
-    if optional_text is not None and all(optional_text in about.schema.names for _, about in found):
-        for path, about in found:
+    usable.sort(key=lambda pair: pair[0])
+    if optional_text is not None and all(
+        optional_text in about.schema.names for _, about in usable
+    ):
+        for path, about in usable:
             check_readable(about.schema, optional_text, path)
         columns = replace(columns, text=optional_text)
-    pieces = [piece for _, about in found for piece in about.pieces]
+    pieces = [piece for _, about in usable for piece in about.pieces]
     shards = _group_into_shards(pieces, rows_per_shard)
     return VectorSource(uri, columns, first.dimension, id_kind, shards, first.fingerprint)
 
@@ -197,13 +199,13 @@ def shorten_texts(texts: pa.Array, characters: int, wanted: np.ndarray | None = 
         texts = pc.if_else(pa.array(wanted), texts, pa.scalar(None, texts.type))
     if not pa.types.is_string(texts.type) and not pa.types.is_binary(texts.type):
         texts = texts.cast(pa.string())
-    found = (value.as_buffer() for value in texts)
+    buffers = (value.as_buffer() for value in texts)
     return pa.array(
         [
             # A character has at most 4 bytes, so a long text need not be decoded whole.
             None if text is None else text[: 4 * characters].to_pybytes()
             .decode("utf-8", errors="replace")[:characters]
-            for text in found
+            for text in buffers
         ],
         pa.string(),
     )  # fmt: skip

@@ -81,15 +81,15 @@ class Checker:
             if self.kept_schema is not None:
                 table = valid_table(table, self.kept_schema)
                 return {name: table.column(name) for name in self.keep}
-            found = {name: _plain_list(table.column(name)) for name in self.keep}
+            columns = {name: _plain_list(table.column(name)) for name in self.keep}
         else:
-            found = {
+            columns = {
                 name: [values[place] for place in places]
                 for name, values in zip(self.keep, batch.kept, strict=True)
             }
         return {
             name: values_to_json(values, self.kept_kinds.setdefault(name, set()))
-            for name, values in found.items()
+            for name, values in columns.items()
         }
 
 
@@ -106,8 +106,8 @@ class CheckedRow(NamedTuple):
 
 def check_rows(batch: RowBatch) -> Iterator[CheckedRow]:
     """The one loop over rows: each of a batch checked, in order."""
-    for place, found in enumerate(batch.texts):
-        text, raw, reason = check_text(found)
+    for place, value in enumerate(batch.texts):
+        text, raw, reason = check_text(value)
         own_id: Any = ABSENT if batch.ids is None else batch.ids[place]
         row_id, id_reason = (None, None) if own_id is ABSENT else check_id(own_id)
         kept_id = own_id if isinstance(own_id, int) and not id_reason else row_id
@@ -154,36 +154,36 @@ def require_readable(files: Sequence[CorpusFile]) -> None:
             raise InputError(f"{file.path}: {file.problem}; mend or remove the file")
 
 
-def check_text(found: Any) -> tuple[str, bytes, str | None]:
+def check_text(value: Any) -> tuple[str, bytes, str | None]:
     """A text as string and as UTF-8, and why it is none."""
-    if found is None:
+    if value is None:
         return "", b"", "text is null"
-    if isinstance(found, bytes):
+    if isinstance(value, bytes):
         try:
-            text, raw = found.decode(), found
+            text, raw = value.decode(), value
         except UnicodeDecodeError:
             return "", b"", "text is not valid UTF-8"
-    elif isinstance(found, str):
-        text = found
+    elif isinstance(value, str):
+        text = value
         try:
-            raw = found.encode()
+            raw = value.encode()
         except UnicodeEncodeError:
             return "", b"", "text is not valid UTF-8"
     else:
-        return "", b"", f"text is {_kind_name(found)}, not a string"
+        return "", b"", f"text is {_kind_name(value)}, not a string"
     return text, raw, None if text.strip() else "text is empty"
 
 
-def check_id(found: Any) -> tuple[str | None, str | None]:
+def check_id(value: Any) -> tuple[str | None, str | None]:
     """An id as string, and why it is none."""
-    if found is None:
+    if value is None:
         return None, "id is null"
-    if isinstance(found, int) and not isinstance(found, bool):
-        return str(found), None
-    if not isinstance(found, str | bytes):
-        return None, f"id is {_kind_name(found)}, not a string or an integer"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value), None
+    if not isinstance(value, str | bytes):
+        return None, f"id is {_kind_name(value)}, not a string or an integer"
     try:
-        text = found.decode() if isinstance(found, bytes) else found
+        text = value.decode() if isinstance(value, bytes) else value
         text.encode()
     except UnicodeError:
         return None, "id is not valid UTF-8"
@@ -196,13 +196,13 @@ def rejected_table(rows: Sequence[tuple[str | None, str, str]]) -> pa.Table:
     return pa.table(columns, schema=REJECTED_SCHEMA)
 
 
-def excerpt_of(found: Any) -> str:
+def excerpt_of(value: Any) -> str:
     """The beginning of whatever stood where a text should be, for people."""
-    if found is None:
+    if value is None:
         return ""
-    if isinstance(found, bytes):
-        return found[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
-    text = found if isinstance(found, str) else repr(found)
+    if isinstance(value, bytes):
+        return value[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+    text = value if isinstance(value, str) else repr(value)
     return text[:EXCERPT_CHARACTERS].encode("utf-8", "replace").decode()
 
 

@@ -27,7 +27,6 @@ MEASURED = {"read": 32_744.0, "cluster": 26_803.0, "work_bytes": 142.0}
 MEASURED_CHARACTERS = 27
 MEASURED_NUMBERS = 128
 MEASURED_CLUSTERS = 256
-HOURS_A_MONTH = 730
 GIB = 2**30
 FLOAT_BYTES = 4
 # What the other columns and Parquet's own bytes add to vectors.

@@ -46,11 +46,11 @@ class PooledStates:
 
     def vectors(self, layer: int, pooling: Pooling, *, normalize: bool = True) -> np.ndarray:
         """What an encoder of this layer and pooling gives: float32 (n, d), or (n, 2d)."""
-        found = np.concatenate([self.parts[layer, part] for part in pooling.split("+")], axis=1)
+        joined = np.concatenate([self.parts[layer, part] for part in pooling.split("+")], axis=1)
         if normalize:
-            lengths = np.linalg.norm(found, axis=1, keepdims=True)
-            found = found / np.maximum(lengths, 1e-12)
-        return found
+            lengths = np.linalg.norm(joined, axis=1, keepdims=True)
+            joined = joined / np.maximum(lengths, 1e-12)
+        return joined
 
 
 class AllLayersPooler:
@@ -97,17 +97,17 @@ class AllLayersPooler:
         while batches:
             batch = batches.popleft()
             try:
-                found = self._pool_batch([token_ids[index] for index in batch], tokenizer)
+                pooled = self._pool_batch([token_ids[index] for index in batch], tokenizer)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
-                found = None
-            if found is None:  # outside the handler, which keeps the failed batch's memory alive
+                pooled = None
+            if pooled is None:  # outside the handler, which keeps the failed batch's memory alive
                 half = len(batch) // 2
                 log.warning("out of memory: %d texts are run in two halves", len(batch))
                 batches.extendleft([batch[half:], batch[:half]])
                 continue
-            for layer, vectors in found.items():
+            for layer, vectors in pooled.items():
                 for place, name in enumerate(names):
                     parts[layer, name][batch] = vectors[:, place].cpu().numpy()
         return PooledStates(parts)
@@ -123,13 +123,13 @@ class AllLayersPooler:
 
         def pool_layer(states: Tensor) -> Tensor:
             # one product for all: pool() would turn the states to float32 once a pooling
-            found = []
+            columns = []
             if weights:
                 kept = states.float().masked_fill(~mask[..., None], 0.0)
-                found.append(torch.bmm(torch.stack(weights, dim=1), kept))
+                columns.append(torch.bmm(torch.stack(weights, dim=1), kept))
             if self._with_max:
-                found.append(pool(states, mask, "max")[:, None])
-            return torch.cat(found, dim=1)
+                columns.append(pool(states, mask, "max")[:, None])
+            return torch.cat(columns, dim=1)
 
         count = len(self._stack)
         inner = [layer for layer in self._layers if layer < count]

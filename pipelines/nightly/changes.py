@@ -72,7 +72,7 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Found:
+class ComparedCorpus:
     """The corpus, read and compared with the version before."""
 
     run: EmbedRun
@@ -96,7 +96,7 @@ class Found:
 class Changes:
     """The documents to write are on disk, with vectors; those to delete are known."""
 
-    found: Found
+    compared: ComparedCorpus
     paths: list[str]
     """Parquet files of documents to write; none of them is empty."""
     schema: pa.Schema
@@ -106,14 +106,14 @@ class Changes:
 
     def deleted(self) -> Iterator[pa.Array]:
         """Ids that the store must no longer have, failed documents' included."""
-        if self.found.comparison is not None:
-            yield from deleted_ids(self.found.comparison, self.found.id_type)
-        yield from _failed_ids(self.found)
+        if self.compared.comparison is not None:
+            yield from deleted_ids(self.compared.comparison, self.compared.id_type)
+        yield from _failed_ids(self.compared)
 
     def retouched(self) -> Iterator[pa.Table]:
         """Id and kept columns of documents whose text has not changed."""
-        if self.found.comparison is not None and not self.found.rewrite:
-            yield from retouched_documents(self.found.comparison, self.found.id_type)
+        if self.compared.comparison is not None and not self.compared.rewrite:
+            yield from retouched_documents(self.compared.comparison, self.compared.id_type)
 
 
 def find_changes(
@@ -122,7 +122,7 @@ def find_changes(
     files: Sequence[CorpusFile],
     encoder: tuple[ActorPlan, EncoderDescription],
     before: Before,
-) -> Found:
+) -> ComparedCorpus:
     """Read the corpus and compare it; raises :class:`InputError` for one that cannot be used."""
     run = settle_run(config.embed_config(folder), files, *encoder)
     rewrite = _must_rewrite(config, before)
@@ -149,29 +149,29 @@ def find_changes(
     settled = settle_corpus(settings)
     counts = _count(scanned, settled, comparison)
     id_type = _id_type(scanned, before)
-    return Found(run, scanned, settled, comparison, rewrite, id_type, kept, counts)
+    return ComparedCorpus(run, scanned, settled, comparison, rewrite, id_type, kept, counts)
 
 
-def embed_changes(config: NightConfig, found: Found) -> Changes:
+def embed_changes(config: NightConfig, compared: ComparedCorpus) -> Changes:
     """Copy known vectors, compute the others, and join them with their documents."""
-    run, settled = found.run, found.settled
-    results = _results(config, found)
-    groups = plan_groups(run.files, found.scanned, settled, run.plan.shard_bytes)
-    usual = ENCODE if found.comparison is None else LEAVE_OUT
+    run, settled = compared.run, compared.settled
+    results = _results(config, compared)
+    groups = plan_groups(run.files, compared.scanned, settled, run.plan.shard_bytes)
+    usual = ENCODE if compared.comparison is None else LEAVE_OUT
     chunks, speed = embed_chunks(
         encode_settings(run, results),
-        read_settings(run, found.scanned, results, groups, usual=usual),
+        read_settings(run, compared.scanned, results, groups, usual=usual),
         embed.WORKERS,
         groups,
         texts=settled.distinct,
-        tokens=expected_tokens(found.scanned, settled),
-        rejected=found.counts["rejected"],
+        tokens=expected_tokens(compared.scanned, settled),
+        rejected=compared.counts["rejected"],
     )
     copy_known_vectors(ReuseSettings(results, config.store), groups)
-    written = write_result(results, groups, chunks, rejected_files(run, found.scanned))
+    written = write_result(results, groups, chunks, rejected_files(run, compared.scanned))
     counts = {
-        **found.counts,
-        "rejected": found.counts["rejected"] + written["failed_rows"],
+        **compared.counts,
+        "rejected": compared.counts["rejected"] + written["failed_rows"],
         "embedded": settled.distinct - written["failed_texts"],
         "reused": settled.known,
         "written": written["rows"],
@@ -179,13 +179,13 @@ def embed_changes(config: NightConfig, found: Found) -> Changes:
     }
     paths = [join(run.config.output, "embeddings", name) for name in _parts(run.config.output)]
     schema = document_schema(
-        found.id_type,
-        {n: t for n, t in found.kept_types.items() if n != config.text_column},
+        compared.id_type,
+        {n: t for n, t in compared.kept_types.items() if n != config.text_column},
         run.description.dimension,
         results.value_type,
         run.description.fingerprint,
     )
-    return Changes(found, paths if written["rows"] else [], schema, counts, dict(speed))
+    return Changes(compared, paths if written["rows"] else [], schema, counts, dict(speed))
 
 
 def _prepare(
@@ -202,8 +202,8 @@ def _prepare(
 
 
 def _kept_types(run: EmbedRun, scanned: ScanResult, config: NightConfig) -> dict[str, pa.DataType]:
-    found = result_settings(run, scanned).kept_types
-    return {n: pa.string() if n == config.text_column else kind for n, kind in found.items()}
+    kept_types = result_settings(run, scanned).kept_types
+    return {n: pa.string() if n == config.text_column else kind for n, kind in kept_types.items()}
 
 
 def _digested_types(config: NightConfig, run: EmbedRun) -> dict[str, pa.DataType]:
@@ -268,11 +268,11 @@ def _count(scanned: ScanResult, settled: Settled, comparison: Comparison | None)
     return counts
 
 
-def _results(config: NightConfig, found: Found) -> ResultSettings:
+def _results(config: NightConfig, compared: ComparedCorpus) -> ResultSettings:
     return replace(
-        result_settings(found.run, found.scanned),
-        id_type=found.id_type,
-        kept_types=found.kept_types,
+        result_settings(compared.run, compared.scanned),
+        id_type=compared.id_type,
+        kept_types=compared.kept_types,
         names={config.text_column: TEXT},
     )
 
@@ -282,11 +282,11 @@ def _parts(output: str) -> list[str]:
     return [name for name in names if name.endswith(".parquet") and name[0] != "."]
 
 
-def _failed_ids(found: Found) -> Iterator[pa.Array]:
+def _failed_ids(compared: ComparedCorpus) -> Iterator[pa.Array]:
     """Documents that have no vector: an older state of them must not stay in the store."""
-    folder = join(found.run.work, "rejected")
+    folder = join(compared.run.work, "rejected")
     for name in list_files(folder):
         if name.startswith("vectors-"):
             ids = bytes_to_table(read_bytes(join(folder, name)))["id"].combine_chunks()
             if len(ids):
-                yield pc.cast(ids, found.id_type)
+                yield pc.cast(ids, compared.id_type)

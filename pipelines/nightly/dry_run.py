@@ -13,7 +13,7 @@ from pipelines.corpus.files import CorpusFile
 from pipelines.embedding.encode import duration
 from pipelines.embedding.estimate import estimate_run
 from pipelines.encoder.description import EncoderDescription
-from pipelines.nightly.changes import Before, Found, find_changes
+from pipelines.nightly.changes import Before, ComparedCorpus, find_changes
 from pipelines.nightly.checks import early_checks
 from pipelines.nightly.config import NightConfig
 from pipelines.runtime.command import JobResult
@@ -33,22 +33,22 @@ def forecast(
     Raises :class:`InputError` where the night itself would, for a corpus that cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="shoal-dry-run-") as folder:
-        found = find_changes(config, folder, files, encoder, before)
-        summary = _summary(config, found, before)
-    return JobResult(counts=dict(found.counts), summary=summary)
+        compared = find_changes(config, folder, files, encoder, before)
+        summary = _summary(config, compared, before)
+    return JobResult(counts=dict(compared.counts), summary=summary)
 
 
-def _summary(config: NightConfig, found: Found, before: Before) -> dict[str, str]:
+def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> dict[str, str]:
     """The table that a person sees."""
-    texts, known = found.settled.distinct, found.settled.known
+    texts, known = compared.settled.distinct, compared.settled.known
     base = before.base
     rows = {
         "version before": "none" if base is None else f"{base.number}, published",
-        "changes": ", ".join(f"{found.counts[k]:,} {k}" for k in _KINDS if found.counts[k]),
+        "changes": ", ".join(f"{compared.counts[k]:,} {k}" for k in _KINDS if compared.counts[k]),
         "texts to embed": f"{texts:,}, and {known:,} known ones to reuse",
     }
     if texts:
-        run = found.run
+        run = compared.run
         estimate = estimate_run(run.files, run.config.columns, run.description, run.actors)
         tokens = round(estimate.tokens * texts / max(1, estimate.documents))
         speed = estimate.tokens_per_second
@@ -61,7 +61,7 @@ def _summary(config: NightConfig, found: Found, before: Before) -> dict[str, str
     encoder_before = base.record.fingerprint if base is not None and other else None
     failed = [
         check
-        for check in early_checks(config, found.counts, documents, encoder_before)
+        for check in early_checks(config, compared.counts, documents, encoder_before)
         if not check.passed
     ]
     for number, check in enumerate(failed, 1):

@@ -139,12 +139,12 @@ def run_night(
         if told.get("digest") == corpus and is_settled(night, base, encoder[1]):
             record.counts.update(told["counts"])
             return leave(night, base)
-    found = find_changes(config, folder, files, encoder, before)
-    record.counts.update(found.counts)
-    if base is not None and found.is_empty and is_settled(night, base, encoder[1]):
+    compared = find_changes(config, folder, files, encoder, before)
+    record.counts.update(compared.counts)
+    if base is not None and compared.is_empty and is_settled(night, base, encoder[1]):
         return leave(night, base)
     steps.begin(3)
-    changes = embed_changes(config, found)
+    changes = embed_changes(config, compared)
     record.counts.update(changes.counts)
     record.metrics.update(changes.metrics)
     steps.begin(4)
@@ -315,7 +315,7 @@ def leave(night: Night, base: Version) -> JobResult:
 
 def write_documents(night: Night, candidate: Candidate, changes: Changes) -> None:
     """Make the candidate's documents those of the corpus."""
-    if changes.found.rewrite:
+    if changes.compared.rewrite:
         candidate.replace(changes.paths, schema=changes.schema, when=night.when, run=map_on_ray)
     else:
         if changes.paths:

@@ -49,7 +49,7 @@ def write_artifacts(
     """Write what belongs to the version beside its documents."""
     outcome, published = clusters.outcome, clusters.published
     lineage = lineage_table(published.identity.events, candidate.number)
-    candidate.put("encoder.json", to_json(changes.found.run.description.to_json()))
+    candidate.put("encoder.json", to_json(changes.compared.run.description.to_json()))
     candidate.put_table(CENTROIDS, published.parts.table())
     candidate.put_table(CLUSTERS, clusters_table(outcome.clusters, outcome.documents.ids.type))
     applied = applied_table(

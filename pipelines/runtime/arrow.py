@@ -123,16 +123,6 @@ def _without_uuids(value: Any) -> Any:
     return value
 
 
-def plain_table(table: pa.Table) -> pa.Table:
-    """Every column of a table as :func:`plain_column` has it; metadata stays."""
-    columns = [
-        pa.chunked_array([plain_column(chunk) for chunk in column.chunks], plain_type(column.type))
-        for column in table.columns
-    ]
-    fields = [f.with_type(c.type) for f, c in zip(table.schema, columns, strict=True)]
-    return pa.table(columns, schema=pa.schema(fields, metadata=table.schema.metadata))
-
-
 def uuid_strings(column: pa.Array) -> pa.Array:
     """16 bytes a value, as the 36 characters of a UUID."""
     values = column.to_pylist()

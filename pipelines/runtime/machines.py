@@ -56,8 +56,8 @@ class RayNodes:
 
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs for work on this Ray cluster, with those it can still add."""
-        found = {kind: self._there(kind) for kind in _KINDS}
-        return {kind: max(amount, self.growth.get(kind, 0.0)) for kind, amount in found.items()}
+        present = {kind: self._there(kind) for kind in _KINDS}
+        return {kind: max(amount, self.growth.get(kind, 0.0)) for kind, amount in present.items()}
 
     @property
     def cpus(self) -> int:
@@ -104,13 +104,13 @@ def _cpu_quotas(root: Path) -> Iterator[tuple[float, float]]:
         for group in [folder, *folder.parents]:
             if not group.is_relative_to(mount):
                 break
-            found = _read_numbers(group / "cpu.max") or [
+            numbers = _read_numbers(group / "cpu.max") or [
                 number
                 for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
                 for number in _read_numbers(group / name)
             ]
-            if len(found) == 2 and found[0] > 0 and found[1] > 0:
-                yield found[0], found[1]
+            if len(numbers) == 2 and numbers[0] > 0 and numbers[1] > 0:
+                yield numbers[0], numbers[1]
 
 
 def _read_numbers(path: Path) -> list[float]:
@@ -166,13 +166,13 @@ def parse_resources(text: str) -> dict[str, float]:
     """``CPU=64,GPU=8`` as a mapping; :class:`InputError` for anything else but an empty text."""
     try:
         pairs = [part.split("=") for part in text.split(",") if part.strip()]
-        found = {name.strip(): float(amount) for name, amount in pairs}
+        amounts = {name.strip(): float(amount) for name, amount in pairs}
     except ValueError as error:
         raise InputError(f"{MAX_RESOURCES} is {text!r}; it must be like CPU=64,GPU=8") from error
-    unknown = sorted(set(found) - set(_KINDS))
-    if unknown or any(amount < 0 for amount in found.values()):
+    unknown = sorted(set(amounts) - set(_KINDS))
+    if unknown or any(amount < 0 for amount in amounts.values()):
         raise InputError(f"{MAX_RESOURCES} is {text!r}; it may name CPU and GPU, with amounts")
-    return found
+    return amounts
 
 
 # Another number than an actor reserves, so that Ray Data keeps the two kinds of workers apart

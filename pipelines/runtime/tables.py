@@ -122,8 +122,8 @@ def refuse_files_of_tables(address: str, infos: Sequence[pafs.FileInfo]) -> None
             folders.add(str(path.parent))
     marks = ("_delta_log", ".hoodie", "metadata/version-hint.text")
     places = [f"{folder}/{mark}" for folder in sorted(folders) for mark in marks]
-    found = with_retries(lambda: filesystem.get_file_info(places), address) if places else []
-    for info in found:
+    infos = with_retries(lambda: filesystem.get_file_info(places), address) if places else []
+    for info in infos:
         if info.type != pafs.FileType.NotFound:
             raise InputError(
                 f"{address} names files within a table ({info.path}), some of which may hold rows "
@@ -269,10 +269,10 @@ def _newest_metadata(address: str) -> str | None:
     filesystem, inner = open_filesystem(address)
     selector = pafs.FileSelector(f"{inner.rstrip('/')}/metadata", allow_not_found=True)
     infos = with_retries(lambda: filesystem.get_file_info(selector), address)
-    found = [info for info in infos if info.base_name.endswith(".metadata.json")]
-    if not found:
+    metadata = [info for info in infos if info.base_name.endswith(".metadata.json")]
+    if not metadata:
         return None
-    newest = max(found, key=lambda info: (_metadata_number(info.base_name), info.mtime_ns or 0))
+    newest = max(metadata, key=lambda info: (_metadata_number(info.base_name), info.mtime_ns or 0))
     return with_inner_path(address, newest.path)
 
 
@@ -370,14 +370,14 @@ def _iceberg_deletions(address: str, tasks: Iterable[Any]) -> dict[str, np.ndarr
                 )
             sources[file.file_path] = file
             wanted.setdefault(file.file_path, {})[task.file.file_path] = None
-    found: dict[str, list[np.ndarray]] = {}
+    deleted_rows: dict[str, list[np.ndarray]] = {}
     for path, positions in zip(
         sources, in_threads(_read_positions, list(sources.values())), strict=True
     ):
         for data_file, rows in positions.items():
             if data_file in wanted[path]:
-                found.setdefault(data_file, []).append(rows)
-    return {path: np.concatenate(rows) for path, rows in found.items()}
+                deleted_rows.setdefault(data_file, []).append(rows)
+    return {path: np.concatenate(rows) for path, rows in deleted_rows.items()}
 
 
 def _read_positions(file: Any) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -202,10 +201,6 @@ class Candidate:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         self.put(name, sink.getvalue())
-
-    def put_file(self, name: str, path: str | Path) -> None:
-        """Add a local file as an artifact."""
-        self.put(name, Path(path).read_bytes())
 
     def keep(self, name: str) -> None:
         """Take an artifact of the base without copying it; ``KeyError`` if it has none."""

@@ -37,9 +37,9 @@ from pipelines.runtime.command import configure_logging
 from pipelines.runtime.files import shoal_home
 from pipelines.runtime.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
 from pipelines.runtime.run_record import RunRecord
-from pipelines.training.config import FinetuneConfig
+from pipelines.training.config import FinetuneConfig, PairsConfig
 from pipelines.training.job import finetune_adapter
-from pipelines.training.pairs import PairsConfig, SourceText, plain_pairs
+from pipelines.training.pairs import SourceText, plain_pairs
 
 CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600

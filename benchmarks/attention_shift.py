@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipelines.encoder.sources import fetch_adapter
-from pipelines.evaluation.attention import AttentionConfig, inspect_attention
+from pipelines.evaluation.attention import inspect_attention
+from pipelines.evaluation.config import AttentionConfig
 from pipelines.runtime.command import configure_logging, connect_ray
 from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
 from pipelines.runtime.run_record import RunRecord

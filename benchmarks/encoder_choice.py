@@ -26,10 +26,10 @@ import scipy.stats
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.config import DEFAULT_POOLINGS
 from pipelines.evaluation.contestants import MINILM, TF_IDF, load_contestant, parse_contestant
 from pipelines.evaluation.mteb import MtebEncoder
 from pipelines.evaluation.ranking import rank_candidates
-from pipelines.evaluation.select import DEFAULT_POOLINGS
 from pipelines.evaluation.tasks import LabelledCorpusTask, packaged_task, score_of
 from pipelines.evaluation.trial import (
     FEWEST_HALF_TOKENS,

@@ -22,8 +22,8 @@ from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.config import DEFAULT_POOLINGS
 from pipelines.evaluation.ranking import rank_candidates
-from pipelines.evaluation.select import DEFAULT_POOLINGS
 from pipelines.evaluation.trial import LoadedModel, TrialPlan, plan_runs, try_prompt
 from pipelines.runtime.packaged import load_labelled_corpus
 

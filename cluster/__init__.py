@@ -1,6 +1,6 @@
 """Vectors to groups: k-means, scores, keywords and a report that a person can read.
 
-``config``        options of a clustering, and those that a night shares
+``config``        options of its jobs, and those that a night shares
 ``clustering``    the whole run
 ``work``          what a stopped run has done, so that the same command goes on
 ``vectors``       vectors on disk as blocks of checked arrays

@@ -1,4 +1,4 @@
-"""Options of a clustering, and those of them that a nightly run shares."""
+"""Options of clustering, which nightly runs share in part, of deduplication and of assignment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import default_output
+from pipelines.runtime.files import (
+    default_output,
+)
 
 DECIDES_CLUSTERS = {"decides": "clusters"}
 """Metadata of a field on which the clusters of given vectors depend."""
@@ -181,3 +183,90 @@ class ClusterConfig(Workers, ClusterOptions):
                     f"--{name.replace('_', '-')} has no effect beside --initial-centroids, which "
                     "are the one start: leave one of them out"
                 )
+
+
+_SIMILARITY = {"vectors": 0.98, "text": 0.8}
+
+
+@dataclass(frozen=True)
+class DeduplicateConfig:
+    """Settings of one deduplication."""
+
+    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
+    """Documents: output of embed_corpus, or any Parquet, .npy or Lance; for text any Parquet."""
+    output: str = field(default_factory=lambda: default_output("deduplicate_corpus"))
+    """Folder to write to."""
+    similarity: float | None = None
+    """Least similarity of what is removed to what is kept; vectors: cosine 0.98, text: 0.8."""
+    keep: str = "first"
+    """Kept of those alike: 'first' in the corpus, 'longest' text, most 'central', 'column:NAME'."""
+    method: Literal["vectors", "text"] = "vectors"
+    """'vectors' compares meaning (cosine), 'text' wording (Jaccard of 5-character shingles)."""
+    against: str | None = None
+    """Another set: remove what is like one of its documents, instead of like each other."""
+    write_clean: bool = False
+    """Write the rows that are kept, with all their columns, to clean/*.parquet."""
+    text_column: str = "text"
+    """Column of texts: compared by --method text, measured by 'longest', shown on the page."""
+    id_column: str = "id"
+    """Column of unique ids, strings or integers."""
+    embedding_column: str = "embedding"
+    """Column of vectors."""
+    drop_bad_vectors: bool = False
+    """Leave out vectors that cannot be compared and list them, instead of stopping."""
+    seed: int = 0
+    """Decides every draw, and the order of documents that the rule holds equal."""
+
+    def __post_init__(self) -> None:
+        if self.similarity is not None and not 0 < self.similarity <= 1:
+            raise InputError(f"--similarity is {self.similarity}; it must be above 0 and at most 1")
+        kind, _, name = self.keep.partition(":")
+        if self.keep not in ("first", "longest", "central") and not (kind == "column" and name):
+            raise InputError(
+                f"--keep is {self.keep!r}; it must be first, longest, central or column:NAME"
+            )
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
+        if self.against is not None and self.keep != "first":
+            raise InputError("--against keeps nothing by a rule of its own; leave --keep out")
+        if self.method == "text" and self.keep == "central":
+            raise InputError("--keep central needs vectors; take another with --method text")
+        if self.method == "text" and self.drop_bad_vectors:
+            raise InputError("--method text reads no vectors; leave --drop-bad-vectors out")
+
+    def threshold(self) -> float:
+        """The similarity that is asked for."""
+        return _SIMILARITY[self.method] if self.similarity is None else self.similarity
+
+
+@dataclass(frozen=True)
+class AssignConfig(Workers):
+    """Give new vectors to the clusters there are."""
+
+    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
+    """Vectors: output of embed_corpus, a store, or any Parquet, .npy or Lance."""
+    clusters: str = field(default_factory=lambda: default_output("cluster_corpus"))
+    """The clusters: output folder of cluster_corpus, or a store."""
+    clusters_version: int | None = None
+    """Version of the store in --clusters; the published one by default."""
+    output: str = field(default_factory=lambda: default_output("assign_clusters"))
+    """Folder to write to; an unfinished run in it is gone on with."""
+    quantile: float = 0.99
+    """A document is novel beyond this quantile of its cluster's own distances, 0 to 1."""
+    text_column: str = "text"
+    """Column of texts for the keywords of what is novel; without it there are none."""
+    id_column: str = "id"
+    """Column of unique ids, strings or integers."""
+    embedding_column: str = "embedding"
+    """Column of vectors."""
+    version: str = ""
+    """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
+    drop_bad_vectors: bool = False
+    """Leave out vectors that cannot be assigned and list them, instead of stopping."""
+    seed: int = 0
+    """Decides which novel documents are looked at together."""
+
+    def __post_init__(self) -> None:
+        self.check_workers()
+        if not 0 < self.quantile <= 1:
+            raise InputError(f"--quantile is {self.quantile}; it must be above 0 and at most 1")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.clustering import digest_of
+from cluster.config import DeduplicateConfig
 from cluster.duplicate_report import Judged, render_page
 from cluster.duplicate_search import Order, Part, Search, SearchPlan
 from cluster.duplicates import Pairs, decide, no_decisions
@@ -28,7 +29,6 @@ from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     atomic_output,
-    default_output,
     join,
     make_folder,
     open_filesystem,
@@ -45,62 +45,10 @@ log = logging.getLogger(__name__)
 
 THRESHOLDS = (*(i / 100 for i in range(80, 100)), 0.995, 0.999)
 """Similarities that the curve speaks of."""
-_SIMILARITY = {"vectors": 0.98, "text": 0.8}
 _PAIRS_SHOWN = 4
 _EXCERPT = 400
 _READ_ROWS = 4_096
 CLEAN_FOLDER = "clean"
-
-
-@dataclass(frozen=True)
-class DeduplicateConfig:
-    """Settings of one deduplication."""
-
-    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
-    """Documents: output of embed_corpus, or any Parquet, .npy or Lance; for text any Parquet."""
-    output: str = field(default_factory=lambda: default_output("deduplicate_corpus"))
-    """Folder to write to."""
-    similarity: float | None = None
-    """Least similarity of what is removed to what is kept; vectors: cosine 0.98, text: 0.8."""
-    keep: str = "first"
-    """Kept of those alike: 'first' in the corpus, 'longest' text, most 'central', 'column:NAME'."""
-    method: Literal["vectors", "text"] = "vectors"
-    """'vectors' compares meaning (cosine), 'text' wording (Jaccard of 5-character shingles)."""
-    against: str | None = None
-    """Another set: remove what is like one of its documents, instead of like each other."""
-    write_clean: bool = False
-    """Write the rows that are kept, with all their columns, to clean/*.parquet."""
-    text_column: str = "text"
-    """Column of texts: compared by --method text, measured by 'longest', shown on the page."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
-    drop_bad_vectors: bool = False
-    """Leave out vectors that cannot be compared and list them, instead of stopping."""
-    seed: int = 0
-    """Decides every draw, and the order of documents that the rule holds equal."""
-
-    def __post_init__(self) -> None:
-        if self.similarity is not None and not 0 < self.similarity <= 1:
-            raise InputError(f"--similarity is {self.similarity}; it must be above 0 and at most 1")
-        kind, _, name = self.keep.partition(":")
-        if self.keep not in ("first", "longest", "central") and not (kind == "column" and name):
-            raise InputError(
-                f"--keep is {self.keep!r}; it must be first, longest, central or column:NAME"
-            )
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
-        if self.against is not None and self.keep != "first":
-            raise InputError("--against keeps nothing by a rule of its own; leave --keep out")
-        if self.method == "text" and self.keep == "central":
-            raise InputError("--keep central needs vectors; take another with --method text")
-        if self.method == "text" and self.drop_bad_vectors:
-            raise InputError("--method text reads no vectors; leave --drop-bad-vectors out")
-
-    def threshold(self) -> float:
-        """The similarity that is asked for."""
-        return _SIMILARITY[self.method] if self.similarity is None else self.similarity
 
 
 def deduplicate_corpus(config: DeduplicateConfig, record: RunRecord | None = None) -> JobResult:

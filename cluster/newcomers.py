@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cluster.assign import NearestCentroids
 from cluster.clustering import digest_of, pool_of
-from cluster.config import MAY_CHANGE, Workers
+from cluster.config import MAY_CHANGE, AssignConfig
 from cluster.describe import find_keywords
 from cluster.distances import squared_distances_to
 from cluster.document_map import TableWriter
@@ -36,10 +36,8 @@ from cluster.vectors import (
 )
 from cluster.work import WORK_FOLDER, Work, remove_stale
 from pipelines.runtime.command import JobResult
-from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     atomic_output,
-    default_output,
     join,
     make_folder,
     write_table,
@@ -52,39 +50,6 @@ _FEWEST_TO_CLUSTER = 30
 _MOST_CLUSTERS = 12
 _REPRESENTATIVES = 5
 _TEXT_CHARACTERS = 2_000
-
-
-@dataclass(frozen=True)
-class AssignConfig(Workers):
-    """Give new vectors to the clusters there are."""
-
-    embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
-    """Vectors: output of embed_corpus, a store, or any Parquet, .npy or Lance."""
-    clusters: str = field(default_factory=lambda: default_output("cluster_corpus"))
-    """The clusters: output folder of cluster_corpus, or a store."""
-    clusters_version: int | None = None
-    """Version of the store in --clusters; the published one by default."""
-    output: str = field(default_factory=lambda: default_output("assign_clusters"))
-    """Folder to write to; an unfinished run in it is gone on with."""
-    quantile: float = 0.99
-    """A document is novel beyond this quantile of its cluster's own distances, 0 to 1."""
-    text_column: str = "text"
-    """Column of texts for the keywords of what is novel; without it there are none."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
-    version: str = ""
-    """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
-    drop_bad_vectors: bool = False
-    """Leave out vectors that cannot be assigned and list them, instead of stopping."""
-    seed: int = 0
-    """Decides which novel documents are looked at together."""
-
-    def __post_init__(self) -> None:
-        self.check_workers()
-        if not 0 < self.quantile <= 1:
-            raise InputError(f"--quantile is {self.quantile}; it must be above 0 and at most 1")
 
 
 Reader = Callable[[AssignConfig], KnownClusters]

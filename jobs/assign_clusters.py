@@ -4,32 +4,37 @@ Run ``python jobs/assign_clusters.py --embeddings NEW --clusters CLUSTERED --out
 it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/assign_clusters.py …``.
 """
 
-from functools import partial
-
-from cluster.config import MAY_CHANGE
-from cluster.known import KnownClusters, read_clustering
-from cluster.newcomers import AssignConfig, assign_clusters
-from pipelines.nightly.clusters import is_store, read_published_clusters
-from pipelines.runtime.command import run_job
+from cluster.config import MAY_CHANGE, AssignConfig
+from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import RunRecord
 
 
-def read_clusters(config: AssignConfig) -> KnownClusters:
-    """The clusters of a folder or of a store."""
-    if is_store(config.clusters):
-        return read_published_clusters(config.clusters, config.clusters_version, config.quantile)
-    if config.clusters_version is not None:
-        raise InputError(
-            f"--clusters-version names a store's version, and {config.clusters} is no store"
-        )
-    return read_clustering(config.clusters, config.quantile)
+def assign(config: AssignConfig, record: RunRecord) -> JobResult:
+    """Assign the vectors to the clusters of a folder or of a store."""
+    # slow, and --help goes without them
+    from cluster.known import KnownClusters, read_clustering
+    from cluster.newcomers import assign_clusters
+    from pipelines.nightly.clusters import is_store, read_published_clusters
+
+    def read_clusters(config: AssignConfig) -> KnownClusters:
+        version = config.clusters_version
+        if is_store(config.clusters):
+            return read_published_clusters(config.clusters, version, config.quantile)
+        if version is not None:
+            raise InputError(
+                f"--clusters-version names a store's version, and {config.clusters} is no store"
+            )
+        return read_clustering(config.clusters, config.quantile)
+
+    return assign_clusters(config, record, read=read_clusters)
 
 
 if __name__ == "__main__":
     run_job(
         "assign_clusters",
         AssignConfig,
-        partial(assign_clusters, read=read_clusters),
+        assign,
         inputs=("embeddings", "clusters"),
         may_change=MAY_CHANGE,
         keep_complete=True,

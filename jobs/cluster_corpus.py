@@ -5,27 +5,30 @@ submit it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/
 """
 
 from collections.abc import Sequence
-from functools import partial
 
-from cluster.clustering import cluster_corpus
 from cluster.config import MAY_CHANGE, ClusterConfig
-from cluster.outcome import Brief
-from pipelines.runtime.command import run_job
+from pipelines.runtime.command import JobResult, run_job
+from pipelines.runtime.run_record import RunRecord
 
 
-def ask_model(model: str, levels: Sequence[Sequence[Brief]]) -> list[list[str | None]]:
-    """Names for the clusters of each level by an instruct LLM."""
-    # Here, because torch is large and most runs ask for no names.
-    from pipelines.encoder.titles import name_levels
+def cluster(config: ClusterConfig, record: RunRecord) -> JobResult:
+    """Cluster the vectors."""
+    from cluster.clustering import cluster_corpus  # slow, and --help goes without it
+    from cluster.outcome import Brief
 
-    return name_levels(model, levels)
+    def ask_model(model: str, levels: Sequence[Sequence[Brief]]) -> list[list[str | None]]:
+        from pipelines.encoder.titles import name_levels  # torch: most runs ask for no names
+
+        return name_levels(model, levels)
+
+    return cluster_corpus(config, record, namer=ask_model)
 
 
 if __name__ == "__main__":
     run_job(
         "cluster_corpus",
         ClusterConfig,
-        partial(cluster_corpus, namer=ask_model),
+        cluster,
         inputs=("embeddings",),
         may_change=MAY_CHANGE,
         keep_complete=True,

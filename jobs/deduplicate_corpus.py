@@ -4,14 +4,23 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/deduplicate_co
 ``--method text`` any Parquet with an id and a text column; with ``--write-clean`` the kept rows.
 """
 
-from cluster.deduplication import DeduplicateConfig, deduplicate_corpus
-from pipelines.runtime.command import run_job
+from cluster.config import DeduplicateConfig
+from pipelines.runtime.command import JobResult, run_job
+from pipelines.runtime.run_record import RunRecord
+
+
+def deduplicate(config: DeduplicateConfig, record: RunRecord) -> JobResult:
+    """Find what is to be removed."""
+    from cluster.deduplication import deduplicate_corpus  # slow, and --help goes without it
+
+    return deduplicate_corpus(config, record)
+
 
 if __name__ == "__main__":
     run_job(
         "deduplicate_corpus",
         DeduplicateConfig,
-        deduplicate_corpus,
+        deduplicate,
         inputs=("embeddings",),
         keep_complete=True,
     )

@@ -4,8 +4,17 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/embed_corpus.p
 option at all it embeds the demo corpus with the packaged model, and keeps its text and label.
 """
 
-from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
-from pipelines.runtime.command import run_job
+from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.runtime.command import JobResult, run_job
+from pipelines.runtime.run_record import RunRecord
+
+
+def embed(config: EmbedConfig, record: RunRecord) -> JobResult:
+    """Embed the corpus."""
+    from pipelines.embedding.job import embed_corpus  # slow, and --help goes without it
+
+    return embed_corpus(config, record)
+
 
 if __name__ == "__main__":
-    run_job("embed_corpus", EmbedConfig, embed_corpus, may_change=MAY_CHANGE, keep_complete=True)
+    run_job("embed_corpus", EmbedConfig, embed, may_change=MAY_CHANGE, keep_complete=True)

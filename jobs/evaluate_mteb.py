@@ -4,14 +4,17 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/evaluate_mteb.
 option at all it scores the packaged model on the two packaged corpora, without a network.
 """
 
-from pipelines.evaluation.evaluate import MAY_CHANGE, EvaluateConfig, evaluate_encoders
-from pipelines.runtime.command import run_job
+from pipelines.evaluation.config import MAY_CHANGE, EvaluateConfig
+from pipelines.runtime.command import JobResult, run_job
+from pipelines.runtime.run_record import RunRecord
+
+
+def evaluate(config: EvaluateConfig, record: RunRecord) -> JobResult:
+    """Score the encoders."""
+    from pipelines.evaluation.evaluate import evaluate_encoders  # slow, and --help goes without it
+
+    return evaluate_encoders(config, record)
+
 
 if __name__ == "__main__":
-    run_job(
-        "evaluate_mteb",
-        EvaluateConfig,
-        evaluate_encoders,
-        may_change=MAY_CHANGE,
-        keep_complete=True,
-    )
+    run_job("evaluate_mteb", EvaluateConfig, evaluate, may_change=MAY_CHANGE, keep_complete=True)

@@ -5,8 +5,18 @@ compare. On a Ray cluster:
 ``ray job submit --working-dir . -- python jobs/manage_store.py rollback --store s3://BUCKET/store``.
 """
 
-from pipelines.runtime.command import run_verbs
-from pipelines.store.manage import VERBS
+from typing import Any
+
+from pipelines.runtime.command import Answer, run_verbs
+from pipelines.store.config import VERBS
+
+
+def answer(config: Any) -> Answer:
+    """Do what one of the verbs asks for."""
+    from pipelines.store.manage import manage_store  # slow, and --help goes without it
+
+    return manage_store(config)
+
 
 if __name__ == "__main__":
-    run_verbs("manage_store", VERBS)
+    run_verbs("manage_store", VERBS, answer)

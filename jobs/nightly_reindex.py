@@ -5,8 +5,16 @@ codes: 0 published, or nothing had changed; 3 refused by a check, the candidate 
 run has the store; 2 bad input; 1 anything else.
 """
 
-from pipelines.nightly.job import JOB, NightConfig, reindex
-from pipelines.runtime.command import run_unrecorded_job
+from pipelines.nightly.config import NightConfig
+from pipelines.runtime.command import JobResult, run_unrecorded_job
+
+
+def reindex_store(config: NightConfig) -> JobResult:
+    """Bring the store up to date."""
+    from pipelines.nightly.job import reindex  # slow, and --help goes without it
+
+    return reindex(config)
+
 
 if __name__ == "__main__":
-    run_unrecorded_job(JOB, NightConfig, reindex)
+    run_unrecorded_job("nightly_reindex", NightConfig, reindex_store)

@@ -3,8 +3,16 @@
 On a Ray cluster: ``ray job submit --working-dir . -- python jobs/search_store.py …``.
 """
 
-from pipelines.runtime.command import run_query
-from pipelines.store.search import SEARCH
+from pipelines.runtime.command import Answer, run_query
+from pipelines.store.config import SearchConfig
+
+
+def search(config: SearchConfig) -> Answer:
+    """Answer the question."""
+    from pipelines.store.search import search_store  # slow, and --help goes without it
+
+    return search_store(config)
+
 
 if __name__ == "__main__":
-    run_query("search_store", SEARCH)
+    run_query("search_store", SearchConfig, search)

@@ -12,7 +12,8 @@ import trivial_workers
 
 from pipelines.embedding import job as embed
 from pipelines.embedding import plan as work_plan
-from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.job import embed_corpus
 from pipelines.runtime.run_record import RunRecord, read_run
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -15,7 +15,8 @@ from inline_ray import run_inline
 
 from pipelines.embedding import job as embed
 from pipelines.nightly import night as steps
-from pipelines.nightly.job import NightConfig, reindex
+from pipelines.nightly.config import NightConfig
+from pipelines.nightly.job import reindex
 from pipelines.runtime.command import report_error
 from pipelines.runtime.run_record import read_run
 

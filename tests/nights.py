@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import trivial_workers
 from trivial_workers import tokens_of, topic_vector_of
 
-from pipelines.nightly.job import NightConfig, reindex
+from pipelines.nightly.config import NightConfig
+from pipelines.nightly.job import reindex
 from pipelines.store.store import Store
 
 TOPICS = "abcde"

@@ -1,6 +1,8 @@
 """The arrows between packages: who may import whom, no circle, what stays free of Ray."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,23 @@ def test_tests_mirror_the_tree():
     for path in (ROOT / "tests").iterdir():
         if path.is_dir() and not path.name.startswith("_") and path.name != "deployment":
             assert any(package.split(".")[-1] == path.name for package in ALLOWED), path.name
+
+
+HEAVY = ("torch", "transformers", "peft", "sklearn", "faiss", "ray", "pandas", "lance", "scipy")
+HELP = """
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try: runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop: assert not stop.code
+print("loaded:", *({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("*.py")))
+def test_help_of_a_job_loads_nothing_heavy(job):
+    command = [sys.executable, "-c", f"import sys; sys.argv[0] = 'jobs/{job}'{HELP}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    shown, _, loaded = done.stdout.rpartition("loaded:")
+    assert "--config" in shown or "--store" in shown or "--output" in shown
+    assert set(loaded.split()) & set(HEAVY) == set()

@@ -1,6 +1,7 @@
 """Corpus to vectors on Ray Data: every text once, every row accounted for.
 
-``job``       options and the whole run
+``config``    options
+``job``       the whole run
 ``plan``      what an unfinished run has settled
 ``keys``      the first read: repeated ids and texts by their digests, with no list of all of them
 ``chunks``    the second read: documents that are to be encoded, in chunks of about equal work

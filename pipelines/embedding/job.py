@@ -21,16 +21,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.files import (
-    Columns,
     CorpusFile,
-    CorpusOptions,
     find_corpus,
     listing_digest,
     listing_of,
@@ -38,6 +36,7 @@ from pipelines.corpus.files import (
 from pipelines.corpus.kept_columns import parquet_schema
 from pipelines.corpus.readers import inspect_files
 from pipelines.embedding.chunks import Groups, ReadSettings, plan_groups
+from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.encode import (
     ChunkEncoder,
     EncodeSettings,
@@ -58,97 +57,23 @@ from pipelines.embedding.keys import (
 from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import EncoderConfig, EncoderDescription, require_as_trained
+from pipelines.encoder.description import EncoderDescription, require_as_trained
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
-    default_output,
     exists,
     join,
     list_files,
     remove_files,
     remove_folder,
 )
-from pipelines.runtime.machines import ActorOptions, ActorPlan, find_nodes, plan_actors
+from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, require_unchanged
 from pipelines.runtime.units import configure_ray_data
 
-RESERVED_COLUMNS = ("text_sha256", "embedding")
-DEMO_KEPT_COLUMNS = ("text", "label")
-MAY_CHANGE = (
-    "num_actors",
-    "cpus_per_actor",
-    "gpus_per_actor",
-    "max_rejected_fraction",
-    "skip_unreadable_files",
-    "compile_model",
-)
-
-
-@dataclass(frozen=True)
-class EmbedConfig(CorpusOptions, ActorOptions, EncoderConfig):
-    """Embed a corpus."""
-
-    corpus: str = ""
-    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
-    output: str = field(default_factory=lambda: default_output("embed_corpus"))
-    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
-    text_column: str = "text"
-    """Column of the text."""
-    id_column: str | None = None
-    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
-    keep_columns: tuple[str, ...] = ()
-    """Columns to carry along, such as text or a label."""
-    max_rejected_fraction: float = 0.5
-    """Fail where a larger share of the documents is rejected."""
-    skip_unreadable_files: bool = False
-    """Go on without files that cannot be read, and list them in rejected/."""
-    target_file_mib: int = 128
-    """About how large a file of the result should be, in MiB."""
-    float16: bool = False
-    """Store vectors in half precision."""
-    chunk_tokens: int = 0
-    """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
-    compile_model: bool = False
-    """Fuse the encoder's work between matrix products: slower to start, then faster."""
-    dry_run: bool = False
-    """Print what would be done, and how long it would take; write nothing."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_reading()
-        if not 0 <= self.max_rejected_fraction <= 1:
-            raise InputError(
-                f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"
-            )
-        if self.target_file_mib < 1 or self.chunk_tokens < 0:
-            raise InputError("target_file_mib must be at least 1, and chunk_tokens not negative")
-        taken = {*RESERVED_COLUMNS, "id"} & set(self.keep_columns)
-        if taken or len(set(self.keep_columns)) < len(self.keep_columns):
-            raise InputError(
-                f"keep_columns {list(self.keep_columns)}: each column once, and not id, "
-                f"{' or '.join(RESERVED_COLUMNS)}, which the result has by itself"
-            )
-
-    @property
-    def columns(self) -> Columns:
-        """The columns to read."""
-        keep = self.keep_columns
-        if not self.corpus and not keep:
-            keep = DEMO_KEPT_COLUMNS
-        return Columns(self.text_column, self.id_column, keep)
-
-    @property
-    def encoder(self) -> EncoderConfig:
-        """The encoder as asked for."""
-        names = EncoderConfig.__dataclass_fields__
-        return EncoderConfig(**{name: getattr(self, name) for name in names})
-
-
 log = logging.getLogger(__name__)
 
-__all__ = ["MAY_CHANGE", "EmbedConfig", "embed_corpus"]
 
 # About half a minute of a 135 M model on two CPU cores, or of a 1 B model on one GPU: what a kill
 # can cost an actor.

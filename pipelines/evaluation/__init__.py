@@ -1,5 +1,6 @@
 """Which encoder: chosen on a corpus, scored by mteb, looked into.
 
+``config``       options of the three jobs
 ``select``       prompts, poolings and layers tried on a sample
 ``trial``        one prompt: every layer and pooling of one pass, clustered
 ``ranking``      candidates ranked, and how surely

@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,11 @@ import torch
 from pipelines.corpus.sample import sample_corpus
 from pipelines.encoder.decoder import load_described_model
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
+from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import token_budget_batches
 from pipelines.encoder.padded import find_layers, pad_right
-from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.config import AttentionConfig
 from pipelines.evaluation.figure import draw_attention
 from pipelines.evaluation.token_kinds import (
     PromptedToken,
@@ -43,7 +42,6 @@ from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     atomic_output,
-    default_output,
     join,
     make_folder,
     read_bytes,
@@ -55,62 +53,6 @@ from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.segments import bytes_to_table, table_to_bytes
 from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """See what the last token attends to, before and after tuning."""
-
-    text: str = ""
-    """One text to look at."""
-    corpus: str = ""
-    """Documents to average over, in place of one text: file, folder or glob; the demo corpus where
-    neither is given."""
-    text_column: str = "text"
-    """Column of the corpus's text."""
-    id_column: str | None = None
-    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
-    documents: int = 100
-    """Documents of the corpus to average over."""
-    output: str = field(default_factory=lambda: default_output("inspect_attention"))
-    """Folder of the result, local or remote."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    adapters: tuple[str, ...] = ()
-    """PEFT adapters to compare the model without one with: folders, local or remote, or hub ids."""
-    prompt: str = "one-word"
-    """Name of a prompt, or a template with {text}."""
-    layer: int = -1
-    """Whose attention: 1 the first layer, -1 the last."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
-    seed: int = 0
-    """Another one draws other documents."""
-
-    def __post_init__(self) -> None:
-        if self.text and self.corpus:
-            raise InputError("both --text and --corpus were given: give one of them")
-        if self.documents < 1:
-            raise InputError(f"documents is {self.documents}; it must be at least 1")
-        if self.layer == 0:
-            raise InputError("layer 0 is the token embeddings, which attend to nothing: 1 is first")
-
-    def encoder(self, adapter: str | None) -> EncoderConfig:
-        """The encoder with one of the adapters, or with none."""
-        return EncoderConfig(
-            model=self.model, revision=self.revision, adapter=adapter, prompt=self.prompt,
-            layer=self.layer, max_tokens=self.max_tokens, dtype=self.dtype,
-            append_eos=self.append_eos, trust_remote_code=self.trust_remote_code,
-        )  # fmt: skip
-
 
 # All heads' weights of all layers up to the wanted one are held at once.
 _MOST_WEIGHTS = 1 << 27
@@ -167,8 +109,6 @@ def last_token_attention(
             last = lengths[index] - 1
             yield index, weights[place, last, : last + 1].cpu().numpy()
 
-
-__all__ = ["AttentionConfig", "inspect_attention"]
 
 UNTUNED = "untuned"
 WORK_FOLDER = "_work"

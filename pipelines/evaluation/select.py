@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -24,15 +24,14 @@ from pipelines.corpus.sample import Sample, sample_corpus
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import (
     POOLINGS,
-    DType,
-    EncoderConfig,
     EncoderDescription,
     Pooling,
     pooled_dimension,
 )
 from pipelines.encoder.prompts import PROMPTS, PromptTemplate
-from pipelines.encoder.sources import PACKAGED_MODEL, load_model_settings
+from pipelines.encoder.sources import load_model_settings
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.evaluation.config import FEWEST_DOCUMENTS, SelectConfig
 from pipelines.evaluation.ranking import Ranking, rank_candidates
 from pipelines.evaluation.trial import (
     FEWEST_HALF_TOKENS,
@@ -47,7 +46,6 @@ from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     atomic_output,
-    default_output,
     join,
     make_folder,
     read_bytes,
@@ -58,95 +56,6 @@ from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
-
-DEFAULT_PROMPTS = ("one-word", "cluster", "summary", "classification", "none")
-# Not "first": a decoder's first token has seen nothing of the text.
-DEFAULT_POOLINGS: tuple[Pooling, ...] = (
-    "last",
-    "mean",
-    "body-mean",
-    "weighted-mean",
-    "last+mean",
-)
-FEWEST_DOCUMENTS = 20
-MAY_CHANGE = ("num_actors", "cpus_per_actor")
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """Choose prompt, pooling and layer for a corpus."""
-
-    corpus: str = ""
-    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
-    text_column: str = "text"
-    """Column of the text."""
-    label_column: str | None = None
-    """Column of labels to score candidates by; without it they are scored by the texts alone."""
-    documents: int = 500
-    """Documents of the sample: those whose texts hash lowest."""
-    output: str = field(default_factory=lambda: default_output("select_encoder"))
-    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    adapter: str | None = None
-    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    adapters: tuple[str, ...] = ()
-    """PEFT adapters to try too, each with the prompt, pooling and layer it was trained with."""
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    """Prompts to try: names, or templates with {text}; each costs one forward pass."""
-    poolings: tuple[Pooling, ...] = DEFAULT_POOLINGS
-    """Poolings to try; they cost no forward pass."""
-    layers: tuple[int, ...] = ()
-    """Layers to try; all by default, and none costs a forward pass."""
-    num_clusters: int = 0
-    """Clusters to score with; 0 takes the number of labels, or several numbers without labels."""
-    max_tokens: int = 256
-    """Tokens of the text itself that are read; the prompt comes on top."""
-    normalize: bool = True
-    """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
-    num_actors: int = 0
-    """Prompts tried at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
-    cpus_per_actor: float | None = None
-    """CPUs, and so threads, for each."""
-    seed: int = 0
-    """Another one draws other documents and other starts of k-means."""
-
-    def __post_init__(self) -> None:
-        if not self.prompts or not self.poolings:
-            raise InputError("prompts and poolings must name one each at least")
-        for pooling in self.poolings:
-            if pooling not in POOLINGS:
-                raise InputError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
-        templates = [str(PromptTemplate.parse(prompt)) for prompt in self.prompts]
-        if len(set(templates)) < len(templates):
-            raise InputError(f"prompts {list(self.prompts)} name one prompt twice")
-        if self.documents < FEWEST_DOCUMENTS:
-            raise InputError(
-                f"documents is {self.documents}; at least {FEWEST_DOCUMENTS} are needed"
-            )
-        if self.num_clusters < 0 or self.num_clusters == 1:
-            raise InputError(f"num_clusters is {self.num_clusters}; it must be 0, or 2 and more")
-
-    def encoder(self, prompt: str) -> EncoderConfig:
-        """The encoder with one of the prompts, of the last layer and the first pooling."""
-        return EncoderConfig(
-            model=self.model, revision=self.revision, adapter=self.adapter, prompt=prompt,
-            pooling=self.poolings[0], max_tokens=self.max_tokens, normalize=self.normalize,
-            dtype=self.dtype, append_eos=self.append_eos,
-            trust_remote_code=self.trust_remote_code,
-        )  # fmt: skip
-
-    def candidate(self, prompt: str, pooling: Pooling, layer: int) -> EncoderConfig:
-        """The encoder of one candidate."""
-        return replace(self.encoder(prompt), pooling=pooling, layer=layer)
 
 
 @dataclass(frozen=True)
@@ -229,8 +138,6 @@ def summarize(table: pa.Table, metrics: Mapping[str, Any], output: str) -> dict[
     )
     return {**summary, "output": output}
 
-
-__all__ = ["MAY_CHANGE", "SelectConfig", "select_encoder"]
 
 WORK_FOLDER = "_work"
 

@@ -7,12 +7,11 @@ from typing import Literal, get_args
 
 from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
 from pipelines.corpus.files import CorpusOptions
-from pipelines.embedding.job import EmbedConfig
+from pipelines.embedding.config import ActorOptions, EmbedConfig
 from pipelines.encoder.description import EncoderConfig
 from pipelines.nightly.notify import require_notifiable
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
-from pipelines.runtime.machines import ActorOptions
 from pipelines.store.columns import require_column_names
 
 CheckName = Literal[

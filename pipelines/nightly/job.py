@@ -59,7 +59,6 @@ from pipelines.store.version import Version
 
 log = logging.getLogger(__name__)
 
-__all__ = ["NightConfig", "reindex"]
 
 JOB = "nightly_reindex"
 _NEXT_ID = "next_cluster_id"

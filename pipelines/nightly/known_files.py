@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.corpus.files import CorpusFile, listing_of
-from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, EmbedRun
+from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.job import EmbedRun
 from pipelines.runtime.files import (
     join,
     open_filesystem,

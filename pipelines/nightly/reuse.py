@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.chunks import FOLDERS, STAGE, Groups
-from pipelines.embedding.job import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
 from pipelines.embedding.keys import KNOWN, digest_column, digest_matrix
 from pipelines.embedding.plan import WORK_FOLDER, WorkPlan
 from pipelines.embedding.write import (

@@ -371,24 +371,22 @@ class Answer:
     """What is wrong; they go to stderr, and the exit code is then 1."""
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One thing that a job can do."""
-
-    config: type[Any]
-    """Frozen dataclass of its flags; its docstring says what it does."""
-    function: Callable[[Any], Answer]
-
-
-def run_query(job: str, verb: Verb) -> NoReturn:
+def run_query(
+    job: str, config_class: type[Config], function: Callable[[Config], Answer]
+) -> NoReturn:
     """Run a job that answers one kind of question, from ``sys.argv``, and exit."""
-    _run(job, lambda: (job, verb, sys.argv[1:]))
+    _run(lambda: (job, config_class, sys.argv[1:]), function)
 
 
-def run_verbs(job: str, verbs: Mapping[str, Verb]) -> NoReturn:
-    """Run a job whose first argument is a verb, from ``sys.argv``, and exit."""
+def run_verbs(
+    job: str, verbs: Mapping[str, type[Any]], function: Callable[[Any], Answer]
+) -> NoReturn:
+    """Run a job whose first argument is a verb, from ``sys.argv``, and exit.
 
-    def choose() -> tuple[str, Verb, list[str]]:
+    ``verbs`` has the flags of each, a frozen dataclass whose docstring says what it does.
+    """
+
+    def choose() -> tuple[str, type[Any], list[str]]:
         arguments = sys.argv[1:]
         known = ", ".join(verbs)
         if not arguments:
@@ -400,19 +398,21 @@ def run_verbs(job: str, verbs: Mapping[str, Verb]) -> NoReturn:
             raise InputError(f"{job} has no verb {arguments[0]!r}; its verbs are {known}")
         return f"{job} {arguments[0]}", verbs[arguments[0]], arguments[1:]
 
-    _run(job, choose)
+    _run(choose, function)
 
 
-def _run(job: str, choose: Callable[[], tuple[str, Verb, list[str]]]) -> NoReturn:
+def _run(
+    choose: Callable[[], tuple[str, type[Any], list[str]]], function: Callable[[Any], Answer]
+) -> NoReturn:
     configure_logging()
     try:
-        name, verb, arguments = choose()
-        config = parse(verb.config, arguments)
+        name, config_class, arguments = choose()
+        config = parse(config_class, arguments)
         settings = asdict(config)
         as_json = bool(settings.get("json"))
         with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
             print_config(name, settings)
-            answer = verb.function(config)
+            answer = function(config)
         _print(answer, as_json)
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
         sys.exit(report_error(error))
@@ -444,8 +444,8 @@ def _plain(cell: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in cell)
 
 
-def _print_help(job: str, verbs: Mapping[str, Verb]) -> None:
+def _print_help(job: str, verbs: Mapping[str, type[Any]]) -> None:
     print(f"usage: {job}.py VERB --store STORE [flags]\n")  # noqa: T201
-    for name, verb in verbs.items():
+    for name, config_class in verbs.items():
         with contextlib.suppress(SystemExit):
-            tyro.cli(verb.config, prog=f"{job}.py {name}", args=["--help"])
+            tyro.cli(config_class, prog=f"{job}.py {name}", args=["--help"])

@@ -182,18 +182,6 @@ DEFAULT_CPUS = 1.0
 
 
 @dataclass(frozen=True)
-class ActorOptions:
-    """What a person may say of encoder actors; it decides no vector."""
-
-    num_actors: str = ""
-    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
-    cpus_per_actor: float | None = None
-    """CPUs, and so threads, of one encoder actor."""
-    gpus_per_actor: float | None = None
-    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
-
-
-@dataclass(frozen=True)
 class ActorPlan:
     """Between ``smallest`` and ``largest`` encoder actors, each with its reservation."""
 

@@ -1,5 +1,6 @@
 """Versions of embedded and clustered documents: publish, roll back, verify, search.
 
+``config``     what a person may ask of a store
 ``store``      the versions, the published one, what to keep and remove
 ``version``    a sealed version, for readers, and its search
 ``candidate``  a version in the making

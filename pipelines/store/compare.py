@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, write_bytes
 from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.config import CompareConfig
 from pipelines.store.documents import Documents
 from pipelines.store.edits import read_applied
 from pipelines.store.index import NEIGHBOURS, unit
@@ -29,30 +28,6 @@ from pipelines.store.version import Version
 
 _LISTED = 25
 _COSTS = ("embedded", "reused", "tokens", "novel")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Compare two versions: neighbours, clusters, documents that moved, search, scores, cost."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    version: int
-    """The version that may be published."""
-    with_: Annotated[int | None, tyro.conf.arg(name="with")] = None
-    """The version it is compared with; by default the published."""
-    sample: int = 200
-    """Documents whose nearest neighbours are compared."""
-    output: str = ""
-    """A file for a page of the same, such as compare.html."""
-    seed: int = 0
-    """Decides the sample."""
-    json: bool = False
-    """Print JSON."""
-
-    def __post_init__(self) -> None:
-        if self.sample < 2:
-            raise InputError(f"--sample is {self.sample}; it must be at least 2")
 
 
 def compare_versions(config: CompareConfig) -> Answer:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import create_exclusively, in_threads, join, list_files, read_bytes
+from pipelines.store.config import EditConfig
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
@@ -197,44 +198,6 @@ def _require_apart(edit: Edit, active: Sequence[Edit], targets: dict[int, int]) 
                     f"{pair[0].describe()} against {pair[1].describe()}: clusters that are kept "
                     f"apart would be one; undo that one first (edit --undo {pair[1].number})"
                 )
-
-
-@dataclass(frozen=True)
-class EditConfig:
-    """Decide about clusters, for all nights to come; without an action, list what was decided."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    name: tuple[int, str] | None = None
-    """ID NAME: call a cluster so, whatever its keywords are."""
-    merge: tuple[int, int] | None = None
-    """A B: publish the documents of cluster B as cluster A."""
-    split: int | None = None
-    """ID: fit two clusters where this one is."""
-    pin: tuple[str, int] | None = None
-    """DOCUMENT CLUSTER: this document is in this cluster, wherever its vector lies."""
-    forbid: tuple[int, int] | None = None
-    """A B: refuse a night that makes these two one."""
-    undo: int | None = None
-    """NUMBER: take an edit back."""
-    note: str = ""
-    """Why; alone, a remark for the report."""
-    who: str = ""
-    """By whom, as free text; by default the name of the account."""
-    json: bool = False
-    """Print JSON."""
-
-    def __post_init__(self) -> None:
-        given = [a for a in ("name", "merge", "split", "pin", "forbid", "undo") if self.asks(a)]
-        if len(given) > 1:
-            flags = " and ".join(f"--{action}" for action in given)
-            raise InputError(f"{flags} are given; an edit does one thing")
-        if self.name is not None and not self.name[1].strip():
-            raise InputError("--name takes a cluster and a name that is not empty")
-
-    def asks(self, action: str) -> bool:
-        """Whether this action's flag is given."""
-        return getattr(self, action) is not None
 
 
 def edit_store(config: EditConfig) -> Answer:

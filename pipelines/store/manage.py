@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.runtime.command import Answer, Verb
+from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     atomic_output,
@@ -26,15 +26,27 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.store.columns import EMBEDDING, matrix
-from pipelines.store.compare import CompareConfig, compare_versions
-from pipelines.store.edits import EditConfig, edit_store
+from pipelines.store.compare import compare_versions
+from pipelines.store.config import (
+    CompareConfig,
+    EditConfig,
+    ExportConfig,
+    Format,
+    ListConfig,
+    PruneConfig,
+    PublishConfig,
+    RollbackConfig,
+    ShowConfig,
+    TagConfig,
+    UntagConfig,
+    VerifyConfig,
+)
+from pipelines.store.edits import edit_store
 from pipelines.store.index import unit
 from pipelines.store.records import PUBLISHED, read_record, sealed_numbers
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 from pipelines.store.version import Version
-
-Format = Literal["parquet", "faiss"]
 
 FILE_BYTES = 128 << 20
 
@@ -140,102 +152,6 @@ def _write_index(index: faiss.Index, address: str) -> None:
 
 
 _JOB = "manage_store"
-
-
-@dataclass(frozen=True)
-class ListConfig:
-    """List the versions with their counts and scores."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class ShowConfig:
-    """Show one version: counts, scores, index, what belongs to it."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    version: int | None = None
-    """Which version; by default the published."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class PublishConfig:
-    """Publish a version by moving the tag."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    version: int
-    """Which version; one that a night refused may be published so."""
-
-
-@dataclass(frozen=True)
-class RollbackConfig:
-    """Go back to the version that was published before."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """Remove old versions; the published and named ones stay."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    keep: int
-    """How many of the newest versions stay."""
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Check every invariant of the store by reading all of it; exit code 1 if one is broken."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a version as Parquet files, or as a FAISS index file with its map of ids."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    output: str
-    """A new folder, local or remote."""
-    version: int | None = None
-    """Which version; by default the published."""
-    format: Format = "parquet"
-    """documents/*.parquet with every column, or index.faiss and ids.parquet."""
-
-
-@dataclass(frozen=True)
-class TagConfig:
-    """Give a version a name, which keeps it from being pruned."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    version: int
-    """Which version."""
-    name: str
-    """The name: letters, digits, dots, dashes, underscores."""
-
-
-@dataclass(frozen=True)
-class UntagConfig:
-    """Take a name away from a version."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
-    name: str
-    """The name."""
 
 
 def list_versions(config: ListConfig) -> Answer:
@@ -410,16 +326,21 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-VERBS = {
-    "list": Verb(ListConfig, list_versions),
-    "show": Verb(ShowConfig, show_version),
-    "publish": Verb(PublishConfig, publish_version),
-    "rollback": Verb(RollbackConfig, roll_back),
-    "prune": Verb(PruneConfig, prune_versions),
-    "verify": Verb(VerifyConfig, verify_versions),
-    "export": Verb(ExportConfig, export_version),
-    "tag": Verb(TagConfig, tag_version),
-    "untag": Verb(UntagConfig, untag_version),
-    "edit": Verb(EditConfig, edit_store),
-    "compare": Verb(CompareConfig, compare_versions),
+_ANSWERS: dict[type[Any], Callable[[Any], Answer]] = {
+    ListConfig: list_versions,
+    ShowConfig: show_version,
+    PublishConfig: publish_version,
+    RollbackConfig: roll_back,
+    PruneConfig: prune_versions,
+    VerifyConfig: verify_versions,
+    ExportConfig: export_version,
+    TagConfig: tag_version,
+    UntagConfig: untag_version,
+    EditConfig: edit_store,
+    CompareConfig: compare_versions,
 }
+
+
+def manage_store(config: Any) -> Answer:
+    """Do what one of :data:`pipelines.store.config.VERBS` asks for."""
+    return _ANSWERS[type(config)](config)

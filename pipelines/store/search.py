@@ -5,63 +5,21 @@ from __future__ import annotations
 import io
 import json
 import time
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.prompts import PromptTemplate
-from pipelines.runtime.command import Answer, Verb
+from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import default_output
 from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.config import SearchConfig
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 _TEXT_CHARACTERS = 300
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Search a store by meaning."""
-
-    store: str = field(default_factory=lambda: default_output("store"))
-    """The store: a folder or an s3:// address."""
-    query: str = ""
-    """The text to search for; embedded by the version's own encoder and prompt."""
-    similar_to: str = ""
-    """Id of a document of the store, whose nearest others are wanted, instead of --query."""
-    limit: int = 10
-    """How many documents."""
-    filter: str = ""
-    """Condition in SQL on columns, such as "cluster_id = 3 AND label = 'sport'"."""
-    version: int | None = None
-    """Which version; by default the published."""
-    query_prompt: str = ""
-    """A template with {text} for the query in place of the encoder's own query prompt."""
-    exact: bool = False
-    """Compare with every vector instead of using the index."""
-    hybrid: bool = False
-    """Join the nearest documents with those that have the query's words, by their ranks."""
-    group_by: Literal["none", "cluster"] = "none"
-    """Put the hits together by cluster, the cluster of the best hit first."""
-    json: bool = False
-    """Print JSON: the list of hits."""
-
-    def __post_init__(self) -> None:
-        if bool(self.query.strip()) == bool(self.similar_to):
-            raise InputError("search takes --query TEXT or --similar-to ID, one of them")
-        if self.limit < 1:
-            raise InputError(f"--limit is {self.limit}; it must be at least 1")
-        if self.query_prompt:
-            if not self.query:
-                raise InputError("--query-prompt has no effect without --query")
-            PromptTemplate.parse(self.query_prompt)
-        if self.hybrid and (self.exact or not self.query):
-            raise InputError("--hybrid needs --query, and goes without --exact")
 
 
 def search_store(config: SearchConfig) -> Answer:
@@ -167,6 +125,3 @@ def _row(hit: dict[str, Any], cluster: str) -> list[str]:
 def _shorten(text: str | None) -> str:
     words = " ".join((text or "").split())
     return words if len(words) <= _TEXT_CHARACTERS else words[: _TEXT_CHARACTERS - 1] + "…"
-
-
-SEARCH = Verb(SearchConfig, search_store)

@@ -3,7 +3,7 @@
 ``pairs``       a corpus to pairs of texts that mean the same
 ``rewriting``   paraphrases and back-translations by a model
 ``pair_files``  pairs as files, ours or anyone's
-``config``      options of fine-tuning
+``config``      options of fine-tuning and of pairs
 ``job``         pairs to adapter: the whole run
 ``batches``     which pairs in which step
 ``on_ray``      workers, restarts, checkpoints

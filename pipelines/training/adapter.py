@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import peft
 import safetensors.torch
@@ -21,9 +20,7 @@ from torch import Tensor, nn
 from pipelines.encoder.base_model import KEPT_START, adapter_keys, quiet_loading
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.errors import InputError
-
-Quantize = Literal["none", "8bit", "4bit"]
-"""Bits of a base model's weights in training; ``none`` leaves them in the encoder's dtype."""
+from pipelines.training.config import LoraSettings, Quantize
 
 
 def require_quantization(quantize: Quantize, device_type: str) -> None:
@@ -84,17 +81,6 @@ def load_quantized_base(
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What shapes an adapter and its start."""
-
-    lora_rank: int
-    lora_alpha: float
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
-    seed: int
 
 
 def add_adapter(base: nn.Module, settings: LoraSettings, start: Path | None) -> Any:

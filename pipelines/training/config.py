@@ -1,25 +1,175 @@
-"""The options of a fine-tuning run."""
+"""The options of a fine-tuning run, and of the pairs that it can be made from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+from pipelines.corpus.files import (
+    Columns,
+    CorpusOptions,
+)
 from pipelines.encoder.description import (
     EncoderConfig,
 )
+from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     default_output,
 )
-from pipelines.training.adapter import Quantize
-from pipelines.training.loss import LossSettings
-from pipelines.training.pairs import PairsConfig
-from pipelines.training.trainer import TrainerSettings
 
 # What may change between a killed run and the one that goes on with it, as it decides no result.
 MAY_CHANGE = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures")
+
+
+Quantize = Literal["none", "8bit", "4bit"]
+"""Bits of a base model's weights in training; ``none`` leaves them in the encoder's dtype."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What shapes an adapter and its start."""
+
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: tuple[str, ...]
+    seed: int
+
+
+_LOWEST_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What decides the loss."""
+
+    temperature: float = 0.05
+    """Cosines are divided by it; lower looks harder at the nearest negatives."""
+    learn_temperature: bool = False
+    """Train the temperature too, from the given one on."""
+    both_directions: bool = True
+    """Also look for each positive's anchor among all anchors, and average the two."""
+    margin: float = 0.0
+    """Taken off a pair's own cosine, so that it must win by as much."""
+    dimensions: tuple[int, ...] = ()
+    """Lengths to which vectors are also cut in training (Matryoshka), so that they can be later;
+    Kusupati et al. 2022, arXiv:2205.13147."""
+
+    def __post_init__(self) -> None:
+        if not _LOWEST_TEMPERATURE <= self.temperature <= 10:
+            raise InputError(
+                f"temperature is {self.temperature}; it must be {_LOWEST_TEMPERATURE} to 10"
+            )
+        if not 0 <= self.margin < 1:
+            raise InputError(f"margin is {self.margin}; it must be at least 0 and below 1")
+        if any(length < 1 for length in self.dimensions):
+            raise InputError(f"dimensions are {self.dimensions}; each must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainerSettings(LoraSettings):
+    """What decides a trained adapter, the pairs and the encoder apart."""
+
+    loss: LossSettings
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    max_gradient_norm: float
+    gradient_checkpointing: bool
+    activation_tokens: int
+    quantize: Quantize
+
+
+@dataclass(frozen=True)
+class RewriterSettings:
+    """Which models write, and how much."""
+
+    method: str
+    """paraphrase or backtranslate."""
+    model: str
+    """Instruct LLM that paraphrases, or seq2seq model that translates."""
+    back_model: str | None
+    """Seq2seq model that translates back."""
+    most_tokens: int
+    """Tokens of a text that are read, and that are written at most."""
+    batch_texts: int
+    """Texts generated together."""
+    seed: int
+    """Decides instructions and sampling."""
+
+
+Method = Literal["auto", "crop", "noise", "dropout", "paraphrase", "backtranslate"]
+
+
+@dataclass(frozen=True)
+class PairsConfig(CorpusOptions):
+    """Make training pairs from a corpus."""
+
+    corpus: str = ""
+    """File, folder or glob of documents, local or remote; empty is a packaged corpus."""
+    output: str = field(default_factory=lambda: default_output("generate_pairs"))
+    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
+    text_column: str = "text"
+    """Column of the text."""
+    id_column: str | None = None
+    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    label_column: str | None = None
+    """Column to carry along as `label`."""
+    method: Method = "auto"
+    """How the two sides of a pair are made; auto takes for each text what its length allows."""
+    crop_words: tuple[int, int] = (16, 32)
+    """Fewest and most words of a crop."""
+    noise_rate: float = 0.1
+    """Share of words that are deleted, of those swapped, and of those mistyped."""
+    pairs_per_document: int = 1
+    """Pairs made of each document, each with new random numbers."""
+    model: str = PACKAGED_MODEL
+    """Instruct LLM for paraphrase; seq2seq model for backtranslate, into the other language."""
+    back_model: str | None = None
+    """Seq2seq model for backtranslate, back into the corpus's language."""
+    most_tokens: int = 96
+    """Tokens of a text that a model reads, and that it writes at most."""
+    batch_texts: int = 16
+    """Texts that a model rewrites together."""
+    num_actors: int = 1
+    """Actors that each load the models of paraphrase or backtranslate."""
+    seed: int = 0
+    """Decides everything random."""
+
+    def __post_init__(self) -> None:
+        self.check_reading()
+        if self.method not in get_args(Method):
+            raise InputError(f"unknown method {self.method!r}; known are {get_args(Method)}")
+        fewest, most = self.crop_words
+        if not 1 <= fewest <= most:
+            raise InputError(f"crop_words is {self.crop_words}; 1 <= fewest <= most is required")
+        if not 0 < self.noise_rate <= 0.3:
+            raise InputError(f"noise_rate is {self.noise_rate}; above 0 and at most 0.3 required")
+        for name in ("pairs_per_document", "most_tokens", "batch_texts", "num_actors"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if (self.method == "backtranslate") != (self.back_model is not None):
+            raise InputError(
+                "method backtranslate needs --model and --back-model, two translation models; no "
+                f"other method takes --back-model (found method {self.method})"
+            )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns to read."""
+        return Columns(
+            self.text_column, self.id_column, (self.label_column,) if self.label_column else ()
+        )
+
+    @property
+    def rewriter(self) -> RewriterSettings:
+        """What the models are told."""
+        return RewriterSettings(
+            self.method, self.model, self.back_model, self.most_tokens, self.batch_texts, self.seed
+        )
 
 
 _WORKERS = re.compile(r"(\d+)(?::(\d+))?")

@@ -18,36 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.runtime.errors import InputError
-
-_LOWEST_TEMPERATURE = 0.01
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """What decides the loss."""
-
-    temperature: float = 0.05
-    """Cosines are divided by it; lower looks harder at the nearest negatives."""
-    learn_temperature: bool = False
-    """Train the temperature too, from the given one on."""
-    both_directions: bool = True
-    """Also look for each positive's anchor among all anchors, and average the two."""
-    margin: float = 0.0
-    """Taken off a pair's own cosine, so that it must win by as much."""
-    dimensions: tuple[int, ...] = ()
-    """Lengths to which vectors are also cut in training (Matryoshka), so that they can be later;
-    Kusupati et al. 2022, arXiv:2205.13147."""
-
-    def __post_init__(self) -> None:
-        if not _LOWEST_TEMPERATURE <= self.temperature <= 10:
-            raise InputError(
-                f"temperature is {self.temperature}; it must be {_LOWEST_TEMPERATURE} to 10"
-            )
-        if not 0 <= self.margin < 1:
-            raise InputError(f"margin is {self.margin}; it must be at least 0 and below 1")
-        if any(length < 1 for length in self.dimensions):
-            raise InputError(f"dimensions are {self.dimensions}; each must be at least 1")
+from pipelines.training.config import _LOWEST_TEMPERATURE, LossSettings
 
 
 @dataclass(frozen=True)

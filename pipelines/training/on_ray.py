@@ -32,8 +32,9 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.logs import RUN, configure_logging, mark_lines
 from pipelines.runtime.machines import OFF_HEAD, RayNodes, find_nodes, usable_cpus
+from pipelines.training.config import TrainerSettings
 from pipelines.training.loop import SCORE, LoopSettings, train
-from pipelines.training.trainer import AdapterTrainer, TrainerSettings
+from pipelines.training.trainer import AdapterTrainer
 
 _RUN_NAME = "ray_train"
 _PROBLEM = "problem-"

@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ import transformers
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from pipelines.encoder.chat import REFUSAL, ChatModel, load_writer
+from pipelines.training.config import RewriterSettings
 
 _LEAST_CERTAINTY = 0.9
 _JUDGED_CHARACTERS = 4000
@@ -58,24 +58,6 @@ _SAME_LANGUAGE = "Answer in the language of the text, with the rewritten text on
 
 _SHORTEST_SHARE = 0.1
 _COPIED_SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class RewriterSettings:
-    """Which models write, and how much."""
-
-    method: str
-    """paraphrase or backtranslate."""
-    model: str
-    """Instruct LLM that paraphrases, or seq2seq model that translates."""
-    back_model: str | None
-    """Seq2seq model that translates back."""
-    most_tokens: int
-    """Tokens of a text that are read, and that are written at most."""
-    batch_texts: int
-    """Texts generated together."""
-    seed: int
-    """Decides instructions and sampling."""
 
 
 class Rewriter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,16 @@ from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_st
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.training.adapter import (
-    LoraSettings,
-    Quantize,
     add_adapter,
     enable_checkpointing,
     load_quantized_base,
     require_quantization,
 )
 from pipelines.training.batches import rank_slice, text_keys
+from pipelines.training.config import Quantize, TrainerSettings
 from pipelines.training.lean import install_row_dropout, lighten
 from pipelines.training.loss import (
     ContrastiveLoss,
-    LossSettings,
     PairKeys,
     backward_in_parts,
     gather_rows,
@@ -147,21 +144,6 @@ _MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 _HELD_BYTES = {"cpu": 3 << 30, "cuda": 16 << 30}
 _SHARE_OF_MEMORY = 0.25
 _FEWEST_HELD_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class TrainerSettings(LoraSettings):
-    """What decides a trained adapter, the pairs and the encoder apart."""
-
-    loss: LossSettings
-    max_steps: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    max_gradient_norm: float
-    gradient_checkpointing: bool
-    activation_tokens: int
-    quantize: Quantize
 
 
 class AdapterTrainer:

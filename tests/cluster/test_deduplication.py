@@ -9,7 +9,8 @@ import pytest
 from inline_ray import inline_units
 
 from cluster import duplicates, vector_duplicates
-from cluster.deduplication import DeduplicateConfig, _whole_rows, deduplicate_corpus
+from cluster.config import DeduplicateConfig
+from cluster.deduplication import _whole_rows, deduplicate_corpus
 from cluster.duplicates import find_duplicates, to_units
 from cluster.vector_files import Columns, Piece
 from cluster.vectors import VectorSource

@@ -12,9 +12,9 @@ from tiny_stores import CENTROIDS, ENCODER, SCHEMA, finish, numbered, table_of, 
 
 from cluster import vectors, work
 from cluster.clustering import cluster_corpus
-from cluster.config import ClusterConfig
+from cluster.config import AssignConfig, ClusterConfig
 from cluster.known import Reach, read_clustering
-from cluster.newcomers import AssignConfig, assign_clusters
+from cluster.newcomers import assign_clusters
 from pipelines.nightly.clusters import read_published_clusters
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord

@@ -11,7 +11,8 @@ import trivial_workers
 from tiny_models import tiny_adapter, tiny_tokenizer
 
 from pipelines.embedding import job as embed
-from pipelines.embedding.job import EmbedConfig, embed_corpus
+from pipelines.embedding.config import EmbedConfig
+from pipelines.embedding.job import embed_corpus
 from pipelines.encoder.adapters import repeats_a_repeat
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig

@@ -23,7 +23,7 @@ import pytest
 from fault_driver import Driver
 from trivial_workers import tokens_of, vector_of
 
-from pipelines.embedding.job import EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -20,8 +20,9 @@ import pytest
 import ray
 
 from pipelines.embedding import job as embed_module
+from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
 from pipelines.embedding.encode import ChunkEncoder, Progress, Workers, tokenize_chunk
-from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding.job import embed_corpus
 from pipelines.embedding.write import Chunk, plan_parts
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError

@@ -22,8 +22,9 @@ from trivial_workers import DigestEncoder, tokens_of, vector_of
 from pipelines.embedding import chunks, keys, plan, write
 from pipelines.embedding import job as embed
 from pipelines.embedding.chunks import documents_of
+from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
 from pipelines.embedding.encode import Workers, finish_chunk
-from pipelines.embedding.job import MAY_CHANGE, EmbedConfig, embed_corpus
+from pipelines.embedding.job import embed_corpus
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 

@@ -17,12 +17,8 @@ from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
-from pipelines.evaluation.attention import (
-    AttentionConfig,
-    inspect_attention,
-    last_token_attention,
-    load_eager,
-)
+from pipelines.evaluation.attention import inspect_attention, last_token_attention, load_eager
+from pipelines.evaluation.config import AttentionConfig
 from pipelines.evaluation.figure import attention_spec
 from pipelines.evaluation.token_kinds import (
     PromptedToken,

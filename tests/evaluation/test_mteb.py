@@ -22,13 +22,9 @@ from torch.utils.data import DataLoader
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
+from pipelines.evaluation.config import MAY_CHANGE, EvaluateConfig
 from pipelines.evaluation.contestants import distinct, parse_contestant
-from pipelines.evaluation.evaluate import (
-    MAY_CHANGE,
-    EvaluateConfig,
-    evaluate_encoders,
-    progress_table,
-)
+from pipelines.evaluation.evaluate import evaluate_encoders, progress_table
 from pipelines.evaluation.leaderboard import (
     TaskScore,
     add_results,

@@ -21,8 +21,9 @@ from pipelines.encoder.description import POOLINGS, EncoderConfig, EncoderDescri
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation import select as selection
+from pipelines.evaluation.config import MAY_CHANGE, SelectConfig
 from pipelines.evaluation.ranking import rank_candidates
-from pipelines.evaluation.select import MAY_CHANGE, SelectConfig, select_encoder
+from pipelines.evaluation.select import select_encoder
 from pipelines.evaluation.trial import (
     AllLayersPooler,
     Trial,

@@ -15,7 +15,8 @@ from pipelines.nightly.checks import NightFigures, run_checks
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.edits import broken_pairs
 from pipelines.runtime.errors import InputError
-from pipelines.store.edits import EditConfig, edit_store, read_edits
+from pipelines.store.config import EditConfig
+from pipelines.store.edits import edit_store, read_edits
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 

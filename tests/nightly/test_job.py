@@ -16,7 +16,8 @@ from nights import (
 
 from pipelines.encoder import precision
 from pipelines.nightly import changes
-from pipelines.nightly.job import NightConfig, reindex
+from pipelines.nightly.config import NightConfig
+from pipelines.nightly.job import reindex
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
 from pipelines.runtime.run_record import read_run

@@ -10,7 +10,8 @@ from nights import TOPICS, night, rows_of, text_of, write_corpus
 from trivial_workers import tokens_of, topic_vector_of
 
 from pipelines.runtime.errors import InputError
-from pipelines.store.edits import EditConfig, edit_store
+from pipelines.store.config import EditConfig
+from pipelines.store.edits import edit_store
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 

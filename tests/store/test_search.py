@@ -12,8 +12,9 @@ from tiny_stores import table_of, when
 from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.runtime.command import run_query
 from pipelines.store.columns import document_schema
+from pipelines.store.config import SearchConfig
 from pipelines.store.full_text import fuse
-from pipelines.store.search import SEARCH
+from pipelines.store.search import search_store
 from pipelines.store.store import Store
 
 LABELS = ["animal", "method", "science", "sport", "money", "kitchen", "law", "music"]
@@ -60,7 +61,7 @@ def search(store, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", arguments)
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as stop:
-            run_query("search_store", SEARCH)
+            run_query("search_store", SearchConfig, search_store)
         captured = capsys.readouterr()
         return stop.value.code, captured.out, captured.err
 

@@ -6,7 +6,8 @@ from tiny_models import FAMILIES, tiny_model
 
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.padded import pad_right
-from pipelines.training.adapter import LoraSettings, add_adapter
+from pipelines.training.adapter import add_adapter
+from pipelines.training.config import LoraSettings
 from pipelines.training.lean import install_row_dropout, is_plain_lora, lighten
 
 TOKENS = [[3, 9, 27, 81, 4], [5, 6, 7], [11, 12, 13, 14, 15, 16, 17]]

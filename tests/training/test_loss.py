@@ -8,10 +8,10 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipelines.runtime.errors import InputError
+from pipelines.training.config import LossSettings
 from pipelines.training.lean import RowDropout, RowSeeds, row_mask
 from pipelines.training.loss import (
     ContrastiveLoss,
-    LossSettings,
     PairKeys,
     backward_in_parts,
     gather_rows,

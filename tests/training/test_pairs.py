@@ -23,9 +23,9 @@ from pipelines.training.batches import (
     sketch,
     write_batches,
 )
+from pipelines.training.config import PairsConfig
 from pipelines.training.pair_files import read_pairs
 from pipelines.training.pairs import (
-    PairsConfig,
     crop_pair,
     document_generator,
     generate_pairs,

@@ -6,8 +6,9 @@ import transformers
 from tiny_models import SENTENCES, scripted_model, tiny_model, tiny_tokenizer
 
 from pipelines.runtime.errors import InputError
-from pipelines.training.pairs import PairsConfig, SourceText, rewritten_pairs
-from pipelines.training.rewriting import Rewriter, RewriterSettings
+from pipelines.training.config import PairsConfig, RewriterSettings
+from pipelines.training.pairs import SourceText, rewritten_pairs
+from pipelines.training.rewriting import Rewriter
 
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 

@@ -1,0 +1,99 @@
+"""The options of an embedding run, and those of them that a nightly run shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipelines.corpus.files import (
+    Columns,
+    CorpusOptions,
+)
+from pipelines.encoder.description import EncoderConfig
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import (
+    default_output,
+)
+
+
+@dataclass(frozen=True)
+class ActorOptions:
+    """What a person may say of encoder actors; it decides no vector."""
+
+    num_actors: str = ""
+    """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
+    cpus_per_actor: float | None = None
+    """CPUs, and so threads, of one encoder actor."""
+    gpus_per_actor: float | None = None
+    """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
+
+
+RESERVED_COLUMNS = ("text_sha256", "embedding")
+DEMO_KEPT_COLUMNS = ("text", "label")
+MAY_CHANGE = (
+    "num_actors",
+    "cpus_per_actor",
+    "gpus_per_actor",
+    "max_rejected_fraction",
+    "skip_unreadable_files",
+    "compile_model",
+)
+
+
+@dataclass(frozen=True)
+class EmbedConfig(CorpusOptions, ActorOptions, EncoderConfig):
+    """Embed a corpus."""
+
+    corpus: str = ""
+    """File, folder or glob of documents, local or remote; empty is the demo corpus."""
+    output: str = field(default_factory=lambda: default_output("embed_corpus"))
+    """Folder of the result, local or remote; an unfinished run in it is gone on with."""
+    text_column: str = "text"
+    """Column of the text."""
+    id_column: str | None = None
+    """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns to carry along, such as text or a label."""
+    max_rejected_fraction: float = 0.5
+    """Fail where a larger share of the documents is rejected."""
+    skip_unreadable_files: bool = False
+    """Go on without files that cannot be read, and list them in rejected/."""
+    target_file_mib: int = 128
+    """About how large a file of the result should be, in MiB."""
+    float16: bool = False
+    """Store vectors in half precision."""
+    chunk_tokens: int = 0
+    """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
+    compile_model: bool = False
+    """Fuse the encoder's work between matrix products: slower to start, then faster."""
+    dry_run: bool = False
+    """Print what would be done, and how long it would take; write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_reading()
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise InputError(
+                f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"
+            )
+        if self.target_file_mib < 1 or self.chunk_tokens < 0:
+            raise InputError("target_file_mib must be at least 1, and chunk_tokens not negative")
+        taken = {*RESERVED_COLUMNS, "id"} & set(self.keep_columns)
+        if taken or len(set(self.keep_columns)) < len(self.keep_columns):
+            raise InputError(
+                f"keep_columns {list(self.keep_columns)}: each column once, and not id, "
+                f"{' or '.join(RESERVED_COLUMNS)}, which the result has by itself"
+            )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns to read."""
+        keep = self.keep_columns
+        if not self.corpus and not keep:
+            keep = DEMO_KEPT_COLUMNS
+        return Columns(self.text_column, self.id_column, keep)
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder as asked for."""
+        names = EncoderConfig.__dataclass_fields__
+        return EncoderConfig(**{name: getattr(self, name) for name in names})

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from pipelines.encoder.elementwise import PLAIN, Elementwise
@@ -109,11 +108,10 @@ def split_linear(linear: nn.Linear, first: int) -> tuple[nn.Linear, nn.Linear]:
     return parts[0], parts[1]
 
 
-_FAMILIES = (
-    transformers.LlamaModel,
-    transformers.MistralModel,
-    transformers.Qwen2Model,
-    transformers.Qwen3Model,
+# By name: a class is slow to import, and a run needs one of them.
+_FAMILIES = tuple(
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}Model"
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
 )
 # Rows are rounded up to these, where a product is compiled for each number of them.
 _FEW_SHAPES = {"multiple": 64, "longest_multiple": 16}
@@ -129,7 +127,8 @@ def has_static_rope(ropes: Mapping[str, Any]) -> bool:
 
 def can_pack(model: Any, longest_tokens: int) -> bool:
     """Whether the packed pass computes what ``model`` does on texts of up to so many tokens."""
-    if type(model) not in _FAMILIES:
+    kind = type(model)
+    if f"{kind.__module__}.{kind.__qualname__}" not in _FAMILIES:
         return False
     settings, weight = model.config, model.embed_tokens.weight
     if weight.is_cuda and not can_attend_packed(weight):

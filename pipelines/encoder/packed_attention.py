@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 # Queries attended to at once. A block sees no key after its own end, so small blocks skip most of
 # the half of the scores that causality would throw away, and the scores stay in cache; measured
@@ -169,6 +168,9 @@ def attend_packed(
         scale: factor of the scores.
         bidirectional: tokens see those after them too.
     """
+    # Here, as it loads torch's compiler: two seconds, which a CPU need not wait for.
+    from torch.nn.attention.varlen import varlen_attn
+
     starts = torch.nn.functional.pad(packing.lengths.cumsum(0), (1, 0)).int()
     mixed = varlen_attn(
         queries,

@@ -13,7 +13,6 @@ import transformers
 from tiny_models import tiny_model
 from torch.nn.attention.varlen import varlen_attn
 
-from pipelines.encoder import packed_attention
 from pipelines.encoder.packed import PackedDecoder
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +42,7 @@ def test_the_way_of_a_gpu_computes_what_the_model_does(tmp_path, monkeypatch, fa
     own = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
     with torch.inference_mode():
         expected = [model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in own]
-    monkeypatch.setattr(packed_attention, "varlen_attn", attend_one_by_one)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", attend_one_by_one)
     monkeypatch.setattr(
         PackedDecoder,
         "_attend",

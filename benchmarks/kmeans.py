@@ -37,7 +37,7 @@ from sklearn.metrics import v_measure_score
 from cluster import kmeans
 from cluster.assign import NearestCentroids
 from cluster.distances import squared_distances_to
-from cluster.hierarchy import nest
+from cluster.hierarchy import divide, merge_clusters
 from cluster.kmeans import FitOptions, fit_in_memory
 from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
 
@@ -185,34 +185,65 @@ def assigning() -> dict[str, Any]:
     return rows
 
 
+def labelled_vectors(name: CorpusName, documents: int) -> tuple[np.ndarray, list[str]]:
+    """float32 (n, 60), unit length, of labelled texts by latent semantic analysis; the labels."""
+    table = load_labelled_corpus(name, "test")
+    drawn = np.random.default_rng(0).permutation(len(table))[:documents]
+    table = table.take(pa.array(drawn))
+    words = TfidfVectorizer(
+        sublinear_tf=True, min_df=3, max_df=0.3, stop_words="english", max_features=20_000
+    ).fit_transform(table["text"].to_pylist())
+    vectors = TruncatedSVD(60, random_state=0).fit_transform(words).astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1), table["label"].to_pylist()
+
+
 def levels() -> dict[str, Any]:
-    """V-measure of 200 clusters merged to fewer, and of k-means at that number: labelled texts."""
+    """V-measure of levels that nest, divided or merged by Ward, and of k-means at each number.
+
+    Labelled texts, 8, 20, 50 and 200 clusters, six seeds; and the seconds of all levels together.
+    """
     rows: dict[str, Any] = {}
+    wanted = (8, 20, 50, 200)
     for name in get_args(CorpusName):
-        table = load_labelled_corpus(name, "test")
-        rows_drawn = np.random.default_rng(0).permutation(len(table))[:3_000]
-        table = table.take(pa.array(rows_drawn))
-        labels = table["label"].to_pylist()
-        words = TfidfVectorizer(
-            sublinear_tf=True, min_df=3, max_df=0.3, stop_words="english", max_features=20_000
-        ).fit_transform(table["text"].to_pylist())
-        vectors = TruncatedSVD(60, random_state=0).fit_transform(words).astype(np.float32)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.where(lengths > 0, lengths, 1)
-        for k in (50, 20, 8):
-            merged, fitted = [], []
-            for seed in range(3):
-                finest = fit_in_memory(vectors, 200, FitOptions(seed=seed))
-                groups = nest(finest, [k, 200], unit_norm=False)[1].groups[k]
-                ids = NearestCentroids(finest.centroids).nearest(vectors)[:, 0]
-                merged.append(v_measure_score(labels, groups[ids]))
-                alone = fit_in_memory(vectors, k, FitOptions(seed=seed, restarts=3))
-                ids = NearestCentroids(alone.centroids).nearest(vectors)[:, 0]
-                fitted.append(v_measure_score(labels, ids))
-            rows[f"{name}_{k}"] = {
-                "merged": round(float(np.mean(merged)), 3),
-                "fitted": round(float(np.mean(fitted)), 3),
-            }
+        vectors, labels = labelled_vectors(name, 3_000)
+        scores: dict[int, dict[str, list[float]]] = {}
+        for seed in range(6):
+            options = FitOptions(seed=seed, restarts=3)
+            finest, groups = divide(vectors, wanted, options)
+            ids = NearestCentroids(finest.centroids).nearest(vectors)[:, 0]
+            alone = {k: fit_in_memory(vectors, k, options) for k in wanted}
+            last = alone[wanted[-1]]
+            places = NearestCentroids(last.centroids).nearest(vectors)[:, 0]
+            tree = merge_clusters(last.centroids, last.sizes)
+            for k in wanted:
+                fitted = NearestCentroids(alone[k].centroids).nearest(vectors)[:, 0]
+                divided = groups[k][ids] if k in groups else ids
+                ways = {"divided": divided, "merged": tree.cut(k)[places], "fitted": fitted}
+                for way, clusters in ways.items():
+                    found = scores.setdefault(k, {}).setdefault(way, [])
+                    found.append(v_measure_score(labels, clusters))
+        for k, ways_of in scores.items():
+            rows[f"{name}_{k}"] = {way: round(float(np.mean(v)), 3) for way, v in ways_of.items()}
+    show(rows)
+    return rows
+
+
+def hierarchy() -> dict[str, Any]:
+    """10,000 clusters of 2 million × 128 vectors, alone and in three levels, all assigned."""
+    vectors, rows = draw_vectors(2_000_000, 128), {}
+    options = FitOptions(two_level=True, restarts=3)
+    sample = vectors[:200_000]
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "k-means": lambda: fit_in_memory(sample, 10_000, options).centroids,
+        "levels": lambda: divide(sample, (10, 300, 10_000), options)[0].centroids,
+    }
+    for name, way in ways.items():
+        fit_seconds, centroids = timed(way)
+        seconds, _ = timed(partial(assign_blocks, vectors, centroids))
+        found = inertia(sample, centroids)
+        rows[name] = {"fit_seconds": fit_seconds, "assign_seconds": seconds, "inertia": found}
+        print(name, rows[name], flush=True)
     show(rows)
     return rows
 
@@ -310,6 +341,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "seeding": seeding,
     "assigning": assigning,
     "levels": levels,
+    "hierarchy": hierarchy,
     "against_scikit_learn": against_scikit_learn,
 }
 

@@ -26,8 +26,16 @@ from cluster.comparison import check_comparable, compare, comparison_section
 from cluster.config import MAY_CHANGE, ClusterConfig, Workers
 from cluster.document_map import MapLayout, join_maps, lay_out
 from cluster.duplicate_search import Part, SearchPlan
-from cluster.hierarchy import Nesting, nest
-from cluster.kmeans import TWO_LEVEL_FROM, Fit, FitOptions, fit_in_memory, refine_on_all
+from cluster.hierarchy import Nesting, divide, nest
+from cluster.kmeans import (
+    TWO_LEVEL_FROM,
+    Fit,
+    FitOptions,
+    by_size,
+    fit_in_memory,
+    in_order,
+    refine_on_all,
+)
 from cluster.known import ASSIGNMENTS, ENCODER_FILE
 from cluster.num_clusters import Candidate, Choice, choose_num_clusters
 from cluster.on_ray import RayVectors
@@ -123,8 +131,8 @@ def find_clusters(
     choice = choose_levels(scan, config, work)
     levels = [choice.k] if choice is not None else config.levels()
     _check_table_of_labels(scan, levels, config)
-    finest = kept_fit(source, scan, levels[-1], config, work)
-    fits, nesting = nest(finest, levels, unit_norm=source.unit_norm)
+    finest, groups = kept_fit(source, scan, levels, config, work)
+    fits, nesting = nest(finest, groups, unit_norm=source.unit_norm)
     sample = mapped_sample(scan, config)
     layout = MapLayout(**work.once("layout", lambda: vars(lay_out(sample, config.seed))))
     census = assign_corpus(source, scan, fits, nesting, layout, config, work)
@@ -195,10 +203,22 @@ def take_rows(
     return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
 
 
-def kept_fit(source: VectorSource, scan: Scan, k: int, config: ClusterConfig, work: Work) -> Fit:
-    """Centroids for ``k`` clusters, fitted now or by the run that this one goes on with."""
-    start = load_start(config, source, k)
-    return Fit(**work.once(f"fit-{k}", lambda: vars(fit_level(source, scan, k, config, start))))
+_GROUP = "group-"
+
+
+def kept_fit(
+    source: VectorSource, scan: Scan, levels: Sequence[int], config: ClusterConfig, work: Work
+) -> tuple[Fit, dict[int, np.ndarray]]:
+    """What :func:`fit_levels` gives, now or in the run that this one goes on with."""
+
+    def fit() -> dict[str, Any]:
+        start = load_start(config, source, levels[-1])
+        finest, groups = fit_levels(source, scan, levels, config, start)
+        return {**vars(finest), **{f"{_GROUP}{k}": group for k, group in groups.items()}}
+
+    kept = work.once("fit-" + "-".join(map(str, levels)), fit)
+    groups = {int(k.removeprefix(_GROUP)): v for k, v in kept.items() if k.startswith(_GROUP)}
+    return Fit(**{k: v for k, v in kept.items() if not k.startswith(_GROUP)}), groups
 
 
 def digest_of(source: VectorSource) -> str:
@@ -290,28 +310,39 @@ def choose_levels(scan: Scan, config: ClusterConfig, work: Work = NOT_KEPT) -> C
     return choice
 
 
-def fit_level(
-    source: VectorSource, scan: Scan, k: int, config: ClusterConfig, start: np.ndarray | None = None
-) -> Fit:
-    """Centroids for ``k`` clusters, from the sample or (``--fit all``) from every vector.
+def fit_levels(
+    source: VectorSource,
+    scan: Scan,
+    levels: Sequence[int],
+    config: ClusterConfig,
+    start: np.ndarray | None = None,
+) -> tuple[Fit, dict[int, np.ndarray]]:
+    """The finest of ``levels``, ascending, and where its clusters lie in the others.
 
-    With ``start``, float32 (k, d), it goes on from there and keeps that order.
+    Centroids come from the sample or (``--fit all``) from every vector. With ``start``, float32
+    (k, d), the fit goes on from there and keeps that order.
     """
-    rows = config.fit_rows()
+    k, rows = levels[-1], config.fit_rows()
     vectors = scan.sample.head(rows or START_ROWS).vectors
     options = fit_options(k, config)
     log.info("fitting %d centroids on %d of %d vectors", k, len(vectors), scan.rows)
-    if rows is not None:
-        return fit_in_memory(vectors, k, options, start=start)
-    if start is None:
-        first = fit_in_memory(vectors, k, options)
+    groups: dict[int, np.ndarray] = {}
+    if len(levels) > 1:
+        fit, groups = divide(vectors, levels, options)
+    elif rows is None and start is not None:
+        fit = Fit(start, np.zeros(k, dtype=np.int64), 0.0, 0, 0, 0)
     else:
-        first = Fit(start, np.zeros(k, dtype=np.int64), 0.0, 0, 0, 0)
-    everything = RayVectors(source, count=scan.rows, largest=scan.largest, **pool_of(config))
-    try:
-        return refine_on_all(everything, first, options, keep_order=start is not None)
-    finally:
-        everything.close()
+        fit = fit_in_memory(vectors, k, options, start=start)
+    if rows is None:
+        everything = RayVectors(source, count=scan.rows, largest=scan.largest, **pool_of(config))
+        try:
+            fit = refine_on_all(everything, fit, options)
+        finally:
+            everything.close()
+    if start is not None:
+        return fit, groups
+    order = by_size(fit)
+    return in_order(fit, order), {level: group[order] for level, group in groups.items()}
 
 
 def fit_options(k: int, config: ClusterConfig) -> FitOptions:

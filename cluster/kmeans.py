@@ -80,11 +80,11 @@ def fit_in_memory(
         trained.iterations,
         trained.reseeded,
     )
-    return fit if start is not None else largest_first(fit)
+    return fit if start is not None else in_order(fit, by_size(fit))
 
 
-def refine_on_all(vectors: Vectors, first: Fit, options: FitOptions, *, keep_order: bool) -> Fit:
-    """Go on from a ``first`` fit over all ``vectors``, wherever they are."""
+def refine_on_all(vectors: Vectors, first: Fit, options: FitOptions) -> Fit:
+    """Go on from a ``first`` fit over all ``vectors``, wherever they are, in its order."""
     refined = refine(
         vectors,
         first.centroids,
@@ -92,7 +92,7 @@ def refine_on_all(vectors: Vectors, first: Fit, options: FitOptions, *, keep_ord
         unit_norm=options.unit_norm,
         seed=options.seed,
     )
-    fit = Fit(
+    return Fit(
         refined.centroids,
         refined.counts,
         refined.error,
@@ -100,7 +100,6 @@ def refine_on_all(vectors: Vectors, first: Fit, options: FitOptions, *, keep_ord
         refined.iterations,
         first.reseeded + refined.reseeded,
     )
-    return fit if keep_order else largest_first(fit)
 
 
 def check_enough_vectors(vectors: np.ndarray, k: int) -> None:
@@ -133,10 +132,13 @@ def count_distinct(vectors: np.ndarray) -> int:
     return len(np.unique(hashes))
 
 
-def largest_first(fit: Fit) -> Fit:
-    """The same fit with clusters renumbered by falling size, then by centroid coordinates."""
-    columns = fit.centroids.T[::-1]
-    order = np.lexsort([*columns, -fit.sizes])
+def by_size(fit: Fit) -> np.ndarray:
+    """int64 (k,): the clusters by falling size, then by centroid coordinates."""
+    return np.lexsort([*fit.centroids.T[::-1], -fit.sizes])
+
+
+def in_order(fit: Fit, order: np.ndarray) -> Fit:
+    """The same fit with its clusters in another ``order``, int64 (k,)."""
     return replace(fit, centroids=fit.centroids[order], sizes=fit.sizes[order])
 
 

@@ -30,7 +30,7 @@ from cluster.census import (
 from cluster.clustering import (
     KEPT_DOCUMENTS,
     choose_levels,
-    fit_level,
+    fit_levels,
     pool_of,
     scan_corpus,
 )
@@ -161,7 +161,8 @@ def cluster_candidate(
     else:
         choice = choose_levels(scan, settings)
         k = (choice.k if choice is not None else settings.levels()[0]) + len(starts)
-        fit = fit_level(source, scan, k, settings, _start(config, earlier, starts, k, sample))
+        start = _start(config, earlier, starts, k, sample)
+        fit, _ = fit_levels(source, scan, [k], settings, start)
     count = functools.partial(
         count_documents, source, scan, settings=settings, earlier=earlier, when=when,
         fitted_at=fitted_at,

@@ -106,9 +106,9 @@ def test_a_stopped_run_does_only_what_is_left(tmp_path, monkeypatch, stage, left
         run(config_of(tmp_path))
     assert read_run(str(tmp_path / "out"))["status"] == "failed"
     done, fitted = count_shards(monkeypatch), []
-    fit_level = clustering.fit_level
+    fit_levels = clustering.fit_levels
     monkeypatch.setattr(
-        clustering, "fit_level", lambda *given: fitted.append(given) or fit_level(*given)
+        clustering, "fit_levels", lambda *given: fitted.append(given) or fit_levels(*given)
     )
     run(config_of(tmp_path, num_workers=3))
     names = [name for name, _ in done]

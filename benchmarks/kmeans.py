@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -36,8 +37,7 @@ from sklearn.metrics import v_measure_score
 
 from cluster import kmeans
 from cluster.assign import NearestCentroids
-from cluster.distances import squared_distances_to
-from cluster.hierarchy import divide, merge_clusters
+from cluster.hierarchy import divide
 from cluster.kmeans import FitOptions, fit_in_memory
 from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
 
@@ -166,7 +166,7 @@ def assigning() -> dict[str, Any]:
         count = len(vectors) if k < 1_000 else len(vectors) // 4
         ways: dict[str, Callable[[np.ndarray], Any]] = {
             "faiss": partial(search_one, index),
-            "shoal": partial(nearest_and_distance, NearestCentroids(centroids, count=1)),
+            "shoal": NearestCentroids(centroids, count=1).assign,
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(3):
@@ -215,11 +215,16 @@ def levels() -> dict[str, Any]:
             alone = {k: fit_in_memory(vectors, k, options) for k in wanted}
             last = alone[wanted[-1]]
             places = NearestCentroids(last.centroids).nearest(vectors)[:, 0]
-            tree = merge_clusters(last.centroids, last.sizes)
+            tree = linkage(np.repeat(last.centroids, last.sizes, axis=0), "ward")
+            first = np.cumsum(last.sizes) - last.sizes
             for k in wanted:
                 fitted = NearestCentroids(alone[k].centroids).nearest(vectors)[:, 0]
                 divided = groups[k][ids] if k in groups else ids
-                ways = {"divided": divided, "merged": tree.cut(k)[places], "fitted": fitted}
+                ways = {
+                    "divided": divided,
+                    "merged": fcluster(tree, k, "maxclust")[first][places],
+                    "fitted": fitted,
+                }
                 for way, clusters in ways.items():
                     found = scores.setdefault(k, {}).setdefault(way, [])
                     found.append(v_measure_score(labels, clusters))
@@ -251,12 +256,6 @@ def hierarchy() -> dict[str, Any]:
 def search_one(index: faiss.Index, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """FAISS's search for the nearest centroid."""
     return index.search(block, 1)
-
-
-def nearest_and_distance(nearest: NearestCentroids, block: np.ndarray) -> np.ndarray:
-    """What assigning newcomers computes: the nearest centroid, and the distance in float64."""
-    ids = nearest.nearest(block)[:, 0]
-    return squared_distances_to(block, nearest.centroids, ids)
 
 
 def two_levels() -> dict[str, Any]:

@@ -8,16 +8,23 @@ worker or thread.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import faiss
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from cluster.distances import squared_differences, squared_distances_to, squared_lengths
 
 _ROUNDING = 1e-6
 _ROWS_AT_A_TIME = 256
-_PRODUCT_BYTES = 8 << 20
+_BLOCK_ROWS = 8_192
+_PRODUCT_BYTES = 2 << 20
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ def flat_index(dimension: int) -> faiss.Index:
     return faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() > 0 else index
 
 
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 class NearestCentroids:
     """Finds the nearest of k centroids, float32 (k, d), on the GPU where FAISS has one."""
 
@@ -62,6 +74,7 @@ class NearestCentroids:
         self._wanted = count
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._squared_norms = squared_lengths(self.centroids)
+        self._factors = np.ascontiguousarray(self.centroids.T) * np.float32(-2)
         self._index = None
         if faiss.get_num_gpus() > 0:
             self._index = flat_index(self.centroids.shape[1])
@@ -69,16 +82,38 @@ class NearestCentroids:
 
     def assign(self, vectors: np.ndarray) -> Assignment:
         """Nearest and second-nearest centroid of each row of ``vectors``, float32 (n, d)."""
-        ids = self.nearest(vectors)
-        first = np.sqrt(squared_distances_to(vectors, self.centroids, ids[:, 0]))
+        parts = self._by_blocks(self._assign, vectors)
+        ids, distances = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        first = distances[:, 0]
         if ids.shape[1] == 1:
             none = np.full(len(ids), -1, dtype=np.int32)
             return Assignment(ids[:, 0], first, none, np.full(len(ids), np.nan))
-        second = np.sqrt(squared_distances_to(vectors, self.centroids, ids[:, 1]))
-        return Assignment(ids[:, 0], first, ids[:, 1], second - first)
+        return Assignment(ids[:, 0], first, ids[:, 1], distances[:, 1] - first)
+
+    def _assign(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest centroids, int32 (n, 1 or 2), and the distances to them, float64."""
+        ids = self._nearest(vectors)[:, :2]
+        squared = [squared_distances_to(vectors, self.centroids, column) for column in ids.T]
+        return ids, np.sqrt(np.stack(squared, axis=1))
 
     def nearest(self, vectors: np.ndarray) -> np.ndarray:
         """int32 (n, count): the nearest centroids, nearest first; (n, k) where k is less."""
+        return np.concatenate(self._by_blocks(self._nearest, vectors))
+
+    def _by_blocks(self, function: Callable[[np.ndarray], _T], vectors: np.ndarray) -> list[_T]:
+        """What ``function`` makes of blocks of rows, on as many threads as OpenMP has.
+
+        A product by several threads would leave all else of a block to one.
+        """
+        starts = range(0, len(vectors), _BLOCK_ROWS)
+        blocks = [vectors[start : start + _BLOCK_ROWS] for start in starts]
+        threads = min(faiss.omp_get_max_threads(), len(blocks))
+        if threads < 2 or self._index is not None:
+            return [function(block) for block in blocks or [vectors]]
+        with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, blocks))
+
+    def _nearest(self, vectors: np.ndarray) -> np.ndarray:
         k, dimension = self.centroids.shape
         # One more than is wanted, to see whether the last is too close to call.
         candidates = min(k, self._wanted + 1)
@@ -102,20 +137,17 @@ class NearestCentroids:
     def _candidates(self, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances less |x|², float32 (n, count), and ids, int32, nearest first.
 
-        Blocks of products that stay in the processor's cache, then its argmin for each. With what
-        makes it exact, assignment has 0.6 of the rate of FAISS's search with 256 centroids of 128
-        numbers and 0.86 with 2,048 (``python benchmarks/kmeans.py --only assigning``).
+        Blocks of products that stay in the processor's cache, then its argmin for each.
         """
         n, k = len(vectors), len(self.centroids)
         found, ids = np.empty((n, count), np.float32), np.empty((n, count), np.int32)
-        factors = np.ascontiguousarray(self.centroids.T) * np.float32(-2)
         norms = self._squared_norms.astype(np.float32)
         step = max(16, min(4_096, _PRODUCT_BYTES // (4 * k)))
         products = np.empty((min(step, n), k), np.float32)
         for start in range(0, n, step):
             block = vectors[start : start + step]
             rows = np.arange(len(block))
-            scores = np.matmul(block, factors, out=products[: len(block)])
+            scores = np.matmul(block, self._factors, out=products[: len(block)])
             scores += norms
             for place in range(count):
                 best = scores.argmin(axis=1)

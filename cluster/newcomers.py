@@ -153,9 +153,8 @@ def assign_newcomers(
     with atomic_output(path) as stream:
         writer = TableWriter(stream)
         for block in read_blocks(source, shard):
-            places = index.nearest(block.vectors)[:, 0]
-            squared = squared_distances_to(block.vectors, index.centroids, places)
-            distances = np.sqrt(squared).astype(np.float32)
+            assigned = index.assign(block.vectors)
+            places, distances = assigned.cluster_ids, assigned.distances.astype(np.float32)
             novel = distances >= known.limits[places]
             cluster_ids = pa.array(known.ids[places], pa.int32())
             columns = [block.ids, cluster_ids, pa.array(distances), pa.array(novel)]

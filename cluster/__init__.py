@@ -15,6 +15,7 @@
 ``on_ray``        those workers
 ``assign``        the nearest centroid, exactly
 ``census``        a shard assigned to a file, and what scores need added up
+``noise``         documents that belong to no dense region
 ``known``         a finished clustering, for new vectors
 ``newcomers``     new vectors given to it, and what fits nowhere
 ``num_clusters``  choosing k
@@ -30,7 +31,8 @@
 ``deduplication``  the job that cleans a whole corpus
 ``duplicate_report``  its page
 ``document_map``  every document on a plane
-``outcome``       everything that a clustering says of its levels, as tables
+``outcome``       everything that a clustering says of its levels
+``tables``        the same as tables
 ``report``        one HTML page
 ``report_data``   what the page shows, as JSON of bounded size
 """

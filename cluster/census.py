@@ -17,6 +17,7 @@ import pyarrow as pa
 from cluster.assign import Assignment, NearestCentroids, assign_by_group
 from cluster.distances import fixed_point_bits
 from cluster.document_map import MapPlaces, TableWriter, map_table
+from cluster.noise import DenseRegions, NoiseFinder, mark_noise
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, read_blocks, shorten_texts
 from pipelines.runtime.files import atomic_output
 
@@ -35,6 +36,8 @@ class CensusPlan:
     """Documents at most."""
     largest_distance: float
     """No distance is longer."""
+    noise: bool = False
+    """Whether documents that are noise are counted apart."""
 
     @property
     def k(self) -> int:
@@ -43,7 +46,7 @@ class CensusPlan:
 
     def of_level(self, k: int) -> CensusPlan:
         """The plan of one level alone."""
-        return replace(self, levels=(k,))
+        return replace(self, levels=(k,), noise=False)
 
     @property
     def distance_bits(self) -> int:
@@ -77,6 +80,13 @@ class Census:
     """Those farthest from it."""
     coarser: dict[int, Census] = field(default_factory=dict)
     """clusters of a coarser level -> the census by its clusters."""
+    noise: Census | None = None
+    """The noise, as if it were one cluster; it is counted nowhere else. None where not sought."""
+
+    @property
+    def documents(self) -> int:
+        """All of them, noise too."""
+        return int(self.sizes.sum()) + (0 if self.noise is None else int(self.noise.sizes[0]))
 
     @property
     def inertia(self) -> float:
@@ -105,6 +115,8 @@ class Census:
         tables |= {name: table for name, table in ends.items() if table is not None}
         for k, census in self.coarser.items():
             tables |= {f"{k}/{name}": table for name, table in census.to_tables().items()}
+        if self.noise is not None:
+            tables |= {f"{_NOISE}/{name}": t for name, t in self.noise.to_tables().items()}
         return tables
 
 
@@ -113,11 +125,13 @@ def census_from_tables(tables: Mapping[str, pa.Table], plan: CensusPlan) -> Cens
     sizes, distances, squares = (column.to_numpy() for column in tables["clusters"].columns)
     labels = _from_long(tables["labels"], {})
     shared = _from_long(tables["shared"], empty_census(plan).shared)
-    coarser = {}
-    for k in plan.levels[:-1]:
-        own = {name.removeprefix(f"{k}/"): tables[name] for name in tables if "/" in name}
-        own = {name: table for name, table in own.items() if "/" not in name}
-        coarser[k] = census_from_tables(own, plan.of_level(k))
+
+    def part(name: str, k: int) -> Census:
+        start = f"{name}/"
+        own = {n.removeprefix(start): table for n, table in tables.items() if n.startswith(start)}
+        return census_from_tables(own, plan.of_level(k))
+
+    coarser = {k: part(str(k), k) for k in plan.levels[:-1]}
     return Census(
         plan,
         sizes,
@@ -128,6 +142,7 @@ def census_from_tables(tables: Mapping[str, pa.Table], plan: CensusPlan) -> Cens
         tables.get("nearest"),
         tables.get("farthest"),
         coarser,
+        part(_NOISE, 1) if plan.noise else None,
     )
 
 
@@ -138,7 +153,8 @@ def empty_census(plan: CensusPlan) -> Census:
     }
     sizes, distances, squares = np.zeros((3, plan.k), dtype=np.int64)
     coarser = {k: empty_census(plan.of_level(k)) for k in plan.levels[:-1]}
-    return Census(plan, sizes, distances, squares, shared=shared, coarser=coarser)
+    noise = empty_census(plan.of_level(1)) if plan.noise else None
+    return Census(plan, sizes, distances, squares, shared=shared, coarser=coarser, noise=noise)
 
 
 def count_block(
@@ -146,31 +162,55 @@ def count_block(
     orders: np.ndarray,
     assignments: Mapping[int, Assignment],
     plan: CensusPlan,
+    rows: np.ndarray | None = None,
 ) -> Census:
-    """The census of one block; ``assignments`` maps each level to where its rows belong there."""
+    """The census of one block; ``assignments`` maps each level to where its rows belong there.
+
+    Only ``rows``, int (m,), where given, are counted.
+    """
     census = empty_census(plan)
-    ids, distances = assignments[plan.k].cluster_ids, assignments[plan.k].distances
+    rows = np.arange(len(orders)) if rows is None else rows
+    ids = assignments[plan.k].cluster_ids[rows]
+    distances = assignments[plan.k].distances[rows]
     census.sizes = np.bincount(ids, minlength=plan.k)
     np.add.at(census.distance_sums, ids, _to_fixed(distances, plan.distance_bits))
     np.add.at(census.square_sums, ids, _to_fixed(distances**2, plan.square_bits))
     for coarse, fine in pairwise(plan.levels):
-        pair = (assignments[coarse].cluster_ids, assignments[fine].cluster_ids)
+        pair = (assignments[coarse].cluster_ids[rows], assignments[fine].cluster_ids[rows])
         np.add.at(census.shared[coarse], pair, 1)
     for k in plan.levels[:-1]:
-        census.coarser[k] = count_block(block, orders, assignments, plan.of_level(k))
+        census.coarser[k] = count_block(block, orders, assignments, plan.of_level(k), rows)
     if block.labels is not None:
-        encoded = block.labels.dictionary_encode()
+        encoded = block.labels.take(pa.array(rows)).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy()
         names = encoded.dictionary.to_pylist()
         there = codes >= 0
         pairs = codes[there].astype(np.int64) * plan.k + ids[there]
         counts = np.bincount(pairs, minlength=len(names) * plan.k).reshape(-1, plan.k)
         census.labels = dict(zip(names, counts, strict=True))
-    rows = pa.table(
-        {"cluster_id": ids, "distance": distances, "order": orders, "row": np.arange(len(ids))}
+    counted = pa.table(
+        {"cluster_id": ids, "distance": distances, "order": orders[rows], "row": rows}
     )
-    census.nearest = _with_texts(_first_of_each(rows, plan.kept, 1.0), block)
-    census.farthest = _with_texts(_first_of_each(rows, plan.kept, -1.0), block)
+    census.nearest = _with_texts(_first_of_each(counted, plan.kept, 1.0), block)
+    census.farthest = _with_texts(_first_of_each(counted, plan.kept, -1.0), block)
+    return census
+
+
+def count_apart(
+    block: Block,
+    orders: np.ndarray,
+    assignments: Mapping[int, Assignment],
+    plan: CensusPlan,
+    noise: np.ndarray,
+) -> Census:
+    """The census of one block whose ``noise``, bool (n,), is counted apart."""
+    if not plan.noise:
+        return count_block(block, orders, assignments, plan)
+    census = count_block(block, orders, assignments, plan, np.flatnonzero(~noise))
+    finest = assignments[plan.k]
+    together = {1: replace(finest, cluster_ids=np.zeros_like(finest.cluster_ids))}
+    rows = np.flatnonzero(noise)
+    census.noise = count_block(block, orders, together, plan.of_level(1), rows)
     return census
 
 
@@ -192,6 +232,7 @@ def merge_censuses(censuses: Iterable[Census]) -> Census:
         _merge_ends([part.nearest for part in parts], plan.kept, 1.0),
         _merge_ends([part.farthest for part in parts], plan.kept, -1.0),
         {k: merge_censuses([part.coarser[k] for part in parts]) for k in plan.levels[:-1]},
+        merge_censuses([part.noise for part in parts if part.noise]) if plan.noise else None,
     )
 
 
@@ -248,6 +289,7 @@ def _from_long(table: pa.Table, start: dict) -> dict:
 
 
 _MERGED_AT_A_TIME = 8
+_NOISE = "noise"
 
 
 @dataclass(frozen=True)
@@ -264,10 +306,13 @@ class AssignPlan:
     points: np.ndarray
     """float32 (m, 2), where."""
     seed: int
+    regions: DenseRegions | None = None
+    """What is not noise; None where all are clustered."""
 
     def digest(self) -> str:
         """Names what is decided by it."""
-        deciding = hashlib.sha256(repr((self.census, self.seed)).encode())
+        limit = None if self.regions is None else self.regions.limit
+        deciding = hashlib.sha256(repr((self.census, self.seed, limit)).encode())
         for array in (*self.centroids.values(), *self.groups.values(), self.sample, self.points):
             deciding.update(np.ascontiguousarray(array).tobytes())
         return deciding.hexdigest()[:16]
@@ -288,8 +333,10 @@ def assign_shard(
     """Assign the documents of one shard, write them to ``path``, and count them.
 
     ``cluster_id``, distance, second cluster and margin are those of the finest level; of several,
-    each has a ``cluster_id_K``. The documents' places on the map go to ``map_path``.
+    each has a ``cluster_id_K``. Noise has -1 for all of them, its nearest cluster as the second,
+    and no margin. The documents' places on the map go to ``map_path``.
     """
+    finder = NoiseFinder(plan.regions)
     index = NearestCentroids(plan.centroids[plan.census.k])
     places = MapPlaces(plan.sample, plan.points)
     censuses = [empty_census(plan.census)]
@@ -297,11 +344,12 @@ def assign_shard(
         rows, mapped = TableWriter(stream), TableWriter(map_stream)
         for block in read_blocks(source, shard):
             assignments = plan.assign(index, block.vectors)
-            rows.write(_to_table(block, assignments, plan.census.k))
-            cluster_ids = assignments[plan.census.k].cluster_ids
-            mapped.write(map_table(block.ids, places.place(block.vectors), cluster_ids, block.kept))
             orders = hash_ids(block.ids, plan.seed)
-            censuses.append(count_block(block, orders, assignments, plan.census))
+            noise = finder.find(block.vectors, orders)
+            rows.write(_to_table(block, assignments, plan.census.k, noise))
+            cluster_ids = mark_noise(assignments[plan.census.k].cluster_ids, noise)
+            mapped.write(map_table(block.ids, places.place(block.vectors), cluster_ids, block.kept))
+            censuses.append(count_apart(block, orders, assignments, plan.census, noise))
             if len(censuses) == _MERGED_AT_A_TIME:
                 censuses = [merge_censuses(censuses)]
         rows.close()
@@ -309,15 +357,21 @@ def assign_shard(
     return merge_censuses(censuses)
 
 
-def _to_table(block: Block, assignments: Mapping[int, Assignment], finest: int) -> pa.Table:
+def _to_table(
+    block: Block, assignments: Mapping[int, Assignment], finest: int, noise: np.ndarray
+) -> pa.Table:
     assignment = assignments[finest]
+    second = np.where(noise, assignment.cluster_ids, assignment.second_cluster_ids)
     columns = {
         "id": block.ids,
-        "cluster_id": assignment.cluster_ids,
+        "cluster_id": mark_noise(assignment.cluster_ids, noise),
         "distance": assignment.distances.astype(np.float32),
-        "second_cluster_id": assignment.second_cluster_ids,
-        "margin": assignment.margins.astype(np.float32),
+        "second_cluster_id": second,
+        "margin": np.where(noise, np.nan, assignment.margins).astype(np.float32),
     }
     if len(assignments) > 1:
-        columns |= {f"cluster_id_{k}": assignments[k].cluster_ids for k in sorted(assignments)}
+        levels = sorted(assignments)
+        columns |= {
+            f"cluster_id_{k}": mark_noise(assignments[k].cluster_ids, noise) for k in levels
+        }
     return pa.table(columns)

@@ -37,6 +37,7 @@ from cluster.kmeans import (
     refine_on_all,
 )
 from cluster.known import ASSIGNMENTS, ENCODER_FILE
+from cluster.noise import DenseRegions
 from cluster.num_clusters import Candidate, Choice, choose_num_clusters
 from cluster.on_ray import RayVectors
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
@@ -135,7 +136,8 @@ def find_clusters(
     fits, nesting = nest(finest, groups, unit_norm=source.unit_norm)
     sample = mapped_sample(scan, config)
     layout = MapLayout(**work.once("layout", lambda: vars(lay_out(sample, config.seed))))
-    census = assign_corpus(source, scan, fits, nesting, layout, config, work)
+    regions = dense_regions(scan, config, work)
+    census = assign_corpus(source, scan, fits, nesting, layout, regions, config, work)
     outcome = describe_outcome(
         scan,
         fits,
@@ -147,8 +149,18 @@ def find_clusters(
         similarity=config.duplicate_similarity or None,
         fingerprint=source.fingerprint,
         duplicates=duplicates_among_all(source, scan, config, work),
+        regions=regions,
     )
     return outcome, layout
+
+
+def dense_regions(scan: Scan, config: ClusterConfig, work: Work) -> DenseRegions | None:
+    """What tells noise, where it is asked for."""
+    if not config.noise:
+        return None
+    sample = scan.sample
+    learn = partial(DenseRegions.learn, sample.vectors, sample.orders, config.seed)
+    return DenseRegions(**work.once("noise", lambda: vars(learn())))
 
 
 def mapped_sample(scan: Scan, config: ClusterConfig) -> np.ndarray:
@@ -381,6 +393,7 @@ def assign_corpus(
     fits: Mapping[int, Fit],
     nesting: Nesting,
     layout: MapLayout,
+    regions: DenseRegions | None,
     config: ClusterConfig,
     work: Work,
 ) -> Census:
@@ -390,19 +403,20 @@ def assign_corpus(
     levels = {k: fit.centroids for k, fit in fits.items()}
     largest = max(scan.largest, max(float(np.abs(c).max()) for c in levels.values()))
     longest = 2 * largest * float(np.sqrt(source.dimension))
-    counted = CensusPlan(tuple(sorted(levels)), KEPT_DOCUMENTS, scan.rows, longest)
+    ascending = tuple(sorted(levels))
+    counted = CensusPlan(ascending, KEPT_DOCUMENTS, scan.rows, longest, regions is not None)
     sample = mapped_sample(scan, config)
-    plan = AssignPlan(levels, nesting.groups, counted, sample, layout.points, config.seed)
+    plan = AssignPlan(levels, nesting.groups, counted, sample, layout.points, config.seed, regions)
     for name in (folder, map_folder):
         make_folder(name)
     assign = partial(_assign_to_files, source, plan, folder, map_folder)
     stage = f"assign-{plan.digest()}"
     tables = work.on_shards(stage, assign, source.shards, **pool_of(config))
     census = merge_censuses([census_from_tables(table, counted) for table in tables])
-    if int(census.sizes.sum()) != scan.rows:
+    if census.documents != scan.rows:
         raise RuntimeError(
-            f"{scan.rows:,} documents were read and {int(census.sizes.sum()):,} assigned: the "
-            "vectors changed meanwhile. Run again"
+            f"{scan.rows:,} documents were read and {census.documents:,} assigned: the vectors "
+            "changed meanwhile. Run again"
         )
     written = {f"{shard.name}.parquet" for shard in source.shards}
     remove_stale(folder, ASSIGNMENTS, written)

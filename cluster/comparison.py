@@ -71,7 +71,9 @@ def compare(folder: str, k: int, other: str) -> Comparison:
     if not len(common):
         raise InputError(f"--compare {other} and these vectors have no id in common")
     shared = np.zeros((k, len(names)), dtype=np.int64)
-    np.add.at(shared, (here[1][left], there[1][right]), 1)
+    ours, theirs = here[1][left], there[1][right]
+    clustered = (ours >= 0) & (theirs >= 0)  # noise is in no cluster
+    np.add.at(shared, (ours[clustered], theirs[clustered]), 1)
     return Comparison(other, shared, names, len(here[0]) - len(common), len(there[0]) - len(common))
 
 

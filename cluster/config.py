@@ -146,6 +146,8 @@ class ClusterConfig(Workers, ClusterOptions):
     """Cosine from which documents are near-duplicates; 0 for no search."""
     name_model: str | None = None
     """Instruct LLM that names each cluster from its keywords and documents; none by default."""
+    noise: bool = False
+    """Give documents that belong to no dense region cluster_id -1."""
     compare: str | None = None
     """Another clustering of these documents, for the report: which cluster went where."""
     drop_bad_vectors: bool = False

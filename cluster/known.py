@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cluster.noise import DenseRegions
 from cluster.vectors import VectorSource, read_centroids
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join, list_files, open_filesystem, read_bytes
@@ -88,12 +89,18 @@ class KnownClusters:
     """The encoder's, where it is known."""
     encoder: Mapping[str, Any] | None = None
     """The encoder's description, where there is one."""
+    regions: DenseRegions | None = None
+    """What is not noise, where the clustering sought that."""
+    seed: int = 0
+    """The clustering's, with which it hashed ids."""
 
     def digest(self) -> str:
         """SHA-256 of what decides a document's cluster and whether it is novel."""
         deciding = hashlib.sha256(repr(self.unit_norm).encode())
         for array in (self.centroids, self.ids, self.limits):
             deciding.update(np.ascontiguousarray(array).tobytes())
+        if self.regions is not None:
+            deciding.update(repr(self.regions.limit).encode() + self.regions.sample.tobytes())
         return deciding.hexdigest()
 
     def check(self, source: VectorSource, encoder: Mapping[str, Any] | None) -> None:
@@ -149,7 +156,17 @@ def read_clustering(folder: str, quantile: float) -> KnownClusters:
         settings.get("metric") == "cosine",
         fingerprint or before.get("encoder_fingerprint"),
         encoder,
+        _read_regions(join(folder, "noise.parquet")),
+        int(settings.get("seed", 0)),
     )
+
+
+def _read_regions(address: str) -> DenseRegions | None:
+    if not exists(address):
+        return None
+    filesystem, path = open_filesystem(address)
+    with filesystem.open_input_file(path) as stream:
+        return DenseRegions.from_table(pq.read_table(stream))
 
 
 def describe_encoder_of(folder: str) -> dict[str, Any] | None:

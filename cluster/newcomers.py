@@ -1,7 +1,8 @@
 """New vectors into clusters that exist: nothing is fitted again, and what fits nowhere is told.
 
-In: vectors, and a finished clustering. Out: ``assignments/*.parquet`` with ``id``, ``cluster_id``,
-``distance`` and ``novel``, and ``novel_clusters.parquet``: what the novel documents have in common.
+In: vectors, and a finished clustering. Out: ``assignments/*.parquet`` with ``id``, ``cluster_id``
+(-1 for noise, where the clustering has any), ``distance`` and ``novel``, and
+``novel_clusters.parquet``: what the novel documents have in common.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cluster.distances import squared_distances_to
 from cluster.document_map import TableWriter
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.known import ASSIGNMENTS, KnownClusters, describe_encoder_of
+from cluster.noise import NoiseFinder, mark_noise
 from cluster.num_clusters import choose_num_clusters
 from cluster.vectors import (
     Block,
@@ -83,9 +85,11 @@ def assign_clusters(
     summary = describe_novel(assigned, known, config.seed)
     write_table(join(config.output, "novel_clusters.parquet"), summary)
     _write_rejected(config.output, assigned.rejected)
+    noise = {} if known.regions is None else {"noise": assigned.noise}
     result = JobResult(
-        {
-            "documents": int(assigned.sizes.sum()) + len(assigned.rejected),
+        noise
+        | {
+            "documents": int(assigned.sizes.sum()) + assigned.noise + len(assigned.rejected),
             "assigned": int(assigned.sizes.sum()),
             "novel": int(assigned.novel.sum()),
             "rejected": len(assigned.rejected),
@@ -107,8 +111,10 @@ class Assigned:
 
     sizes: np.ndarray
     """int64 (k,), documents given to each cluster."""
+    noise: int
+    """Documents in no dense region."""
     novel: np.ndarray
-    """int64 (k,), those of them that are novel."""
+    """int64 (k,), novel documents by the cluster whose centroid is nearest."""
     rejected: pa.Table
     """id and reason of vectors that were left out."""
     sample: pa.Table
@@ -117,12 +123,13 @@ class Assigned:
     @property
     def novel_share(self) -> float:
         """Share of the documents that are novel."""
-        return float(self.novel.sum() / max(1, self.sizes.sum()))
+        return float(self.novel.sum() / max(1, self.sizes.sum() + self.noise))
 
     def to_tables(self) -> dict[str, pa.Table]:
         """The same as Arrow tables, to travel between workers and driver."""
         counts = pa.table({"sizes": self.sizes, "novel": self.novel})
-        return {"counts": counts, "rejected": self.rejected, "sample": self.sample}
+        noise = pa.table({"noise": [self.noise]})
+        return {"counts": counts, "noise": noise, "rejected": self.rejected, "sample": self.sample}
 
 
 def assign_all(
@@ -148,7 +155,7 @@ def assign_newcomers(
     source: VectorSource, shard: Shard, known: KnownClusters, path: str, *, seed: int
 ) -> Assigned:
     """Assign the documents of one shard, write them to ``path``, and count them."""
-    index = NearestCentroids(known.centroids, count=1)
+    index, finder = NearestCentroids(known.centroids, count=1), NoiseFinder(known.regions)
     parts = []
     with atomic_output(path) as stream:
         writer = TableWriter(stream)
@@ -156,10 +163,11 @@ def assign_newcomers(
             assigned = index.assign(block.vectors)
             places, distances = assigned.cluster_ids, assigned.distances.astype(np.float32)
             novel = distances >= known.limits[places]
-            cluster_ids = pa.array(known.ids[places], pa.int32())
+            noise = finder.find(block.vectors, hash_ids(block.ids, known.seed))
+            cluster_ids = pa.array(mark_noise(known.ids[places], noise))
             columns = [block.ids, cluster_ids, pa.array(distances), pa.array(novel)]
             writer.write(pa.table(columns, ["id", "cluster_id", "distance", "novel"]))
-            parts.append(_count(block, places, distances, novel, len(known.ids), seed))
+            parts.append(_count(block, places, distances, novel, noise, len(known.ids), seed))
         writer.close()
     return merge_assigned(parts)
 
@@ -169,6 +177,7 @@ def _count(
     places: np.ndarray,
     distances: np.ndarray,
     novel: np.ndarray,
+    noise: np.ndarray,
     k: int,
     seed: int,
 ) -> Assigned:
@@ -186,7 +195,8 @@ def _count(
     if block.texts is not None:
         columns["text"] = shorten_texts(block.texts.take(chosen), _TEXT_CHARACTERS)
     return Assigned(
-        np.bincount(places, minlength=k),
+        np.bincount(places[~noise], minlength=k),
+        int(noise.sum()),
         np.bincount(places[novel], minlength=k),
         block.rejected,
         pa.table(columns),
@@ -206,6 +216,7 @@ def merge_assigned(parts: list[Assigned]) -> Assigned:
     rows = np.concatenate([_lowest(orders, novel), _lowest(orders, ~novel)])
     return Assigned(
         np.sum([part.sizes for part in parts], axis=0),
+        sum(part.noise for part in parts),
         np.sum([part.novel for part in parts], axis=0),
         pa.concat_tables([part.rejected for part in parts]).sort_by("id"),
         sample.take(pa.array(rows)).combine_chunks(),
@@ -214,7 +225,8 @@ def merge_assigned(parts: list[Assigned]) -> Assigned:
 
 def _from_tables(tables: Mapping[str, pa.Table]) -> Assigned:
     sizes, novel = (column.to_numpy() for column in tables["counts"].columns)
-    return Assigned(sizes, novel, tables["rejected"], tables["sample"])
+    noise = tables["noise"]["noise"][0].as_py()
+    return Assigned(sizes, noise, novel, tables["rejected"], tables["sample"])
 
 
 def describe_novel(assigned: Assigned, known: KnownClusters, seed: int) -> pa.Table:
@@ -289,8 +301,10 @@ def _write_rejected(folder: str, rejected: pa.Table) -> None:
 
 def _table_for_people(assigned: Assigned, novel: pa.Table, config: AssignConfig) -> dict[str, str]:
     sizes = assigned.sizes
+    noise = {"noise": f"{assigned.noise:,} in no dense region"} if assigned.noise else {}
     rows = {
-        "documents": f"{int(sizes.sum()):,}",
+        "documents": f"{int(sizes.sum()) + assigned.noise:,}",
+        **noise,
         "clusters that got some": f"{int((sizes > 0).sum()):,} of {len(sizes):,}",
         "novel": f"{int(assigned.novel.sum()):,} ({assigned.novel_share:.1%}), beyond the "
         f"{config.quantile:g} quantile of their cluster's distances",

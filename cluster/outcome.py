@@ -1,11 +1,10 @@
-"""What a clustering found: described, scored and written as tables."""
+"""What a clustering found: described, scored and written."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,156 +13,33 @@ import pyarrow as pa
 from cluster.assign import Assignment, NearestCentroids, assign_by_group
 from cluster.census import Census
 from cluster.describe import Description, describe_clusters
-from cluster.duplicates import Decisions, find_duplicates
+from cluster.duplicates import find_duplicates
 from cluster.hierarchy import Nesting
 from cluster.kmeans import Fit
-from cluster.metrics import MEANINGS, explain_collapse, explain_imbalance, score_clustering
+from cluster.metrics import (
+    MEANINGS,
+    explain_collapse,
+    explain_imbalance,
+    label_scores,
+    score_clustering,
+)
+from cluster.noise import NOISE, DenseRegions, NoiseFinder, mark_noise
 from cluster.num_clusters import Choice
 from cluster.sample import Sample, Scan
-from cluster.vector_files import FINGERPRINT_KEY
+from cluster.tables import (
+    centroids_table,
+    clusters_table,
+    confusion_table,
+    curve_table,
+    duplicates_table,
+    levels_table,
+    outliers_table,
+)
 from cluster.work import remove_stale
 from pipelines.runtime.files import join, make_folder, write_bytes, write_table
 
-OUTLIER_DEVIATIONS = 3.0
 ALONE = Nesting()
 """One level, which lies in no other."""
-
-
-def centroids_table(
-    centroids: np.ndarray,
-    sizes: np.ndarray,
-    ids: np.ndarray | None = None,
-    fingerprint: str | None = None,
-) -> pa.Table:
-    """``centroids.parquet``: cluster_id, size, centroid (d floats), from float32 (k, d).
-
-    Without ``ids`` clusters are called by their places. ``fingerprint`` is that of the encoder
-    that made the vectors; the file carries it as files of vectors do.
-    """
-    k, dimension = centroids.shape
-    flat = pa.array(centroids.ravel(), pa.float32())
-    table = pa.table(
-        {
-            "cluster_id": pa.array(range(k) if ids is None else ids, pa.int32()),
-            "size": pa.array(sizes, pa.int64()),
-            "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
-        }
-    )
-    return (
-        table
-        if fingerprint is None
-        else table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
-    )
-
-
-def clusters_table(found: list[Description], id_type: pa.DataType) -> pa.Table:
-    """``clusters.parquet``: one row a cluster."""
-    return pa.table(
-        {
-            "cluster_id": pa.array([d.cluster_id for d in found], pa.int32()),
-            "size": pa.array([d.size for d in found], pa.int64()),
-            "name": pa.array([d.name for d in found], pa.string()),
-            "share": pa.array([d.share for d in found], pa.float64()),
-            "keywords": pa.array([d.keywords for d in found], pa.list_(pa.string())),
-            "representative_ids": pa.array(
-                [[e.id for e in d.central] for d in found], pa.list_(id_type)
-            ),
-            "diverse_ids": pa.array([[e.id for e in d.diverse] for d in found], pa.list_(id_type)),
-            "mean_distance": pa.array([d.mean_distance for d in found], pa.float64()),
-            "top_label": pa.array([d.top_label for d in found], pa.string()),
-            "top_label_share": pa.array([d.top_label_share for d in found], pa.float64()),
-        }
-    )
-
-
-def outliers_table(census: Census) -> pa.Table:
-    """``outliers.parquet``: documents farther from their centroid than their cluster's others.
-
-    ``deviations`` counts standard deviations above the cluster's mean distance, at least 3; the
-    farthest documents of every cluster are looked at, the most deviant come first.
-    """
-    documents = census.farthest
-    if documents is None:
-        raise ValueError("nothing was counted")
-    clusters = documents.column("cluster_id").to_numpy()
-    above = documents.column("distance").to_numpy() - census.mean_distances()[clusters]
-    spread = census.distance_deviations()[clusters]
-    deviations = np.divide(above, spread, out=np.zeros(len(above)), where=spread > 0)
-    order = np.lexsort((documents.column("order").to_numpy(), -deviations))
-    rows = pa.array(order[deviations[order] >= OUTLIER_DEVIATIONS])
-    wanted = ("id", "cluster_id", "distance", "text")
-    names = [name for name in wanted if name in documents.column_names]
-    return documents.select(names).append_column("deviations", pa.array(deviations)).take(rows)
-
-
-def duplicates_table(found: Decisions, ids: pa.Array, cluster_ids: np.ndarray) -> pa.Table:
-    """``near_duplicates.parquet``: id, duplicate_of (a kept one), similarity, cluster_id."""
-    rows = np.flatnonzero(found.keepers >= 0)
-    return pa.table(
-        {
-            "id": ids.take(pa.array(rows)),
-            "duplicate_of": ids.take(pa.array(found.keepers[rows])),
-            "similarity": pa.array(found.similarities[rows]),
-            "cluster_id": pa.array(cluster_ids[rows], pa.int32()),
-        }
-    )
-
-
-def confusion_table(census: Census) -> pa.Table:
-    """``confusion.parquet``: label, cluster_id, documents; pairs without documents are left out."""
-    rows = [
-        (label, int(cluster), int(counts[cluster]))
-        for label, counts in census.labels.items()
-        for cluster in np.flatnonzero(counts)
-    ]
-    names = pa.schema(
-        [("label", pa.string()), ("cluster_id", pa.int32()), ("documents", pa.int64())]
-    )
-    return pa.Table.from_pylist([dict(zip(names.names, row, strict=True)) for row in rows], names)
-
-
-def levels_table(census: Census, nesting: Nesting) -> pa.Table:
-    """``levels.parquet``: the tree, each cluster in the one of the next coarser level.
-
-    ``parent_share`` is the share of a cluster's documents that lie in its ``parent_cluster_id``;
-    ``merge_height`` is Ward's distance at which the cluster is merged with another.
-    """
-    parts = []
-    for coarse, fine in pairwise(census.plan.levels):
-        shared = census.shared[coarse]
-        sizes = shared.sum(axis=0)
-        parents = _parents(nesting, coarse, fine)
-        parts.append(
-            pa.table(
-                {
-                    "num_clusters": pa.array([fine] * fine, pa.int32()),
-                    "cluster_id": pa.array(range(fine), pa.int32()),
-                    "size": pa.array(sizes, pa.int64()),
-                    "parent_num_clusters": pa.array([coarse] * fine, pa.int32()),
-                    "parent_cluster_id": pa.array(parents, pa.int32()),
-                    "parent_share": pa.array(shared.max(axis=0) / np.maximum(sizes, 1)),
-                    "merge_height": pa.array(nesting.heights[fine], pa.float64()),
-                }
-            )
-        )
-    return pa.concat_tables(parts)
-
-
-def _parents(nesting: Nesting, coarse: int, fine: int) -> np.ndarray:
-    """int32 (fine,): the cluster of the coarser level that each of the finer lies in."""
-    finest = np.arange(len(nesting.groups[coarse]), dtype=np.int32)
-    parents = np.empty(fine, dtype=np.int32)
-    parents[nesting.groups.get(fine, finest)] = nesting.groups[coarse]
-    return parents
-
-
-def curve_table(choice: Choice) -> pa.Table:
-    """``k_curve.parquet``: every number of clusters tried and what speaks for it."""
-    names = ("inertia", "silhouette", "silhouette_standard_error", "stability", "elbow", "score")
-    columns = {name: [getattr(c, name) for c in choice.candidates] for name in names}
-    ks = pa.array([candidate.k for candidate in choice.candidates], pa.int32())
-    arrays = {name: pa.array(values, pa.float64()) for name, values in columns.items()}
-    return pa.table({"num_clusters": ks, **arrays})
 
 
 SCORED_DOCUMENTS = 10_000
@@ -220,6 +96,8 @@ class Outcome:
     """How several levels lie in each other."""
     fingerprint: str | None = None
     """The encoder's, where the vectors carry one."""
+    regions: DenseRegions | None = None
+    """What is not noise; None where that was not sought."""
 
     def with_ids(self, ids: np.ndarray) -> Outcome:
         """The same with each cluster called by its id, int32 (k,), instead of its place."""
@@ -227,7 +105,8 @@ class Outcome:
         duplicates = None if self.duplicates is None else _renumbered(self.duplicates, ids)
         finest = self.levels[-1]
         clusters = [replace(c, cluster_id=int(ids[c.cluster_id])) for c in finest.clusters]
-        finest = replace(finest, cluster_ids=ids[finest.cluster_ids], clusters=clusters)
+        named = np.where(finest.cluster_ids < 0, NOISE, ids[finest.cluster_ids])
+        finest = replace(finest, cluster_ids=named, clusters=clusters)
         return replace(
             self,
             levels=[*self.levels[:-1], finest],
@@ -258,7 +137,8 @@ class Outcome:
 
     def counts(self) -> dict[str, int]:
         """For ``run.json``."""
-        return {
+        noise = {} if self.census.noise is None else {"noise": int(self.census.noise.sizes[0])}
+        return noise | {
             "documents": self.scan.rows + len(self.scan.rejected),
             "clustered": self.scan.rows,
             "rejected": len(self.scan.rejected),
@@ -274,8 +154,10 @@ class Outcome:
     def summary(self) -> dict[str, str]:
         """For people."""
         sizes, internal = self.census.sizes, self.scores["internal"]
-        rows = {
-            "documents": f"{self.scan.rows:,}",
+        rows = {"documents": f"{self.scan.rows:,}"}
+        if self.census.noise is not None:
+            rows["noise"] = noise_in_words(self.census)
+        rows |= {
             "clusters": f"{len(sizes):,} of {sizes.min():,} to {sizes.max():,} documents",
             "centroids fitted on": self.fitted_on(),
         }
@@ -306,24 +188,33 @@ def describe_outcome(
     nesting: Nesting = ALONE,
     fingerprint: str | None = None,
     duplicates: pa.Table | None = None,
+    regions: DenseRegions | None = None,
 ) -> Outcome:
     """Describe and score every level.
 
     ``fits`` maps numbers of clusters to fits. Keywords and scores without labels use the first
     ``documents`` rows of the scan's sample, near-duplicates (from cosine ``similarity`` on; None
     for no search) all of it, unless the ``duplicates`` among all vectors are given. ``nesting``
-    says how several levels lie in each other.
+    says how several levels lie in each other, ``regions`` what is noise and so described apart.
     """
     described = scan.sample.head(documents)
-    finest = NearestCentroids(fits[max(fits)].centroids).assign(described.vectors)
+    finder = NoiseFinder(regions)
+    noise = finder.find(described.vectors, described.orders)
+    members = described.take(np.flatnonzero(~noise)) if noise.any() else described
+    finest = NearestCentroids(fits[max(fits)].centroids).assign(members.vectors)
     levels = []
     for k, fit in sorted(fits.items()):
         assigned = finest
         if k in nesting.groups:
-            assigned = assign_by_group(described.vectors, fit.centroids, nesting.groups[k], finest)
+            assigned = assign_by_group(members.vectors, fit.centroids, nesting.groups[k], finest)
         counted = census.coarser.get(k, census)
-        levels.append(describe_level(described, assigned, fit, counted, has_labels=has_labels))
+        level = describe_level(members, assigned, fit, counted, has_labels=has_labels)
+        cluster_ids = np.full(len(described), NOISE, dtype=np.int32)
+        cluster_ids[~noise] = level.cluster_ids
+        levels.append(replace(level, cluster_ids=cluster_ids))
     scores = dict(levels[-1].scores)
+    if census.noise is not None:
+        scores["noise"] = noise_scores(census, regions, has_labels=has_labels)
     if len(levels) > 1:
         scores["levels"] = level_scores(levels)
     notices = find_notices(scan, census, described)
@@ -331,8 +222,9 @@ def describe_outcome(
         searched = len(scan.sample) if duplicates is None else scan.rows
         if duplicates is None:
             found = find_duplicates(scan.sample.vectors, similarity)
-            nearest = NearestCentroids(levels[-1].fit.centroids)
-            ids = nearest.assign(scan.sample.vectors).cluster_ids
+            nearest = NearestCentroids(levels[-1].fit.centroids, count=1)
+            ids = nearest.nearest(scan.sample.vectors)[:, 0]
+            ids = mark_noise(ids, finder.find(scan.sample.vectors, scan.sample.orders))
             duplicates = duplicates_table(found, scan.sample.ids, ids)
         scores["near_duplicates"] = {
             "count": len(duplicates),
@@ -350,7 +242,40 @@ def describe_outcome(
         notices,
         nesting=nesting,
         fingerprint=fingerprint,
+        regions=regions,
     )
+
+
+def noise_in_words(census: Census) -> str:
+    """How many documents are noise."""
+    assert census.noise is not None
+    noise = int(census.noise.sizes[0])
+    share = noise / max(1, census.documents)
+    return f"{noise:,} documents ({share:.1%}) in no dense region"
+
+
+def noise_scores(
+    census: Census, regions: DenseRegions | None, *, has_labels: bool
+) -> dict[str, Any]:
+    """How much noise there is, and the scores with it as a cluster of its own.
+
+    All other scores are without it.
+    """
+    assert census.noise is not None and regions is not None
+    scores: dict[str, Any] = {
+        "documents": int(census.noise.sizes[0]),
+        "share": float(census.noise.sizes[0] / max(1, census.documents)),
+        "distance_of_fifth_neighbour": regions.limit if np.isfinite(regions.limit) else None,
+    }
+    if has_labels:
+        k = len(census.sizes)
+        names = sorted({*census.labels, *census.noise.labels})
+        counts = np.zeros((len(names), k + 1), dtype=np.int64)
+        for row, name in enumerate(names):
+            counts[row, :k] = census.labels.get(name, 0)
+            counts[row, k] = census.noise.labels.get(name, np.zeros(1, np.int64))[0]
+        scores["labels_with_noise"] = label_scores(counts).values
+    return scores
 
 
 def describe_level(
@@ -411,11 +336,12 @@ def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
 def _renumbered(table: pa.Table, ids: np.ndarray) -> pa.Table:
     column = table.schema.get_field_index("cluster_id")
     places = table.column("cluster_id").to_numpy()
-    return table.set_column(column, "cluster_id", pa.array(ids[places], pa.int32()))
+    named = np.where(places < 0, NOISE, ids[places])
+    return table.set_column(column, "cluster_id", pa.array(named, pa.int32()))
 
 
 _OWN_TABLES = (
-    r"(outliers|near_duplicates|confusion|levels|k_curve|rejected|(centroids|clusters)(_\d+)?)"
+    r"(outliers|near_duplicates|confusion|levels|k_curve|noise|rejected|(centroids|clusters)(_\d+)?)"
     r"\.parquet"
 )
 
@@ -436,6 +362,8 @@ def write_tables(outcome: Outcome, folder: str) -> None:
         tables["confusion"] = confusion_table(outcome.census)
     if len(outcome.levels) > 1:
         tables["levels"] = levels_table(outcome.census, outcome.nesting)
+    if outcome.regions is not None:
+        tables["noise"] = outcome.regions.table()
     if outcome.choice is not None:
         tables["k_curve"] = curve_table(outcome.choice)
     if len(outcome.scan.rejected):

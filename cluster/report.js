@@ -17,8 +17,9 @@
     light: ["#0072b2", "#e08a00", "#009e73", "#cc5fa0", "#c24400", "#3fa9e0", "#7a4fa3", "#8a8a1f"],
     dark: ["#4aa3df", "#f0a830", "#2fc79a", "#e58cc0", "#ff7f50", "#8fd3ff", "#b592e0", "#c9c95a"],
   };
-  const hue = (id) => HUES[dark.matches ? "dark" : "light"][id % 8];
-  const shape = (id) => SHAPES[Math.floor(id / 8) % SHAPES.length];
+  // Noise, -1, is grey and small.
+  const hue = (id) => id < 0 ? "#8c8c8c" : HUES[dark.matches ? "dark" : "light"][id % 8];
+  const shape = (id) => id < 0 ? "circle" : SHAPES[Math.floor(id / 8) % SHAPES.length];
   const number = new Intl.NumberFormat("en");
   let selected = -1;
   let mapView = null;
@@ -162,7 +163,7 @@
 
   async function drawMap() {
     const { x, y, cluster, text, id } = data.map;
-    const values = x.map((_, i) => ({ x: x[i], y: y[i], c: cluster[i], t: text[i], id: id[i], color: hue(cluster[i]), shape: shape(cluster[i]), k: (byId.get(cluster[i]) || { keywords: [] }).keywords.slice(0, 4).join(", ") }));
+    const values = x.map((_, i) => ({ x: x[i], y: y[i], c: cluster[i], t: text[i], id: id[i], color: hue(cluster[i]), shape: shape(cluster[i]), k: cluster[i] < 0 ? "noise: in no dense region" : (byId.get(cluster[i]) || { keywords: [] }).keywords.slice(0, 4).join(", ") }));
     const holder = document.getElementById("map");
     const axis = { axis: null, scale: { zero: false, nice: false, padding: 12 } };
     const lit = "selected < 0 || datum.c == selected";
@@ -174,14 +175,14 @@
       encoding: {
         x: { field: "x", type: "quantitative", ...axis }, y: { field: "y", type: "quantitative", ...axis },
         color: { field: "color", type: "nominal", scale: null }, shape: { field: "shape", type: "nominal", scale: null },
-        opacity: { condition: { test: lit, value: 0.8 }, value: 0.07 },
-        size: { condition: { test: lit, value: values.length > 1500 ? 26 : 42 }, value: 18 },
+        opacity: { condition: [{ test: "datum.c < 0 && selected < 0", value: 0.35 }, { test: lit, value: 0.8 }], value: 0.07 },
+        size: { condition: { test: `datum.c >= 0 && (${lit})`, value: values.length > 1500 ? 26 : 42 }, value: 18 },
         tooltip: [{ field: "c", title: "Cluster" }, ...(data.hasTexts ? [{ field: "k", title: "About" }, { field: "t", title: "Text" }] : []), { field: "id", title: "Id" }],
       },
     });
     mapView = result.view;
     holder.__view = mapView;
-    mapView.addEventListener("click", (event, item) => { if (item && item.datum && item.datum.c !== undefined) select(item.datum.c, true); });
+    mapView.addEventListener("click", (event, item) => { if (item && item.datum && item.datum.c >= 0) select(item.datum.c, true); });
   }
 
   function drawSizes() {

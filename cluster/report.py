@@ -15,7 +15,7 @@ import vl_convert
 from cluster.describe import Description
 from cluster.document_map import MapLayout
 from cluster.metrics import LABEL_SCORES, MEANINGS
-from cluster.outcome import OUTLIER_DEVIATIONS, Outcome, levels_table
+from cluster.outcome import Outcome, noise_in_words
 from cluster.report_data import (
     Changes,
     Listing,
@@ -25,6 +25,7 @@ from cluster.report_data import (
     page_data,
     shorten,
 )
+from cluster.tables import OUTLIER_DEVIATIONS, levels_table
 
 _LISTED = 40
 
@@ -61,7 +62,7 @@ def build_report(
         curve=None if outcome.choice is None else [asdict(c) for c in outcome.choice.candidates],
         curve_note="" if outcome.choice is None else outcome.choice.reason,
         levels=_levels(outcome),
-        lists=[_outliers(outcome), _duplicates(outcome)],
+        lists=[_outliers(outcome), *_noise(outcome), _duplicates(outcome)],
         has_texts=texts is not None,
         ids=outcome.ids,
         changes=changes,
@@ -74,6 +75,8 @@ def _lead(outcome: Outcome, *, has_texts: bool) -> str:
         f"Centroids were fitted on {outcome.fitted_on()}; every document was then given to its "
         "nearest centroid."
     )
+    if outcome.census.noise is not None:
+        lead += f" {noise_in_words(outcome.census)} are noise: cluster -1, described apart."
     if has_texts:
         return f"{lead} Keywords come from {len(outcome.documents):,} documents."
     return f"{lead} The vectors came without texts, so there are no keywords."
@@ -118,6 +121,26 @@ def _outliers(outcome: Outcome) -> Listing:
             for row in found.slice(0, _LISTED).to_pylist()
         ],
     )
+
+
+def _noise(outcome: Outcome) -> list[Listing]:
+    noise = outcome.census.noise
+    if noise is None or noise.nearest is None or noise.farthest is None:
+        return []
+    limit = outcome.scores["noise"]["distance_of_fifth_neighbour"]
+    found = pa.concat_tables([noise.nearest, noise.farthest]).to_pylist()
+    rows = {row["id"]: row for row in found}.values()
+    note = f"{noise_in_words(outcome.census)}"
+    if limit is not None:
+        note += f": their fifth neighbour in a sample is farther than {limit:.3f}"
+    return [
+        Listing(
+            "Noise",
+            f"{note}. Those nearest to a centroid and farthest from all:",
+            ("Id", "Distance", "Text"),
+            [(row["id"], f"{row['distance']:.3f}", row.get("text") or "") for row in rows],
+        )
+    ]
 
 
 def _duplicates(outcome: Outcome) -> Listing:
@@ -209,10 +232,12 @@ def _changes(changes: Changes | None) -> Changes | None:
 def _figures(report: Report) -> list[dict[str, str]]:
     sizes = report.census.sizes
     figures = [
-        {"name": "documents", "value": f"{int(sizes.sum()):,}"},
+        {"name": "documents", "value": f"{report.census.documents:,}"},
         {"name": "clusters", "value": f"{len(sizes):,}"},
         {"name": "smallest and largest", "value": f"{sizes.min():,} – {sizes.max():,}"},
     ]
+    if report.census.noise is not None:
+        figures.append({"name": "noise", "value": f"{int(report.census.noise.sizes[0]):,}"})
     against = report.scores["labels"] or {}
     for name, values in (("v_measure", against), ("silhouette", report.scores["internal"])):
         if values.get(name) is not None:
@@ -305,7 +330,7 @@ def _figure(value: float | None) -> str:
 
 
 def _map_note(report: Report) -> str:
-    shown, total = len(report.mapped.cluster_ids), int(report.census.sizes.sum())
+    shown, total = len(report.mapped.cluster_ids), report.census.documents
     of = (
         f"All {total:,} documents."
         if shown == total

@@ -64,6 +64,17 @@ class Sample:
             None if self.labels is None else self.labels[:rows],
         )
 
+    def take(self, rows: np.ndarray) -> Sample:
+        """The ``rows``, int (m,), in their order."""
+        chosen = pa.array(rows)
+        return Sample(
+            self.ids.take(chosen),
+            self.orders[rows],
+            self.vectors[rows],
+            None if self.texts is None else self.texts.take(chosen),
+            None if self.labels is None else self.labels.take(chosen),
+        )
+
     def __len__(self) -> int:
         return len(self.orders)
 
@@ -176,15 +187,7 @@ def merge_scans(scans: Iterable[Scan], source: VectorSource, plan: SamplePlan) -
     """
     parts = list(scans)
     sample = _join([part.sample for part in parts], source.dimension)
-    order = np.argsort(sample.orders, kind="stable")
-    chosen = pa.array(order)
-    sample = Sample(
-        sample.ids.take(chosen),
-        sample.orders[order],
-        sample.vectors[order],
-        None if sample.texts is None else sample.texts.take(chosen),
-        None if sample.labels is None else sample.labels.take(chosen),
-    )
+    sample = sample.take(np.argsort(sample.orders, kind="stable"))
     hashes = np.sort(np.concatenate([part.hashes for part in parts]))
     _refuse_repeats(hashes, sample, source)
     labels = frozenset().union(*(part.labels for part in parts))

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from cluster.document_map import lay_out
 from cluster.drift import Drift, changes_section
 from cluster.identity import lineage_table
-from cluster.outcome import clusters_table
 from cluster.report import build_report, render_report
 from cluster.report_data import Changes as ChangesSection
 from cluster.report_data import Listing
+from cluster.tables import clusters_table
 from pipelines.nightly.changes import Changes
 from pipelines.nightly.checks import Check
 from pipelines.nightly.clusters import NightClusters, vanished_texts

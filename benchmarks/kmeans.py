@@ -6,6 +6,7 @@ do. ``--only NAME`` runs one part and keeps the figures of the others.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -30,15 +31,17 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+from sklearn.cluster import HDBSCAN, KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import v_measure_score
+from sklearn.metrics import roc_auc_score, v_measure_score
+from sklearn.neighbors import LocalOutlierFactor
 
 from cluster import kmeans
 from cluster.assign import NearestCentroids
 from cluster.hierarchy import divide
 from cluster.kmeans import FitOptions, fit_in_memory
+from cluster.noise import DenseRegions, NoiseFinder, mark_noise
 from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -185,17 +188,36 @@ def assigning() -> dict[str, Any]:
     return rows
 
 
-def labelled_vectors(name: CorpusName, documents: int) -> tuple[np.ndarray, list[str]]:
-    """float32 (n, 60), unit length, of labelled texts by latent semantic analysis; the labels."""
+def labelled_vectors(
+    name: CorpusName, documents: int, words: int = 0
+) -> tuple[np.ndarray, list[str]]:
+    """float32 (n, 60), unit length, of labelled texts by latent semantic analysis; the labels.
+
+    With ``words`` texts are passages of so many, of training documents too.
+    """
     table = load_labelled_corpus(name, "test")
+    if words:
+        table = pa.concat_tables([table, load_labelled_corpus(name, "train")])
+        table = in_passages(table, words)
     drawn = np.random.default_rng(0).permutation(len(table))[:documents]
     table = table.take(pa.array(drawn))
-    words = TfidfVectorizer(
+    counts = TfidfVectorizer(
         sublinear_tf=True, min_df=3, max_df=0.3, stop_words="english", max_features=20_000
     ).fit_transform(table["text"].to_pylist())
-    vectors = TruncatedSVD(60, random_state=0).fit_transform(words).astype(np.float32)
+    vectors = TruncatedSVD(60, random_state=0).fit_transform(counts).astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1), table["label"].to_pylist()
+
+
+def in_passages(table: pa.Table, words: int) -> pa.Table:
+    """Texts in pieces of ``words`` words, each with its label; a short rest is left out."""
+    texts, labels = [], []
+    for text, label in zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True):
+        split = text.split()
+        for start in range(0, max(1, len(split) - words // 2), words):
+            texts.append(" ".join(split[start : start + words]))
+            labels.append(label)
+    return pa.table({"text": texts, "label": labels})
 
 
 def levels() -> dict[str, Any]:
@@ -230,6 +252,89 @@ def levels() -> dict[str, Any]:
                     found.append(v_measure_score(labels, clusters))
         for k, ways_of in scores.items():
             rows[f"{name}_{k}"] = {way: round(float(np.mean(v)), 3) for way, v in ways_of.items()}
+    show(rows)
+    return rows
+
+
+def noise() -> dict[str, Any]:
+    """Eight newsgroups and 5% of documents from the others: what tells these strangers best.
+
+    Area under the curve of each measure, six draws, and what the rule of ``--noise`` does: the
+    share it calls noise, the share of strangers in it, V-measure of the members with and without.
+    """
+    vectors, names = labelled_vectors("20newsgroups", 7_500)
+    labels = np.unique(names, return_inverse=True)[1]
+    rows: dict[str, list[float]] = {}
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        groups = random.permutation(labels.max() + 1)[:8]
+        members = np.flatnonzero(np.isin(labels, groups))
+        strangers = random.permutation(np.flatnonzero(~np.isin(labels, groups)))
+        chosen = np.concatenate([members, strangers[: len(members) // 20]])
+        chosen = random.permutation(chosen)
+        drawn, stranger = vectors[chosen], ~np.isin(labels[chosen], groups)
+        fit = fit_in_memory(drawn, 8, FitOptions(seed=seed, restarts=3))
+        assigned = NearestCentroids(fit.centroids).assign(drawn)
+        micro = fit_in_memory(drawn, len(drawn) // 10, FitOptions(seed=seed))
+        sizes = micro.sizes[NearestCentroids(micro.centroids).nearest(drawn)[:, 0]]
+        orders = np.arange(len(drawn)).astype(np.uint64)
+        finder = NoiseFinder(DenseRegions.learn(drawn, orders, seed))
+        measures = {
+            "fifth_neighbour": finder.reach(drawn, orders),
+            "distance_to_centroid": assigned.distances,
+            "margin": -assigned.margins,
+            "size_of_micro_cluster": -sizes,
+            "local_outlier_factor": -LocalOutlierFactor(10).fit(drawn).negative_outlier_factor_,
+        }
+        for name, values in measures.items():
+            rows.setdefault(name, []).append(roc_auc_score(stranger, values))
+        found = finder.find(drawn, orders)
+        kept = ~found & ~stranger
+        clusters, true = assigned.cluster_ids, labels[chosen]
+        for name, value in {
+            "share_called_noise": found.mean(),
+            "strangers_among_them": stranger[found].mean(),
+            "v_measure_of_members": v_measure_score(true[~stranger], clusters[~stranger]),
+            "v_measure_without_noise": v_measure_score(true[kept], clusters[kept]),
+        }.items():
+            rows.setdefault(name, []).append(value)
+    result: dict[str, Any] = {n: {"mean": round(float(np.mean(v)), 3)} for n, v in rows.items()}
+    show(result)
+    return result
+
+
+def density() -> dict[str, Any]:
+    """50,000 passages of labelled text: our clusters with noise, HDBSCAN and EVoC, if installed.
+
+    V-measure of what each leaves as no noise, and of all with noise as a cluster; seconds.
+    """
+    vectors, labels = labelled_vectors("20newsgroups", 50_000, words=60)
+    orders = np.arange(len(vectors)).astype(np.uint64)
+
+    def own() -> np.ndarray:
+        fit = fit_in_memory(vectors, 20, FitOptions(restarts=3))
+        ids = NearestCentroids(fit.centroids, count=1).nearest(vectors)[:, 0]
+        finder = NoiseFinder(DenseRegions.learn(vectors, orders, 0))
+        return mark_noise(ids, finder.find(vectors, orders))
+
+    ways: dict[str, Callable[[], np.ndarray]] = {"shoal": own}
+    if importlib.util.find_spec("evoc"):
+        from evoc import EVoC  # type: ignore[import-not-found]
+
+        ways["evoc"] = lambda: EVoC(approx_n_clusters=20, random_state=0).fit_predict(vectors)
+    ways["hdbscan"] = lambda: HDBSCAN(min_cluster_size=50, copy=True).fit_predict(vectors)
+    rows = {}
+    for name, way in ways.items():
+        seconds, ids = timed(way)
+        kept = ids >= 0
+        rows[name] = {
+            "seconds": seconds,
+            "clusters": int(ids.max()) + 1,
+            "noise": round(float(1 - kept.mean()), 3),
+            "v_measure_without_noise": round(v_measure_score(np.array(labels)[kept], ids[kept]), 3),
+            "v_measure_with_noise": round(v_measure_score(labels, ids), 3),
+        }
+        print(name, rows[name], flush=True)
     show(rows)
     return rows
 
@@ -341,6 +446,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "assigning": assigning,
     "levels": levels,
     "hierarchy": hierarchy,
+    "noise": noise,
+    "density": density,
     "against_scikit_learn": against_scikit_learn,
 }
 

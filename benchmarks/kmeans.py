@@ -34,12 +34,14 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import HDBSCAN, KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.manifold import trustworthiness
 from sklearn.metrics import roc_auc_score, v_measure_score
 from sklearn.neighbors import LocalOutlierFactor
 
 from cluster import kmeans
 from cluster.assign import NearestCentroids
 from cluster.distances import squared_distances_to
+from cluster.document_map import lay_out
 from cluster.hierarchy import divide
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.noise import DenseRegions, NoiseFinder, mark_noise
@@ -346,6 +348,30 @@ def noise() -> dict[str, Any]:
     return result
 
 
+def layout() -> dict[str, Any]:
+    """A map of 3,000 labelled texts by t-SNE and, if installed, UMAP: CPU seconds, neighbours kept.
+
+    Trustworthiness of ten neighbours, and the share of ten neighbours on the map of one's label.
+    """
+    vectors, labels = labelled_vectors("20newsgroups", 3_000)
+    ways: dict[str, Callable[[], np.ndarray]] = {"tsne": lambda: lay_out(vectors, 0).points}
+    if importlib.util.find_spec("umap"):
+        from umap import UMAP  # type: ignore[import-untyped,unused-ignore]
+
+        ways["umap"] = lambda: UMAP(random_state=0, n_jobs=1).fit_transform(vectors)
+    rows = {}
+    for name, way in ways.items():
+        started = time.process_time()
+        points = way()
+        seconds = time.process_time() - started
+        near = faiss.knn(points, points, 11)[1][:, 1:]
+        same = (np.array(labels)[near] == np.array(labels)[:, None]).mean()
+        kept = trustworthiness(vectors, points, n_neighbors=10)
+        rows[name] = {"cpu_seconds": seconds, "trustworthiness": kept, "same_label": same}
+    show(rows)
+    return rows
+
+
 def density() -> dict[str, Any]:
     """50,000 passages of labelled text: our clusters with noise, HDBSCAN and EVoC, if installed.
 
@@ -491,6 +517,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "hierarchy": hierarchy,
     "noise": noise,
     "density": density,
+    "layout": layout,
     "against_faiss": against_faiss,
     "against_scikit_learn": against_scikit_learn,
 }

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import ThreadpoolController
 
 from cluster.assign import NearestCentroids
 from cluster.distances import squared_distances_to
 from pipelines.runtime.files import atomic_output, open_filesystem
 
-log = logging.getLogger(__name__)
-
-_UMAP_FROM = 20
+_NEIGHBOURS_FROM = 20
 """Documents below which neighbourhoods mean little and a linear map is used."""
+_PERPLEXITY = 30
+_ITERATIONS = 400
 
 
 @dataclass(frozen=True)
@@ -33,39 +32,37 @@ class MapLayout:
     points: np.ndarray
     """float32 (n, 2)."""
     method: str
-    """'UMAP' or 'PCA'."""
+    """'t-SNE' or 'PCA'."""
     note: str
     """For people: what distances on the map mean, and why this method."""
 
 
 def lay_out(vectors: np.ndarray, seed: int, *, linear: bool = False) -> MapLayout:
-    """Place ``vectors``, float32 (n, d), on a plane: UMAP where installed, else PCA.
+    """Place ``vectors``, float32 (n, d), on a plane by t-SNE (van der Maaten and Hinton 2008).
 
-    ``linear`` asks for PCA: quick, and nearly the same map for nearly the same vectors.
+    Fewer than 20 of them, of fewer than 3 numbers or all alike are placed by PCA. ``linear`` asks
+    for that: quick, and nearly the same map for nearly the same vectors.
     """
-    if linear:
-        points, shown = _pca(vectors)
-        note = f"PCA: two directions that hold {shown:.0%} of the variance."
-        return MapLayout(points, "PCA", note)
-    has_umap = importlib.util.find_spec("umap") is not None
-    if has_umap and len(vectors) >= _UMAP_FROM:
-        return MapLayout(_umap(vectors, seed), "UMAP", "UMAP: near means similar, far says little.")
-    reason = f"fewer than {_UMAP_FROM} documents" if has_umap else "umap-learn is not installed"
-    log.warning("the map is made by PCA: %s", reason)
+    why = ""
+    if not linear and len(vectors) < _NEIGHBOURS_FROM:
+        why = f", as there are fewer than {_NEIGHBOURS_FROM} documents"
+    elif not linear and vectors.shape[1] > 2 and np.ptp(vectors, axis=0).any():
+        note = "t-SNE: near means similar, far says little."
+        return MapLayout(_tsne(vectors, seed), "t-SNE", note)
     points, shown = _pca(vectors)
-    note = f"PCA, as {reason}: two directions that hold {shown:.0%} of the variance."
+    note = f"PCA{why}: two directions that hold {shown:.0%} of the variance."
     return MapLayout(points, "PCA", note)
 
 
-def _umap(vectors: np.ndarray, seed: int) -> np.ndarray:
-    from umap import UMAP
-
-    with warnings.catch_warnings():
-        # UMAP warns that a fixed seed costs it parallelism, which is what is wanted here.
-        warnings.filterwarnings("ignore", message="n_jobs value")
-        warnings.filterwarnings("ignore", message="Spectral initialisation failed")
-        neighbours = min(15, len(vectors) - 1)
-        reducer = UMAP(n_neighbors=neighbours, min_dist=0.15, random_state=seed, n_jobs=1)
+def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """float32 (n, 2). On 3,000 texts neighbours are kept as well as by UMAP in a quarter of the
+    CPU time, and nothing is compiled first (``python benchmarks/kmeans.py --only layout``).
+    """
+    reducer = TSNE(
+        perplexity=min(_PERPLEXITY, (len(vectors) - 1) / 3), max_iter=_ITERATIONS, random_state=seed
+    )
+    # sums of several threads come out in another order each time
+    with ThreadpoolController().limit(limits=1):
         return np.asarray(reducer.fit_transform(vectors), dtype=np.float32)
 
 
@@ -87,8 +84,7 @@ class MapPlaces:
     """Where any document lies on the map of a sample: among its nearest in the sample.
 
     Its place is the mean of theirs, weighted by 1 / distance⁴, so that a document of the sample
-    lies where it was laid out. A document's place depends on nothing but its vector and the sample:
-    UMAP's own ``transform`` places one by the company it comes in.
+    lies where it was laid out. A document's place depends on nothing but its vector and the sample.
     """
 
     def __init__(self, sample: np.ndarray, points: np.ndarray) -> None:

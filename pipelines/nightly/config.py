@@ -76,7 +76,7 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
     percent of the documents that changed, 1 to 25."""
     label_column: str | None = field(default=None, metadata=DECIDES_CLUSTERS)
     """Column of known labels to score against; carried along."""
-    map_method: Literal["pca", "umap"] = "pca"
+    map_method: Literal["pca", "tsne"] = "pca"
     """How the report's map is made: pca is quick and moves little from night to night."""
     max_deleted: float = 0.2
     """Check `deleted`: largest share of the documents that may vanish in one night."""

@@ -11,7 +11,7 @@ from inline_ray import run_inline
 from cluster import vectors
 from cluster.clustering import cluster_corpus
 from cluster.config import ClusterConfig
-from cluster.document_map import MapPlaces
+from cluster.document_map import MapPlaces, lay_out
 from pipelines.runtime.errors import InputError
 
 
@@ -45,6 +45,26 @@ def test_places_are_bitwise_the_same_whatever_the_batch(batch):
 
 def test_fewer_documents_than_neighbours_have_places():
     assert MapPlaces(draw(1), draw(1, 2)).place(draw(3)).tolist() == draw(1, 2).tolist() * 3
+
+
+def test_a_layout_keeps_groups_apart_and_is_the_same_again():
+    members = np.repeat(np.arange(3), 30)
+    vectors = (20 * np.eye(3, 6)[members] + draw(90)).astype(np.float32)
+    layout = lay_out(vectors, 1)
+    assert layout.method == "t-SNE"
+    assert layout.points.tobytes() == lay_out(vectors, 1).points.tobytes()
+    centres = np.stack([layout.points[members == group].mean(axis=0) for group in range(3)])
+    nearest = ((layout.points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    assert nearest.tolist() == members.tolist()
+
+
+@pytest.mark.parametrize(
+    "vectors", [draw(5), np.ones((40, 6), np.float32), draw(40, 1), np.eye(40, 6, dtype=np.float32)]
+)
+def test_few_equal_or_flat_documents_have_finite_places(vectors):
+    points = lay_out(vectors, 0).points
+    assert points.shape == (len(vectors), 2)
+    assert np.isfinite(points).all()
 
 
 @pytest.fixture

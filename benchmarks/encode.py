@@ -1,6 +1,8 @@
 """How fast texts become vectors, beside the usual ways and the machine's own bound.
 
     python benchmarks/encode.py
+    python benchmarks/encode.py --openvino-python PATH  # with OpenVINO, under that interpreter
+    python benchmarks/encode.py --shape Qwen3-0.6B      # random weights
 
 Takes the packaged model and 20 Newsgroups, the same texts, prompt and threads for every way. The
 ways take turns on slices of the texts, so that a machine whose load changes slows all of them
@@ -11,16 +13,19 @@ is allocated. Prints a table and writes ``benchmarks/results/encode.json``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +58,16 @@ OURS = {
     "Shoal, bfloat16": ("bfloat16", False),
     "Shoal, int8": ("int8", False),
     "Shoal, int8, compiled": ("int8", True),
+}
+SHAPES: dict[str, dict[str, int]] = {
+    "Qwen3-0.6B": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
 }
 
 
@@ -91,94 +106,160 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=128)
     parser.add_argument("--slice", type=int, default=32, help="texts a way encodes in its turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--turns", type=int, default=1, help="times that all slices are encoded")
+    parser.add_argument("--openvino-python", help="an interpreter with openvino, optimum-intel")
+    parser.add_argument("--shape", choices=SHAPES, help="a model of random weights instead")
+    parser.add_argument("--only", nargs="*", help="words, one of which a way's name must hold")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the other process too
     torch.set_num_threads(arguments.threads)
     corpus = load_labelled_corpus("20newsgroups", "test")["text"].to_pylist()
     texts = corpus[:: len(corpus) // arguments.texts][: arguments.texts]
     with tempfile.TemporaryDirectory() as folder:
-        results = {
+        model = PACKAGED_MODEL
+        if arguments.shape:
+            model = make_model(Path(folder, arguments.shape), arguments.shape)
+        results: dict[str, Any] = {
+            "command": " ".join(["python", *sys.argv]),
             "machine": torch.cpu.get_capabilities().get("cpu_name") or platform.machine(),
             "threads": arguments.threads,
             "texts": len(texts),
-            "natural lengths, cut at 256 tokens": compare(texts, 256, arguments.slice, folder),
-            f"short, cut at {SHORT_TOKENS} tokens": compare(
-                texts, SHORT_TOKENS, arguments.slice, folder, paper=False
-            ),
+            "turns": arguments.turns,
         }
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        for title, max_tokens in (
+            ("natural lengths, cut at 256 tokens", 256),
+            (f"short, cut at {SHORT_TOKENS} tokens", SHORT_TOKENS),
+        ):
+            results[title] = compare(texts, max_tokens, folder, model, arguments)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     for name, content in results.items():
         if isinstance(content, dict):
             show(name, content)
 
 
+def make_model(folder: Path, shape: str) -> str:
+    """A model of random weights, in bfloat16, with the packaged model's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model(PACKAGED_MODEL).folder)
+    settings = transformers.Qwen3Config(vocab_size=len(tokenizer), **SHAPES[shape])
+    with torch.device("cpu"):
+        model = transformers.AutoModel.from_config(settings, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def compare(
-    texts: list[str], max_tokens: int, size: int, folder: str, *, paper: bool = True
+    texts: list[str], max_tokens: int, folder: str, model: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Encode the same texts every way, in turns; rates in tokens a second."""
-    context = multiprocessing.get_context("spawn")
-    connection, theirs = context.Pipe()
-    process = context.Process(
-        target=serve_usual_ways, args=(theirs, max_tokens, folder, paper), daemon=True
-    )
-    process.start()
-    theirs.close()  # else a process that ended would be waited for, for ever
-    ways = [Way(name, ask(connection, name)) for name in connection.recv()]
+
+    def wanted(name: str) -> bool:
+        return not arguments.only or any(word in name for word in arguments.only)
+
+    connection, process = start_usual_ways(max_tokens, folder, model)
+    ways = [Way(name, ask(connection, name)) for name in filter(wanted, connection.recv())]
     ours = {
         name: Encoder.load(
-            EncoderConfig(prompt=PROMPT, max_tokens=max_tokens, dtype=dtype),  # type: ignore[arg-type]
+            EncoderConfig(model=model, prompt=PROMPT, max_tokens=max_tokens, dtype=dtype),  # type: ignore[arg-type]
             device="cpu",
             compile_model=compiled,
         )
         for name, (dtype, compiled) in OURS.items()
+        if wanted(name) or name == REFERENCE
     }
     ways += [Way(name, partial(on_the_clock, encoder.encode)) for name, encoder in ours.items()]
+    peers = contextlib.ExitStack()
+    if arguments.openvino_python:
+        tokenize = ours[REFERENCE].tokenizer.tokenize
+        openvino = peers.enter_context(openvino_process(arguments, folder, model))
+        ways += [Way(name, ask(openvino, name, tokenize)) for name in openvino.recv()]
     bounds = [
         Way(name, partial(on_the_clock, multiply(name))) for name in ("float32", "bfloat16", "int8")
     ]
     for way in [*ways, *bounds]:
-        way.timed(texts[:4])
-    slices = [texts[start : start + size] for start in range(0, len(texts), size)]
-    for texts_of_turn in slices:
-        for way in [*ways, *bounds]:
+        way.timed(texts[: arguments.slice])
+    slices = [texts[i : i + arguments.slice] for i in range(0, len(texts), arguments.slice)]
+    for number, texts_of_turn in enumerate(slices * arguments.turns):
+        ordered = [*ways, *bounds]
+        for way in ordered if number % 2 else ordered[::-1]:
             way.run(texts_of_turn)
     process.kill()
-    tokens = sum(map(len, ours[REFERENCE].tokenizer.tokenize(texts)))
-    rows = {way.name: measure(way, tokens) for way in ways}
+    peers.close()
+    tokens = arguments.turns * sum(map(len, ours[REFERENCE].tokenizer.tokenize(texts)))
+    rows: dict[str, dict[str, float]] = {way.name: measure(way, tokens) for way in ways}
     reference = np.vstack(next(w for w in ways if w.name == REFERENCE).vectors)
     for way in ways:
         rows[way.name]["least_cosine"] = least_cosine(np.vstack(way.vectors), reference)
-    operations = 2 * MATRIX_SIZE**3 * MATRIX_PRODUCTS * len(slices)
-    per_token = flops_per_token()
+    operations = 2 * MATRIX_SIZE**3 * MATRIX_PRODUCTS * len(slices) * arguments.turns
+    per_token = flops_per_token(model)
     return {
         "tokens": tokens,
-        "tokens_per_text": round(tokens / len(texts), 1),
+        "tokens_per_text": round(tokens / len(texts) / arguments.turns, 1),
         "matrix_gflops": {w.name: round(operations / w.seconds / 1e9) for w in bounds},
         "bounds": {w.name: measure(w, operations / per_token) for w in bounds},
         "ways": rows,
     }
 
 
-def serve_usual_ways(connection: Connection, max_tokens: int, folder: str, paper: bool) -> None:
+def start_usual_ways(max_tokens: int, folder: str, model: str) -> tuple[Connection, Any]:
+    """The other process, and the connection to it."""
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe()
+    process = context.Process(
+        target=serve_usual_ways, args=(theirs, max_tokens, folder, model), daemon=True
+    )
+    process.start()
+    theirs.close()  # else a process that ended would be waited for, for ever
+    return connection, process
+
+
+@contextlib.contextmanager
+def openvino_process(
+    arguments: argparse.Namespace, folder: str, model: str
+) -> Iterator[Connection]:
+    """A process of another interpreter that encodes with OpenVINO."""
+    script = Path(__file__).with_name("openvino_peer.py")
+    with Listener(family="AF_UNIX") as listener:
+        command = [
+            *(arguments.openvino_python, script, listener.address),
+            *(fetch_model(model).folder, folder, str(arguments.threads)),
+        ]
+        # Nothing of what is set for our threads.
+        kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "PYTHONPATH")}
+        with subprocess.Popen(command, env=kept, stdout=subprocess.DEVNULL) as process:
+            with listener.accept() as connection:
+                yield connection
+            process.wait()
+
+
+def serve_usual_ways(connection: Connection, max_tokens: int, folder: str, model: str) -> None:
     """Load the ways that are not ours, send their names, then encode by them as asked."""
-    ways = {"paper's loop, float32": paper_loop(max_tokens)} if paper else {}
+    ways = (
+        {"paper's loop, float32": paper_loop(model, max_tokens)}
+        if max_tokens > SHORT_TOKENS
+        else {}
+    )
     for dtype in ("float32", "bfloat16"):
         for batch in (16, 64):
             name = f"sentence-transformers, {dtype}, batch {batch}"
-            ways[name] = peer(max_tokens, dtype, batch, f"{folder}/{max_tokens}-{dtype}")
+            ways[name] = peer(model, max_tokens, dtype, batch, f"{folder}/{max_tokens}-{dtype}")
     connection.send(list(ways))
     while True:
         name, texts = connection.recv()
         connection.send(on_the_clock(ways[name], texts))
 
 
-def ask(connection: Connection, name: str) -> Callable[[list[str]], Timed]:
+def ask(
+    connection: Connection, name: str, tokenize: Callable[[list[str]], Any] = list
+) -> Callable[[list[str]], Timed]:
     """One of the usual ways, in the process at the other end."""
 
     def timed(texts: list[str]) -> Timed:
-        connection.send((name, texts))
-        found: Timed = connection.recv()
-        return found
+        connection.send((name, tokenize(texts)))
+        answer: Timed = connection.recv()
+        return answer
 
     return timed
 
@@ -190,9 +271,9 @@ def measure(way: Way, tokens: float) -> dict[str, float]:
     }
 
 
-def paper_loop(max_tokens: int) -> Encode:
+def paper_loop(name: str, max_tokens: int) -> Encode:
     """The method's published evaluation loop: LM head, all hidden states, batches as they come."""
-    folder = fetch_model(PACKAGED_MODEL).folder
+    folder = fetch_model(name).folder
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     template = PromptTemplate.parse(PROMPT)
@@ -214,10 +295,10 @@ def paper_loop(max_tokens: int) -> Encode:
     return encode
 
 
-def peer(max_tokens: int, dtype: str, batch: int, folder: str) -> Encode:
+def peer(name: str, max_tokens: int, dtype: str, batch: int, folder: str) -> Encode:
     """sentence-transformers on our own export: same model, prompt, cut and pooling."""
     if not Path(folder).exists():
-        config = EncoderConfig(prompt=PROMPT, max_tokens=max_tokens, dtype=dtype)  # type: ignore[arg-type]
+        config = EncoderConfig(model=name, prompt=PROMPT, max_tokens=max_tokens, dtype=dtype)  # type: ignore[arg-type]
         export_sentence_transformer(describe_encoder(config), Path(folder))
     model = sentence_transformers.SentenceTransformer(
         folder, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)}
@@ -240,9 +321,9 @@ def multiply(dtype: str) -> Encode:
     return run
 
 
-def flops_per_token() -> float:
+def flops_per_token(name: str) -> float:
     """Two for each weight that a token is multiplied with."""
-    folder = fetch_model(PACKAGED_MODEL).folder
+    folder = fetch_model(name).folder
     config = transformers.AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config)

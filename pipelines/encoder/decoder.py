@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pipelines.encoder.base_model import load_base_model, load_projections, merge_adapter
-from pipelines.encoder.description import EncoderDescription
+from pipelines.encoder.description import INT8_ROUNDING, EncoderDescription
 from pipelines.encoder.elementwise import PLAIN, Elementwise
-from pipelines.encoder.int8 import quantize_linears
+from pipelines.encoder.int8 import quantize_linears, require_exact_products
 from pipelines.encoder.packed import PackedDecoder, can_pack
 from pipelines.encoder.padded import PaddedDecoder, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import VectorHead
@@ -63,6 +63,9 @@ def load_tuned_model(
         InputError: model or adapter are not the described ones, do not go together, or attend
             otherwise than described.
     """
+    if description.dtype == "int8":
+        require_known_int8(description)
+        require_exact_products()
     files, adapter = description.fetch()
     model = load_base_model(
         files.folder,
@@ -83,6 +86,15 @@ def load_tuned_model(
     cosine = float(torch.cosine_similarity(before, after).mean())
     log.info("adapter: %.0f%% of its layers changed, cosine to untuned %.4f", 100 * share, cosine)
     return model, {"changed_layers": round(share, 4), "cosine": round(cosine, 4)}
+
+
+def require_known_int8(description: EncoderDescription) -> None:
+    """Refuse an int8 encoder of a version that rounded otherwise."""
+    if description.int8_rounding != INT8_ROUNDING:
+        raise InputError(
+            f"this encoder rounds to int8 by scheme {description.int8_rounding}, this version of "
+            f"Shoal by scheme {INT8_ROUNDING}, which gives other vectors: embed the corpus anew"
+        )
 
 
 def weights_dtype(description: EncoderDescription) -> torch.dtype:

@@ -50,6 +50,7 @@ DEFAULT_POOLING: Pooling = "last"
 DEFAULT_LAYER = -1
 DEFAULT_MAX_TOKENS = 256
 TOKENIZATION = 2
+INT8_ROUNDING = 2
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Attention = Literal["auto", "causal", "bidirectional"]
 
@@ -159,6 +160,8 @@ class EncoderDescription:
     """SHA-256 of the model's own code, where that is run."""
     tokenization: int = 1
     """2 where version 1 gave other tokens to ordinary texts."""
+    int8_rounding: int = 1
+    """2 where int8 turns activations before it rounds them."""
     query_prompt: str | None = None
     """Prompt of queries, where it is not that of the documents."""
     adapter_effect: Mapping[str, float] | None = None
@@ -259,7 +262,9 @@ class EncoderDescription:
 
 def difference(first: EncoderDescription, second: EncoderDescription) -> str | None:
     """Which deciding field tells two encoders apart, with both values; None if they agree."""
-    for name in {**first.deciding, **second.deciding}.keys() - {"format"}:
+    for name in {**first.deciding, **second.deciding}:
+        if name == "format":
+            continue
         mine, theirs = getattr(first, name), getattr(second, name)
         if mine != theirs:
             return f"{name}: {mine!r} and {theirs!r}"

@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> T
     """Rows of float32 x (T, d) scaled to root mean square 1, times ``weight`` (d,)."""
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     scale.add_(epsilon).rsqrt_()
-    return torch.mul(x, scale).to(dtype).mul_(weight)
+    return torch.mul(x, scale).mul_(weight).to(dtype)
 
 
 def gated(gate_up: Tensor) -> Tensor:
@@ -46,11 +46,6 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.div(x, scale).round_().to(torch.int8), scale
 
 
-def rescale(products: Tensor, row_scale: Tensor, column_scale: Tensor) -> Tensor:
-    """Sums of int8 products, int32 (T, d), as float32, by scales (T, 1) and (d,)."""
-    return torch.mul(products, column_scale).mul_(row_scale)
-
-
 @dataclass(frozen=True)
 class Elementwise:
     """The functions of this module, as they are or fused."""
@@ -58,14 +53,12 @@ class Elementwise:
     rms_norm: Callable[[Tensor, Tensor, float, torch.dtype], Tensor] = rms_norm
     gated: Callable[[Tensor], Tensor] = gated
     quantize_rows: Callable[[Tensor], tuple[Tensor, Tensor]] = quantize_rows
-    rescale: Callable[[Tensor, Tensor, Tensor], Tensor] = rescale
 
     @classmethod
     def fused(cls) -> Elementwise:
         """Compiled at their first call, some twenty seconds with a C++ compiler on a CPU."""
         compiled: list[Any] = [
-            torch.compile(function, dynamic=True)
-            for function in (rms_norm, gated, quantize_rows, rescale)
+            torch.compile(function, dynamic=True) for function in (rms_norm, gated, quantize_rows)
         ]
         return cls(*compiled)
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.encoder.elementwise import PLAIN, Elementwise
-from pipelines.encoder.int8 import Int8Linear, layers_in_int8
+from pipelines.encoder.int8 import Int8Linear
 from pipelines.encoder.packed_attention import (
     Packing,
     attend,
@@ -176,19 +176,20 @@ class PackedDecoder:
         self._wanted = set(layers)
         self._bidirectional = bidirectional
         self._elementwise = elementwise
-        rounded = layers_in_int8(max(layers))
         self._layers = [
-            Layer.of(layer, int8=int8 and number in rounded, elementwise=elementwise)
-            for number, layer in enumerate(model.layers[: max(layers)])
+            Layer.of(layer, int8=int8, elementwise=elementwise)
+            for layer in model.layers[: max(layers)]
         ]
         self._device = model.embed_tokens.weight.device
+        # Of activations between products; the residual stream is float32.
+        self._dtype = torch.bfloat16 if int8 else model.dtype
         # oneDNN compiles its products in half precision for every shape that it meets.
-        compiled = self._device.type == "cpu" and model.dtype != torch.float32
+        compiled = self._device.type == "cpu" and self._dtype != torch.float32
         self._multiples = _FEW_SHAPES if compiled else {}
         most = longest_tokens + self._multiples.get("longest_multiple", 1) - 1
         positions = torch.arange(most, device=self._device)[None]
         cos, sin = model.rotary_emb(model.embed_tokens.weight, positions)
-        self._cos, self._sin = cos[0], sin[0]
+        self._cos, self._sin = cos[0].to(self._dtype), sin[0].to(self._dtype)
         self.prefix: tuple[int, ...] = ()
         nothing = self._cos.new_empty(1, self._key_heads, 0, self._width)
         self._prefix_keys = [(nothing, nothing)] * len(self._layers)
@@ -258,14 +259,14 @@ class PackedDecoder:
             wanted.append(x[packing.last] if last_only else x.clone())
         for number, layer in enumerate(self._layers, start=1):
             for_last = last_only and number == len(self._layers)
-            h = self._norm(x, layer.attention_norm, self._embedding.weight.dtype)
+            h = self._norm(x, layer.attention_norm, self._dtype)
             if for_last:
                 mixed = self._attend_from_last(number, h, packing)
                 x = x[packing.last]
             else:
                 mixed = self._attend(number, h, packing, keep)
             x += layer.out(mixed)
-            h = self._norm(x, layer.mlp_norm, mixed.dtype)
+            h = self._norm(x, layer.mlp_norm, self._dtype)
             x += layer.down(self._elementwise.gated(layer.gate_up(h)))
             if number in self._wanted:
                 state = self._norm(x, self._final_norm, x.dtype) if number == self._final else x
@@ -283,10 +284,10 @@ class PackedDecoder:
         K, G, D, P = self._key_heads, self._groups, self._width, len(self.prefix)
         if h.is_cuda:
             return self._attend_packed(layer, h, packing)
-        heads = packing.pad(layer.qkv(h)).unflatten(-1, (-1, D))
+        heads = packing.pad(layer.qkv(h).to(self._dtype)).unflatten(-1, (-1, D))
         queries, keys, values = heads.split([K * G, K, K], dim=2)
         if layer.q_norm is not None:
-            queries = layer.q_norm(queries)
+            queries = layer.q_norm(queries).to(self._dtype)
         queries = queries.unflatten(2, (K, G)).transpose(1, 2)
         span = slice(P, P + packing.longest)
         turned = queries.new_empty(queries.shape)
@@ -318,13 +319,13 @@ class PackedDecoder:
         """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""
         layer = self._layers[number - 1]
         K, G, D = self._key_heads, self._groups, self._width
-        queries = layer.query(h[packing.last]).unflatten(-1, (K, G, D))
+        queries = layer.query(h[packing.last]).to(self._dtype).unflatten(-1, (K, G, D))
         if layer.q_norm is not None:
-            queries = layer.q_norm(queries)
+            queries = layer.q_norm(queries).to(self._dtype)
         place = packing.lengths + len(self.prefix) - 1
         cos, sin = self._cos[place, None, None], self._sin[place, None, None]
         queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
-        heads = packing.pad(layer.key_value(h)).unflatten(-1, (2 * K, D))
+        heads = packing.pad(layer.key_value(h).to(self._dtype)).unflatten(-1, (2 * K, D))
         keys, values = self._with_prefix(number, *heads.chunk(2, dim=2))
         return attend_from_last(queries, keys, values, place + 1, D**-0.5).flatten(1)
 
@@ -334,7 +335,7 @@ class PackedDecoder:
         n, L, K, D = keys.shape
         P = len(self.prefix)
         if layer.k_norm is not None:
-            keys = layer.k_norm(keys)
+            keys = layer.k_norm(keys).to(self._dtype)
         all_keys, all_values = keys.new_empty(n, K, P + L, D), keys.new_empty(n, K, P + L, D)
         all_keys[:, :, :P] = first_keys
         all_values[:, :, :P] = first_values

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_models import tiny_adapter, tiny_model
 from pipelines.encoder import precision
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription, difference
+from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
 
 
@@ -31,6 +33,7 @@ def describe(folder, **settings):
         ("max_tokens", {"max_tokens": 128}),
         ("normalize", {"normalize": False}),
         ("dtype", {"dtype": "bfloat16"}),
+        ("dtype", {"dtype": "int8"}),
         ("append_eos", {"append_eos": True}),
     ],
 )
@@ -129,6 +132,16 @@ def test_auto_is_bfloat16_on_cpus_where_that_is_faster(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(precision, "cpu_vendor", lambda: vendor)
     assert precision.cpu_prefers_bfloat16() is preferred
+
+
+def test_int8_of_an_earlier_rounding_is_told_apart_and_not_run(folder):
+    mine = describe(folder, dtype="int8")
+    content = {k: v for k, v in mine.to_json().items() if k != "int8_rounding"}
+    earlier = replace(mine, int8_rounding=1)
+    assert EncoderDescription.from_json({**content, "fingerprint": earlier.fingerprint}) == earlier
+    assert difference(earlier, mine) == "int8_rounding: 1 and 2"
+    with pytest.raises(InputError, match=r"by scheme 1, .* by scheme 2, .* embed the corpus anew"):
+        Encoder.load(earlier, device="cpu")
 
 
 def test_int8_is_refused_on_a_gpu(folder):

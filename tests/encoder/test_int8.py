@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.encoder import int8
 from pipelines.encoder.elementwise import quantize_rows
-from pipelines.encoder.int8 import Int8Linear, layers_in_int8, quantize_linears
+from pipelines.encoder.int8 import Int8Linear, hadamard, quantize_linears, require_exact_products
 from pipelines.runtime.errors import InputError
 
 
@@ -15,13 +16,24 @@ def test_a_row_is_rounded_to_its_largest_entry():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_products_are_near_those_in_float32(bias):
+@pytest.mark.parametrize("inputs", [31, 96, 128])
+def test_products_are_near_those_in_float32(bias, inputs):
     torch.manual_seed(0)
-    linear = nn.Linear(96, 40, bias=bias).requires_grad_(False)
-    x = torch.randn(3, 17, 96)
-    found, expected = Int8Linear(linear.weight, linear.bias)(x), linear(x)
-    assert found.shape == expected.shape and found.dtype == torch.float32
-    assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.999
+    linear = nn.Linear(inputs, 40, bias=bias).requires_grad_(False)
+    x = torch.randn(3, 17, inputs)
+    products, expected = Int8Linear(linear.weight, linear.bias)(x), linear(x)
+    assert products.shape == expected.shape and products.dtype == torch.float32
+    assert torch.cosine_similarity(products, expected, dim=-1).min() > 0.999
+
+
+def test_a_large_input_does_not_drown_the_others():
+    torch.manual_seed(0)
+    linear = nn.Linear(128, 40).requires_grad_(False)
+    linear.weight[:, 5] = 0
+    x = torch.randn(9, 128)
+    x[:, 5] = 50
+    products = Int8Linear(linear.weight, linear.bias)(x)
+    assert torch.cosine_similarity(products, linear(x), dim=-1).min() > 0.998
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
@@ -33,9 +45,19 @@ def test_a_row_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(linear(x), alone, rtol=1e-6, atol=0)
 
 
-def test_few_layers_are_all_rounded_and_of_many_the_outer_ones_are_not():
-    assert list(layers_in_int8(4)) == [0, 1, 2, 3]
-    assert list(layers_in_int8(30)) == list(range(2, 28))
+@pytest.mark.parametrize(("inputs", "block"), [(576, 64), (96, 32), (20, 4), (7, 1)])
+def test_inputs_are_turned_in_blocks_that_lose_nothing(inputs, block):
+    turn = hadamard(inputs)
+    assert turn.shape == (block, block)
+    torch.testing.assert_close(turn @ turn, torch.eye(block))
+
+
+def test_a_cpu_whose_products_overflow_is_refused(monkeypatch):
+    require_exact_products()
+    right = int8.multiply
+    monkeypatch.setattr(int8, "multiply", lambda *given: right(*given).clamp(-32768, 32767))
+    with pytest.raises(InputError, match="inexactly: use --dtype float32"):
+        require_exact_products()
 
 
 def test_a_model_without_linear_layers_is_refused():

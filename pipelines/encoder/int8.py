@@ -28,6 +28,10 @@ _ZERO = 128
 class Int8Linear(nn.Module):
     """A linear layer that multiplies in int8 and gives float32."""
 
+    packed: Tensor
+    scale: Tensor
+    zeros: Tensor
+    turn: Tensor
     bias: Tensor | None
 
     def __init__(

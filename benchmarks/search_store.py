@@ -3,7 +3,8 @@
 Run ``python benchmarks/search_store.py``; figures go to ``benchmarks/results/search_store.json``.
 Vectors (576 numbers) are drawn around 300 centres in 64 uneven directions, as those of texts lie,
 and scaled to length 1; queries are drawn alike and are no documents. A night changes 500 documents,
-adds 250 and deletes 250. ``--documents`` and ``--nights`` make it smaller.
+adds 250 and deletes 250, and in the end the last version is compared with the first. A million of
+384: ``--documents 1000000 --dimension 384 --nights 1 --no-faiss``.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -39,6 +42,15 @@ RESULTS = Path(__file__).parent / "results" / "search_store.json"
 DIMENSION, DIRECTIONS, CENTRES, QUERIES, NEIGHBOURS = 576, 64, 300, 500, 10
 SCHEMA = document_schema(pa.string(), {"label": pa.string()}, DIMENSION, pa.float32(), "00" * 32)
 START = datetime(2026, 1, 1, 3, tzinfo=UTC)
+
+
+def set_dimension(dimension: int) -> None:
+    """Numbers of a vector, from here on."""
+    global DIMENSION, SCHEMA
+    DIMENSION = dimension
+    SCHEMA = document_schema(
+        pa.string(), {"label": pa.string()}, dimension, pa.float32(), "00" * 32
+    )
 
 
 def draw_vectors(count: int, seed: int) -> np.ndarray:
@@ -211,6 +223,8 @@ def run_nights(store: Store, count: int, nights: int) -> dict[str, Any]:
     vectors, _ = read_vectors(store.version())
     texts = sum(b.nbytes for b in store.version().batches(["id", "text", "label", "text_sha256"]))
     found["data_bytes"] = vectors.nbytes + texts
+    del vectors
+    found |= compared(store)
     found["disk_bytes_unpruned"] = bytes_below(store.uri)
     for keep in (7, 3, 1):
         with store.take_lease("benchmark") as lease:
@@ -218,6 +232,23 @@ def run_nights(store: Store, count: int, nights: int) -> dict[str, Any]:
         found[f"disk_bytes_keep_{keep}"] = bytes_below(store.uri)
         found[f"disk_ratio_keep_{keep}"] = round(bytes_below(store.uri) / found["data_bytes"], 3)
     return found
+
+
+def compared(store: Store) -> dict[str, float]:
+    """Seconds and memory of a comparison of the last version with the first, in its own process."""
+    first, last = store.versions()[0].number, store.version().number
+    verb = [sys.executable, str(RESULTS.parents[2] / "jobs" / "manage_store.py"), "compare"]
+    which = ["--store", store.uri, "--version", str(last), "--with", str(first), "--json"]
+    started = time.perf_counter()
+    process = subprocess.Popen([*verb, *which], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit("the comparison failed")
+    seconds = time.perf_counter() - started
+    return {
+        "compare_seconds": round(seconds, 1),
+        "compare_peak_gib": round(usage.ru_maxrss / 2**20, 2),
+    }
 
 
 def first_index(store: Store, version: Version) -> dict[str, Any]:
@@ -239,14 +270,23 @@ def main() -> None:
     """Run everything and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=DIMENSION)
     parser.add_argument("--nights", type=int, default=30)
+    parser.add_argument("--no-faiss", action="store_true", help="only the store's own index")
+    parser.add_argument("--folder", help="keep the first version here, for another run")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    set_dimension(arguments.dimension)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or temporary
         store = Store.open_or_create(f"{folder}/store")
-        build_seconds, version = build(store, folder, arguments.documents)
+        build_seconds, version = 0.0, store.published()
+        if version is None:
+            build_seconds, version = build(store, folder, arguments.documents)
         first = searched(version, "first night")
         own = first_index(store, version)
-        faiss_rows = against_faiss(version, draw_vectors(arguments.documents // 100, 77))
+        faiss_rows = []
+        if not arguments.no_faiss:
+            faiss_rows = against_faiss(version, draw_vectors(arguments.documents // 100, 77))
         nights = run_nights(store, arguments.documents, arguments.nights)
         last = searched(store.version(), f"after {arguments.nights} nights")
         problems = verify_store(store)
@@ -263,10 +303,13 @@ def main() -> None:
     }
     print_table("search", [{k: json.dumps(v) for k, v in row.items()} for row in (first, last)])
     print_table("the store's index", [own])
-    print_table("FAISS", faiss_rows)
+    if faiss_rows:
+        print_table("FAISS", faiss_rows)
     print_table("nights of 1%", [{"figure": k, "value": v} for k, v in nights.items()])
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept[f"{arguments.documents} x {arguments.dimension}"] = content
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":

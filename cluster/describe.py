@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import regex
 from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import CountVectorizer
 
 from cluster.census import Census
 from cluster.sample import Sample
@@ -128,6 +127,8 @@ def find_keywords(
     from it. ``cluster_ids``, int (n,), are those of ``texts``.
     """
     rarest = 1 if len(texts) < 200 else 3
+    from sklearn.feature_extraction.text import CountVectorizer  # slow to load
+
     vectorizer = CountVectorizer(analyzer=lambda text: list(split_words(text)), min_df=rarest)
     try:
         used = csr_array(vectorizer.fit_transform(texts))

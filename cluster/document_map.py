@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import ThreadpoolController
 
 from cluster.assign import NearestCentroids
@@ -58,6 +56,8 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     """float32 (n, 2). On 3,000 texts neighbours are kept as well as by UMAP in a quarter of the
     CPU time, and nothing is compiled first (``python benchmarks/kmeans.py --only layout``).
     """
+    from sklearn.manifold import TSNE  # slow to load
+
     reducer = TSNE(
         perplexity=min(_PERPLEXITY, (len(vectors) - 1) / 3), max_iter=_ITERATIONS, random_state=seed
     )
@@ -71,6 +71,8 @@ def _pca(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     count = min(2, *vectors.shape)
     if count == 0 or not np.ptp(vectors, axis=0).any():
         return np.zeros((len(vectors), 2), dtype=np.float32), 0.0
+    from sklearn.decomposition import PCA  # slow to load, and workers do without
+
     reducer = PCA(count, svd_solver="full" if min(vectors.shape) < 500 else "covariance_eigh")
     points = np.zeros((len(vectors), 2), dtype=np.float32)
     points[:, :count] = reducer.fit_transform(vectors)

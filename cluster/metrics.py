@@ -11,12 +11,6 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.metrics import (
-    calinski_harabasz_score,
-    davies_bouldin_score,
-    silhouette_samples,
-)
-from sklearn.metrics.cluster import expected_mutual_information
 
 LABEL_SCORES = ("v_measure", "homogeneity", "completeness", "nmi", "ami", "ari")
 COLLAPSED_SHARE = 0.5
@@ -137,12 +131,14 @@ def internal_scores(vectors: np.ndarray, cluster_ids: np.ndarray) -> Scores:
             f"lie in {found}"
         )
         return Scores(dict.fromkeys(names), dict.fromkeys(names, reason))
-    silhouettes = silhouette_samples(vectors, cluster_ids)
+    from sklearn import metrics  # slow to load, and workers do without
+
+    silhouettes = metrics.silhouette_samples(vectors, cluster_ids)
     values: dict[str, float | None] = {
         "silhouette": float(silhouettes.mean(dtype=np.float64)),
         "silhouette_standard_error": float(silhouettes.std(ddof=1) / np.sqrt(len(silhouettes))),
-        "davies_bouldin": float(davies_bouldin_score(vectors, cluster_ids)),
-        "calinski_harabasz": float(calinski_harabasz_score(vectors, cluster_ids)),
+        "davies_bouldin": float(metrics.davies_bouldin_score(vectors, cluster_ids)),
+        "calinski_harabasz": float(metrics.calinski_harabasz_score(vectors, cluster_ids)),
     }
     return Scores(values)
 
@@ -198,6 +194,8 @@ def _adjusted_information(counts: np.ndarray, shared: float, mean_entropy: float
     total = int(counts.sum())
     if counts.shape[0] == counts.shape[1] == total:
         return 1.0
+    from sklearn.metrics.cluster import expected_mutual_information  # slow to load
+
     expected = expected_mutual_information(csr_array(counts), total)
     tiny = np.finfo(np.float64).eps
     difference = mean_entropy - expected

@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score
 
 from cluster.assign import NearestCentroids
 from cluster.kmeans import FitOptions, count_distinct, fit_in_memory
@@ -105,6 +104,8 @@ def _try(vectors: np.ndarray, k: int, options: FitOptions) -> Candidate:
 
 def _stability(vectors: np.ndarray, k: int, options: FitOptions) -> float:
     """Mean agreement of clusterings learned from disjoint random halves (Lange et al. 2004)."""
+    from sklearn.metrics import adjusted_rand_score  # slow to load
+
     agreements = []
     for resample in range(_RESAMPLES):
         order = np.random.default_rng([options.seed, resample]).permutation(len(vectors))

@@ -189,13 +189,15 @@ def describe_outcome(
     fingerprint: str | None = None,
     duplicates: pa.Table | None = None,
     regions: DenseRegions | None = None,
+    most_searched: int | None = None,
 ) -> Outcome:
     """Describe and score every level.
 
     ``fits`` maps numbers of clusters to fits. Keywords and scores without labels use the first
     ``documents`` rows of the scan's sample, near-duplicates (from cosine ``similarity`` on; None
-    for no search) all of it, unless the ``duplicates`` among all vectors are given. ``nesting``
-    says how several levels lie in each other, ``regions`` what is noise and so described apart.
+    for no search) all of it or its first ``most_searched``, unless the ``duplicates`` among all
+    vectors are given. ``nesting`` says how several levels lie in each other, ``regions`` what is
+    noise and so described apart.
     """
     described = scan.sample.head(documents)
     finder = NoiseFinder(regions)
@@ -219,13 +221,16 @@ def describe_outcome(
         scores["levels"] = level_scores(levels)
     notices = find_notices(scan, census, described)
     if similarity is not None:
-        searched = len(scan.sample) if duplicates is None else scan.rows
+        searched = scan.rows
         if duplicates is None:
-            found = find_duplicates(scan.sample.vectors, similarity)
+            some = scan.sample.head(len(scan.sample) if most_searched is None else most_searched)
+            searched = len(some)
+            decisions = find_duplicates(some.vectors, similarity)
             nearest = NearestCentroids(levels[-1].fit.centroids, count=1)
-            ids = nearest.nearest(scan.sample.vectors)[:, 0]
-            ids = mark_noise(ids, finder.find(scan.sample.vectors, scan.sample.orders))
-            duplicates = duplicates_table(found, scan.sample.ids, ids)
+            ids = mark_noise(
+                nearest.nearest(some.vectors)[:, 0], finder.find(some.vectors, some.orders)
+            )
+            duplicates = duplicates_table(decisions, some.ids, ids)
         scores["near_duplicates"] = {
             "count": len(duplicates),
             "similarity": similarity,

@@ -1,6 +1,6 @@
 """Manage a store: ``python jobs/manage_store.py list --store DIR``.
 
-Verbs: list, show, publish, rollback, prune, verify, export, tag, untag, edit,
+Verbs: list, show, publish, rollback, prune, verify, export, tag, untag, edit, backfill,
 compare. On a Ray cluster:
 ``ray job submit --working-dir . -- python jobs/manage_store.py rollback --store s3://BUCKET/store``.
 """

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem
+from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import valid_table, value_kind, values_to_json
 from pipelines.corpus.readers import ABSENT, RowBatch, read_shard
 from pipelines.runtime.errors import InputError
@@ -39,12 +40,14 @@ class Checker:
 
     ``clip_characters``: how much of a text can have an influence on its vector. ``kept_schema``:
     types of the kept columns, or None where they are settled after reading (see
-    :mod:`pipelines.corpus.kept_columns`).
+    :mod:`pipelines.corpus.kept_columns`). ``vectors`` is the one of them that holds vectors: a row
+    without a usable one, or without an id of its own, is rejected.
     """
 
     keep: tuple[str, ...]
     kept_schema: pa.Schema | None
     clip_characters: int
+    vectors: GivenVectors | None = None
     rows: int = 0
     hashed_ids: int = 0
     """Documents whose id is the hash of their text, as their row has none."""
@@ -57,6 +60,9 @@ class Checker:
         accepted: dict[str, list[Any]] = {name.name: [] for name in DOCUMENT_FIELDS}
         rejected: list[tuple[str | None, str, str]] = []
         places = []
+        given = None
+        if self.vectors is not None:
+            given, batch.problems = self._given(batch, self.vectors)
         for place, row in enumerate(check_rows(batch)):
             if row.reason:
                 rejected.append((row.id, row.reason, excerpt_of(batch.texts[place])))
@@ -73,19 +79,41 @@ class Checker:
         table = pa.table(accepted, schema=pa.schema(DOCUMENT_FIELDS))
         for name, column in self._kept_columns(batch, places).items():
             table = table.append_column(f"kept.{name}", column)
+        if self.vectors is not None and given is not None:
+            column = self.vectors.to_column(given[places])
+            table = table.append_column(f"kept.{self.vectors.column}", column)
         return table, rejected_table(rejected)
 
+    def _given(self, batch: RowBatch, vectors: GivenVectors) -> tuple[np.ndarray, list[str | None]]:
+        """The vectors of a batch, float32 (n, d), and its problems with theirs."""
+        if isinstance(batch.kept, pa.Table):
+            values = batch.kept.column(vectors.column)
+        else:
+            values = batch.kept[self.keep.index(vectors.column)]
+        given, reasons = vectors.read(values)
+        ids = batch.ids or [ABSENT] * len(batch.texts)
+        without = "it has no id, which documents with vectors of their own need"
+        reasons = [
+            reason or (without if own is ABSENT else None)
+            for reason, own in zip(reasons, ids, strict=True)
+        ]
+        both = zip(batch.problems, reasons, strict=True)
+        return given, [problem or reason for problem, reason in both]
+
     def _kept_columns(self, batch: RowBatch, places: list[int]) -> dict[str, Any]:
+        own = () if self.vectors is None else (self.vectors.column,)
+        names = tuple(name for name in self.keep if name not in own)
         if isinstance(batch.kept, pa.Table):
             table = batch.kept.take(np.array(places, dtype=np.int64))
             if self.kept_schema is not None:
                 table = valid_table(table, self.kept_schema)
-                return {name: table.column(name) for name in self.keep}
-            columns = {name: _plain_list(table.column(name)) for name in self.keep}
+                return {name: table.column(name) for name in names}
+            columns = {name: _plain_list(table.column(name)) for name in names}
         else:
             columns = {
                 name: [values[place] for place in places]
                 for name, values in zip(self.keep, batch.kept, strict=True)
+                if name in names
             }
         return {
             name: values_to_json(values, self.kept_kinds.setdefault(name, set()))

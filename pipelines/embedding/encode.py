@@ -8,11 +8,12 @@ actors compute. Out: ``vectors/CHUNK.parquet``, a row a document in the chunk's 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 import ray.data
 from ray.util.metrics import Counter, Gauge
 
+from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.embedding.chunks import (
     Groups,
     ReadSettings,
@@ -212,6 +214,26 @@ def finish_chunk(
     return pa.table({key: [value] for key, value in asdict(chunk).items()})
 
 
+def no_tokens(batch: pa.Table, *, settings: EncodeSettings) -> pa.Table:
+    """A chunk of documents that bring their vectors along."""
+    del settings
+    return with_tokens(batch, [[]] * len(documents_of(batch)))
+
+
+class VectorTaker:
+    """In an encoder's place where documents bring their vectors along: takes them as they are."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A chunk to what it was; its documents go to their file with their vectors."""
+        given, documents = self.settings.vectors, documents_of(batch)
+        assert given is not None
+        vectors = given.to_matrix(documents[f"kept.{given.column}"])
+        return finish_chunk(self.settings, batch, vectors, np.ones(len(vectors), bool), 0)
+
+
 def _load_encoder(settings: EncodeSettings) -> Any:
     from pipelines.encoder.encoder import Encoder  # torch: only where there is an encoder
 
@@ -269,6 +291,8 @@ class EncodeSettings:
     encoder: str
     actors: ActorPlan
     compile_model: bool = False
+    vectors: GivenVectors | None = None
+    """Those that the corpus brings along."""
 
 
 Tokenize = Callable[..., pa.Table]
@@ -286,6 +310,19 @@ class Workers:
     encoder: type
 
 
+TAKE_VECTORS = Workers(no_tokens, VectorTaker)
+
+
+class EmbeddingStoppedError(RuntimeError):
+    """The time that embedding may take is over; what is embedded stays for the next run."""
+
+    def __init__(self, texts: int, added: int, figures: dict[str, float]) -> None:
+        super().__init__(f"the time for embedding is over; {texts:,} texts have a vector")
+        self.texts = texts
+        """Texts that have a vector by now, and ``added`` those that this run embedded."""
+        self.added, self.figures = added, figures
+
+
 def embed_chunks(
     settings: EncodeSettings,
     reading: ReadSettings,
@@ -295,11 +332,14 @@ def embed_chunks(
     texts: int,
     tokens: int,
     rejected: int,
+    most_seconds: float = 0.0,
 ) -> tuple[dict[str, Chunk], dict[str, float]]:
     """Encode every chunk that has no vectors yet; all chunks by name, and how fast that went.
 
-    ``texts`` and estimated ``tokens`` are what all chunks hold together.
+    ``texts`` and estimated ``tokens`` are what all chunks hold together. After ``most_seconds``,
+    0 for no limit, it ends with the next chunk: :class:`EmbeddingStoppedError` if any is left.
     """
+    began = time.monotonic()
     work = settings.results.work
     make_folder(join(work, "vectors"))
     chunks = {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
@@ -314,9 +354,15 @@ def embed_chunks(
         most = progress.expected_texts and (
             len(units) + progress.expected_tokens // reading.chunk_tokens
         )
-        for chunk in encode_chunks(settings, reading, workers, units, most_actors=most):
-            chunks[chunk.name] = chunk
-            progress.add(asdict(chunk), chunk.expected)
+        encoding = encode_chunks(settings, reading, workers, units, most_actors=most)
+        with contextlib.closing(encoding):  # ends its actors where time is over
+            for chunk in encoding:
+                chunks[chunk.name] = chunk
+                progress.add(asdict(chunk), chunk.expected)
+                is_late = most_seconds and time.monotonic() - began >= most_seconds
+                if is_late and progress.texts < progress.expected_texts:
+                    texts_there = sum(chunk.texts for chunk in chunks.values())
+                    raise EmbeddingStoppedError(texts_there, progress.texts, progress.figures())
         log.info("%s", progress.line())
     there = sum(chunk.texts for chunk in chunks.values())
     if there != texts:
@@ -331,7 +377,7 @@ def encode_chunks(
     units: Mapping[str, Any],
     *,
     most_actors: int,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Read and encode groups of shards on Ray Data; yields their chunks as they finish.
 
     With ``most_actors`` 0 there is nothing to encode, and no actor starts.

@@ -27,12 +27,14 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.corpus.detected import describe_corpus
+from pipelines.corpus.documents import EXCERPT_CHARACTERS
 from pipelines.corpus.files import (
     CorpusFile,
     find_corpus,
     listing_digest,
     listing_of,
 )
+from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import parquet_schema
 from pipelines.corpus.readers import inspect_files
 from pipelines.embedding.chunks import Groups, ReadSettings, plan_groups
@@ -173,8 +175,13 @@ def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
     return settle_run(config, files, actors, description)
 
 
-def prepare_encoder(config: EmbedConfig) -> tuple[ActorPlan, EncoderDescription]:
-    """Check encoder and Ray cluster; the encoder is that of the actors' kind of machine."""
+def prepare_encoder(
+    config: EmbedConfig, known: EncoderDescription | None = None
+) -> tuple[ActorPlan, EncoderDescription]:
+    """Check encoder and Ray cluster; the encoder is that of the actors' kind of machine.
+
+    ``known`` is its description where that was made before, of a ``dtype`` that is not ``auto``.
+    """
     configure_ray_data()
     nodes = find_nodes()
     actors = plan_actors(
@@ -184,6 +191,8 @@ def prepare_encoder(config: EmbedConfig) -> tuple[ActorPlan, EncoderDescription]
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
     )
+    if known is not None and (config.dtype != "int8" or not actors.gpus):
+        return actors, known
     description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
     require_as_trained(description, config.adapter)
     return actors, description
@@ -194,8 +203,12 @@ def settle_run(
     files: Sequence[CorpusFile],
     actors: ActorPlan,
     description: EncoderDescription,
+    vectors: GivenVectors | None = None,
 ) -> EmbedRun:
-    """Check the corpus, and settle the plan or take up an earlier one."""
+    """Check the corpus, and settle the plan or take up an earlier one.
+
+    With ``vectors`` the corpus brings them along, in a column that is read beside the kept ones.
+    """
     from pipelines.encoder.tokenization import PromptedTokenizer  # transformers
 
     work = join(config.output, WORK_FOLDER)
@@ -203,7 +216,10 @@ def settle_run(
     if earlier is None and exists(join(work, "plan.json")):
         start_anew(config.output)
     shard_bytes = earlier.shard_bytes if earlier else shard_size(files)
-    seen = inspect_files(files, config.columns, shard_bytes=shard_bytes, options=config.reading)
+    columns = config.columns
+    if vectors is not None:
+        columns = replace(columns, keep=(*columns.keep, vectors.column))
+    seen = inspect_files(files, columns, shard_bytes=shard_bytes, options=config.reading)
     if earlier is not None and earlier.fingerprint != description.fingerprint:
         raise InputError(
             f"{config.output} was begun with another encoder: the files of the model or the "
@@ -216,15 +232,20 @@ def settle_run(
         shard_bytes,
         config.float16,
     )
-    tokenizer = PromptedTokenizer.load(description)
+    clip, max_tokens, prompt_tokens = EXCERPT_CHARACTERS, 1, 0  # where nothing is encoded
+    if vectors is None:
+        tokenizer = PromptedTokenizer.load(description)
+        clip, max_tokens = tokenizer.clip_characters, description.max_tokens
+        prompt_tokens = tokenizer.prefix_tokens + tokenizer.suffix_tokens
     scan = ScanSettings(
         work=work,
-        columns=config.columns,
+        columns=columns,
         kept_schema=parquet_schema(seen, config.columns.keep, config.text_column),
         partitions=plan.partitions,
-        clip_characters=tokenizer.clip_characters,
-        max_tokens=description.max_tokens,
-        prompt_tokens=tokenizer.prefix_tokens + tokenizer.suffix_tokens,
+        clip_characters=clip,
+        max_tokens=max_tokens,
+        prompt_tokens=prompt_tokens,
+        vectors=vectors,
         has_ids=any(config.columns.id_of(f) is not None for f in seen if not f.problem),
     )
     return EmbedRun(config, work, seen, description, actors, plan, scan)
@@ -267,12 +288,13 @@ def read_settings(
     usual: int = ENCODE,
 ) -> ReadSettings:
     """What the tasks of the second read are told; ``usual`` as in :class:`ReadSettings`."""
+    given = {} if run.scan.vectors is None else {run.scan.vectors.column: run.scan.vectors.type}
     return ReadSettings(
         run.scan,
         usual,
         scanned.chunk_tokens(run.plan),
         scanned.kept_types(),
-        results.kept_types,
+        {**results.kept_types, **given},
         groups.buckets,
         results.row_bytes,
     )
@@ -287,7 +309,8 @@ def rejected_files(run: EmbedRun, scanned: ScanResult) -> list[str]:
 def encode_settings(run: EmbedRun, results: ResultSettings) -> EncodeSettings:
     """What the encoder actors are told."""
     description = json.dumps(run.description.to_json())
-    return EncodeSettings(results, description, run.actors, run.config.compile_model)
+    vectors = run.scan.vectors
+    return EncodeSettings(results, description, run.actors, run.config.compile_model, vectors)
 
 
 def expected_tokens(scanned: ScanResult, settled: Settled) -> int:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from pipelines.corpus.documents import Checker, rejected_table
 from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem, listing_of
+from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.readers import RowBatch, read_shard
 from pipelines.embedding.plan import ScanResult, check_same_corpus, combine_receipts
 from pipelines.runtime.errors import InputError
@@ -72,6 +73,8 @@ class ScanSettings:
     has_ids: bool = True
     keys: tuple[str, str] | None = None
     digest_kept: Callable[[pa.Table], pa.Array] | None = None
+    vectors: GivenVectors | None = None
+    """Those that the corpus brings along; nothing is then encoded."""
 
     def path(self, *parts: str) -> str:
         """A path below the work folder."""
@@ -83,7 +86,7 @@ class ScanSettings:
 
     def checker(self) -> Checker:
         """Checks the rows of one shard."""
-        return Checker(self.columns.keep, self.kept_schema, self.clip_characters)
+        return Checker(self.columns.keep, self.kept_schema, self.clip_characters, self.vectors)
 
 
 def scan_corpus(
@@ -246,6 +249,9 @@ def partition_of(digests: np.ndarray, partitions: int) -> np.ndarray:
 def _keys_of(settings: ScanSettings, documents: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Keys of documents by text, and by id where ids can repeat."""
     digests = digest_matrix(documents["text_sha256"])
+    if settings.vectors is not None:
+        given = settings.vectors.to_matrix(documents[f"kept.{settings.vectors.column}"])
+        digests = settings.vectors.digest(documents["id"].to_pylist(), digests, given)
     own = documents["id"].is_valid().combine_chunks()
     texts = {"text": digest_column(digests), "row": documents["row"], "own": own}
     wants_ids = settings.has_ids or settings.digest_kept is not None

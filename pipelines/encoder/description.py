@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
-from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.prompts import PLACEHOLDER, PromptTemplate
 from pipelines.encoder.sources import (
     PACKAGED_MODEL,
     ModelFiles,
@@ -44,6 +44,7 @@ def pooled_dimension(pooling: str, dimension: int) -> int:
 
 
 FILE_NAME = "encoder.json"
+_ELSEWHERE = "elsewhere"
 FORMAT = 1
 DEFAULT_PROMPT = "one-word"
 DEFAULT_POOLING: Pooling = "last"
@@ -190,6 +191,32 @@ class EncoderDescription:
         """The hub commit of the model, None where its revision is a digest of its files."""
         return None if self.model_revision.startswith("sha256:") else self.model_revision
 
+    @classmethod
+    def elsewhere(cls, name: str, dimension: int) -> EncoderDescription:
+        """An encoder of which no more is known than what people call it: vectors made elsewhere."""
+        return cls(
+            model=name,
+            model_revision=f"{_ELSEWHERE}: {name}, {dimension} numbers",
+            adapter=None,
+            adapter_revision=None,
+            prompt=PLACEHOLDER,
+            pooling=_ELSEWHERE,
+            layers=(),
+            max_tokens=0,
+            normalize=False,
+            dtype="float32",
+            append_eos=False,
+            dimension=dimension,
+        )
+
+    def require_model(self) -> None:
+        """Raise :class:`InputError` where its vectors were made elsewhere."""
+        if self.pooling == _ELSEWHERE:
+            raise InputError(
+                f"vectors of {self.model!r} were made elsewhere, so no text can be embedded: "
+                "search with --similar-to, or with a vector of yours in Python"
+            )
+
     def for_queries(self, prompt: str | None = None) -> EncoderDescription:
         """The encoder of queries to these vectors: with its query prompt, or with another one."""
         template = str(PromptTemplate.parse(prompt or self.query_prompt or self.prompt))
@@ -251,6 +278,7 @@ class EncoderDescription:
 
     def fetch(self) -> tuple[ModelFiles, ModelFiles | None]:
         """The files of model and adapter on this machine, checked to be the described ones."""
+        self.require_model()
         model = fetch_model(self.model, self.commit)
         _check_revision("model", self.model, model.revision, self.model_revision)
         if self.adapter is None:

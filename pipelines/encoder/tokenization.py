@@ -113,6 +113,7 @@ class PromptedTokenizer:
         Raises :class:`InputError` for a description whose tokens are not made any more.
         """
         if isinstance(encoder, EncoderDescription):
+            encoder.require_model()
             commit, lower_case, version = encoder.commit, encoder.lower_case, encoder.tokenization
         else:
             commit, lower_case, version = encoder.revision, False, None

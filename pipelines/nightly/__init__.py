@@ -14,5 +14,6 @@
 ``novelty``   who fits none of the clusters, and who of them are alike
 ``checks``    what must hold before a version is published
 ``version_files``  tables, scores and report of the new version
-``notify``    what became of a night, posted to a webhook
+``notify``    what became of a night, told to people and to a webhook
+``own_vectors`` nights over a corpus that brings its vectors along
 """

@@ -7,7 +7,7 @@ that a killed night's successor goes on from; only texts without a known vector 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipelines.corpus.files import CorpusFile
 from pipelines.embedding import job as embed
 from pipelines.embedding.chunks import plan_groups
-from pipelines.embedding.encode import embed_chunks
+from pipelines.embedding.encode import TAKE_VECTORS, embed_chunks
 from pipelines.embedding.job import (
     EmbedRun,
     encode_settings,
@@ -44,11 +44,18 @@ from pipelines.nightly.compare import (
 )
 from pipelines.nightly.config import STORE_COLUMNS, STORE_TIMES, TEXT, NightConfig
 from pipelines.nightly.known_files import with_known_files
-from pipelines.nightly.reuse import Leftover, ReuseSettings, copy_known_vectors
+from pipelines.nightly.own_vectors import given_vectors
+from pipelines.nightly.reuse import (
+    Leftover,
+    ReuseSettings,
+    copy_known_vectors,
+    disk_needed,
+)
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.segments import bytes_to_table
+from pipelines.store.backfill import Backfill
 from pipelines.store.columns import document_schema
 from pipelines.store.version import Version
 
@@ -61,6 +68,8 @@ class Before:
     others: Sequence[Version]
     leftovers: Sequence[Leftover]
     same_encoder: bool
+    backfills: Sequence[Backfill] = ()
+    """Those that are under way."""
 
     @property
     def stored_types(self) -> dict[str, pa.DataType] | None:
@@ -90,6 +99,14 @@ class ComparedCorpus:
         """Whether the corpus is what the version before already holds."""
         kinds = ("new", "changed", "deleted", "retouched")
         return not self.rewrite and not any(self.counts[kind] for kind in kinds)
+
+    def disk(self, store: str) -> str:
+        """What writing all documents beside the published version takes on disk, for people."""
+        is_half = self.run.plan.float16
+        text_bytes = sum(file.text_bytes for file in self.run.files)
+        documents = max(1, self.scanned.accepted)
+        vector_bytes = self.run.description.dimension * (2 if is_half else 4)
+        return disk_needed(store, documents, vector_bytes + text_bytes / documents)
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,8 @@ def find_changes(
     before: Before,
 ) -> ComparedCorpus:
     """Read the corpus and compare it; raises :class:`InputError` for one that cannot be used."""
-    run = settle_run(config.embed_config(folder), files, *encoder)
+    vectors = given_vectors(config, encoder[1])
+    run = settle_run(config.embed_config(folder), files, *encoder, vectors)
     rewrite = _must_rewrite(config, before)
     stored = before.stored_types or {}
     compares = before.base is not None or bool(before.others or before.leftovers)
@@ -133,7 +151,13 @@ def find_changes(
     digest = KeptDigest(types, run.scan.kept_schema is None)
     run = replace(run, scan=replace(run.scan, digest_kept=digest))
     if not config.dry_run:
-        run = with_known_files(run, config.store, types, reread=config.reread)
+        run = with_known_files(
+            run,
+            config.store,
+            types,
+            reread=config.reread,
+            backfills=bool(before.backfills or config.max_embed_hours),
+        )
     run.plan.save(run.work)
     scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
     if not scanned.accepted:
@@ -161,18 +185,20 @@ def embed_changes(config: NightConfig, compared: ComparedCorpus) -> Changes:
     chunks, speed = embed_chunks(
         encode_settings(run, results),
         read_settings(run, compared.scanned, results, groups, usual=usual),
-        embed.WORKERS,
+        embed.WORKERS if run.scan.vectors is None else TAKE_VECTORS,
         groups,
         texts=settled.distinct,
         tokens=expected_tokens(compared.scanned, settled),
         rejected=compared.counts["rejected"],
+        most_seconds=3600 * config.max_embed_hours,
     )
     copy_known_vectors(ReuseSettings(results, config.store), groups)
     written = write_result(results, groups, chunks, rejected_files(run, compared.scanned))
+    _check_written(compared, written)
     counts = {
         **compared.counts,
         "rejected": compared.counts["rejected"] + written["failed_rows"],
-        "embedded": settled.distinct - written["failed_texts"],
+        "embedded": 0 if run.scan.vectors else settled.distinct - written["failed_texts"],
         "reused": settled.known,
         "written": written["rows"],
         "tokens": written["tokens"],
@@ -188,14 +214,25 @@ def embed_changes(config: NightConfig, compared: ComparedCorpus) -> Changes:
     return Changes(compared, paths if written["rows"] else [], schema, counts, dict(speed))
 
 
+def _check_written(compared: ComparedCorpus, written: Mapping[str, int]) -> None:
+    """Every document that was to be written was, or has no vector that is finite."""
+    kinds = ("new", "changed", *(("unchanged", "retouched") if compared.rewrite else ()))
+    expected = sum(compared.counts[kind] for kind in kinds)
+    if written["rows"] + written["failed_rows"] != expected:
+        raise RuntimeError(
+            f"{expected:,} documents were to be written, and {written['rows']:,} were, with "
+            f"{written['failed_rows']:,} that have no vector"
+        )
+
+
 def _prepare(
     run: EmbedRun, before: Before, compared: tuple[str, ...], *, rewrite: bool
 ) -> Comparison:
     """Collect the keys of what is known, with digests of ``compared`` columns."""
-    known = KnownSettings(run.work, run.plan.partitions, compared)
-    names = collect_known(
-        known, before.base, before.others, before.leftovers, same_encoder=before.same_encoder
-    )
+    given = run.scan.vectors
+    known = KnownSettings(run.work, run.plan.partitions, compared, given)
+    usable = before.same_encoder and given is None
+    names = collect_known(known, before.base, before.others, before.leftovers, same_encoder=usable)
     comparison = Comparison(known, tuple(names), rewrite)
     prepare_comparison(comparison)
     return comparison

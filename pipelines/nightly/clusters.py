@@ -181,6 +181,7 @@ def cluster_candidate(
         documents=settings.sample_documents,
         has_labels=config.label_column is not None,
         similarity=settings.duplicate_similarity or None,
+        most_searched=settings.sample_documents,  # pairs of all would be the night's largest part
     )
     asked = [] if earlier is None else [int(earlier.parts.ids[place]) for place in starts]
     return _identify(candidate, earlier, edits, counted, outcome, next_id, asked, source, novelty)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import json_to_values
 from pipelines.embedding.chunks import FOLDERS
 from pipelines.embedding.keys import (
@@ -51,6 +52,7 @@ from pipelines.runtime.segments import (
     write_segments,
 )
 from pipelines.runtime.units import Receipt, run_stage
+from pipelines.store.columns import EMBEDDING, matrix
 from pipelines.store.documents import FragmentRef, read_fragment
 from pipelines.store.version import Version
 
@@ -84,6 +86,8 @@ class KnownSettings:
     work: str
     partitions: int
     kept: tuple[str, ...]
+    vectors: GivenVectors | None = None
+    """Those that the corpus brings along, and that are compared as texts are."""
 
     def path(self, name: str) -> str:
         """The file of one task."""
@@ -159,13 +163,21 @@ class _WriteKeys:
 
     def _keys_of_store(self, unit: dict[str, Any]) -> Iterator[pa.Table]:
         kept = self.settings.kept if unit["base"] else ()
-        for batch in read_fragment(FragmentRef(**unit["ref"]), ["id", "text_sha256", *kept]):
+        vectors = () if self.settings.vectors is None else (EMBEDDING,)
+        names = ["id", "text_sha256", *kept, *vectors]
+        for batch in read_fragment(FragmentRef(**unit["ref"]), names):
             rows = batch.num_rows
             ids = batch.column("id").cast(pa.large_string())
+            texts = digest_hashes(batch.column("text_sha256"))
+            if self.settings.vectors is not None:
+                given = matrix(batch.column(EMBEDDING))
+                hashes = _raw_hashes(batch.column("text_sha256"))
+                digests = self.settings.vectors.digest(ids.to_pylist(), hashes, given)
+                texts = digest_column(digests)
             columns = [pa.chunked_array([batch.column(column)]) for column in kept]
             yield pa.table(
                 {
-                    "text": digest_hashes(batch.column("text_sha256")),
+                    "text": texts,
                     "key": digest_ids(ids.to_pylist()),
                     "id": ids,
                     "kept": digest_rows(columns, rows),
@@ -201,8 +213,13 @@ def _keys_of_work(unit: dict[str, Any]) -> Iterator[pa.Table]:
 
 def digest_hashes(hashes: pa.Array | pa.ChunkedArray) -> pa.Array:
     """The digests of texts whose SHA-256 are given in hexadecimal digits."""
+    return digest_column(_raw_hashes(hashes))
+
+
+def _raw_hashes(hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint8 (n, 32)."""
     raw = b"".join(bytes.fromhex(value) for value in hashes.to_pylist())
-    return digest_column(np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32))
+    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
 from pipelines.corpus.files import CorpusOptions
 from pipelines.embedding.config import ActorOptions, EmbedConfig
 from pipelines.encoder.description import EncoderConfig
-from pipelines.nightly.notify import require_notifiable
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
 from pipelines.store.columns import require_column_names
@@ -22,6 +21,8 @@ TEXT = "text"
 STORE_COLUMNS = ("id", "text_sha256", "embedding", "cluster_id", "distance")
 STORE_TIMES = ("first_seen", "last_changed")
 DEMO_LABEL = "label"
+NOTIFY_VARIABLE = "env:"
+"""Begins a --notify that names the environment variable which holds the address."""
 _FRACTIONS = ("max_deleted", "max_rejected_fraction", "max_drift", "max_imbalance")
 
 
@@ -42,6 +43,11 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
     """Column of the text; the store calls it text."""
     id_column: str | None = None
     """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
+    vector_column: str = ""
+    """Column of vectors that the corpus brings along, such as embedding: nothing is embedded."""
+    vectors_of: str = ""
+    """With --vector-column: whose vectors they are, an encoder.json or any name; another name is
+    another encoder."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry along beside the text, such as a label or a date."""
     skip_unreadable_files: bool = False
@@ -54,6 +60,9 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
     """Make an index of words, for hybrid search; once made, every night keeps it up to date."""
     chunk_tokens: int = 0
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
+    max_embed_hours: float = 0.0
+    """Embed for so many hours and then end, with the published version as it is; the same command
+    goes on in the next night, and nights with the old encoder may run between. 0 for no limit."""
     num_clusters: Words = field(default="auto", metadata=DECIDES_CLUSTERS)
     """How many clusters: a number, or 'auto': chosen on the first night, then kept."""
     clusters: Literal["refit", "assign"] = "refit"
@@ -104,6 +113,8 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
         for name in _FRACTIONS:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if not self.max_embed_hours >= 0:
+            raise InputError(f"max_embed_hours is {self.max_embed_hours}; it must not be negative")
         if self.warm_iterations < 0:
             raise InputError(f"warm_iterations is {self.warm_iterations}; it must not be negative")
         if self.max_score_drop < 0:
@@ -119,6 +130,7 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
                 f"novel_similarity is {self.novel_similarity}; it must be from 0 to below 1"
             )
         require_notifiable(self.notify)
+        self._check_vectors()
         if self.num_clusters != "auto" and not self.num_clusters.isdecimal():
             raise InputError(
                 f"num_clusters is {self.num_clusters!r}; a night takes one number, or auto"
@@ -132,6 +144,25 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
                 f"{', '.join(get_args(CheckName))}"
             )
         self._check_columns()
+
+    def _check_vectors(self) -> None:
+        if bool(self.vector_column) != bool(self.vectors_of):
+            raise InputError(
+                "--vector-column and --vectors-of go together: the column of the vectors, and "
+                "whose they are, an encoder.json or a name"
+            )
+        if not self.vector_column:
+            return
+        for option in fields(EncoderConfig):
+            if getattr(self, option.name) != option.default:
+                flag = option.name.replace("_", "-")
+                raise InputError(f"--{flag} has no effect with --vector-column; leave it out")
+        if self.vector_column in (*self.kept, self.text_column, self.id_column):
+            raise InputError(
+                f"--vector-column {self.vector_column!r} is also text, id or a kept column"
+            )
+        if self.max_embed_hours:
+            raise InputError("--max-embed-hours has no effect with --vector-column; leave it out")
 
     def _check_columns(self) -> None:
         require_column_names((*self.keep_columns, self.label_column or ""))
@@ -159,3 +190,12 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
         given = {name: getattr(self, name) for name in shared}
         given |= {"keep_columns": (self.text_column, *self.kept), "output": output}
         return EmbedConfig(**given)
+
+
+def require_notifiable(target: str) -> None:
+    """Raise :class:`InputError` unless ``target`` is empty or something to post to."""
+    if target and not target.startswith(("http://", "https://", NOTIFY_VARIABLE)):
+        raise InputError(
+            f"--notify {target!r}: it takes an http:// or https:// address, or env:NAME for an "
+            "environment variable that holds one"
+        )

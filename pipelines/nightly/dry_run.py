@@ -6,6 +6,7 @@ embedded but a sample, to measure how quick the actors are.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 
@@ -47,7 +48,9 @@ def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> d
         "changes": ", ".join(f"{compared.counts[k]:,} {k}" for k in _KINDS if compared.counts[k]),
         "texts to embed": f"{texts:,}, and {known:,} known ones to reuse",
     }
-    if texts:
+    if config.vector_column:
+        rows["vectors to take"] = f"{texts:,}"
+    elif texts:
         run = compared.run
         estimate = estimate_run(run.files, run.config.columns, run.description, run.actors)
         tokens = round(estimate.tokens * texts / max(1, estimate.documents))
@@ -55,7 +58,13 @@ def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> d
         loading = estimate.seconds - estimate.tokens / (speed * run.actors.largest)
         rows["tokens"] = f"about {tokens:,}, prompts included"
         rows["actors"] = f"{run.actors}, {speed:,.0f} tokens a second each, measured on a sample"
-        rows["embedding"] = f"about {duration(loading + tokens / (speed * run.actors.largest))}"
+        seconds = tokens / (speed * run.actors.largest)
+        rows["embedding"] = f"about {duration(loading + seconds)}"
+        if config.max_embed_hours:
+            nights = math.ceil(seconds / (3600 * config.max_embed_hours))
+            rows["embedding"] += f", in {max(1, nights):,} nights"
+    if compared.rewrite:
+        rows["disk"] = compared.disk(config.store)
     documents = 0 if base is None else base.count()
     other = base is not None and not before.same_encoder
     encoder_before = base.record.fingerprint if base is not None and other else None

@@ -11,17 +11,25 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from cluster.drift import Drift, measure_drift
 from pipelines.corpus.files import CorpusFile, find_files
-from pipelines.embedding.encode import duration
+from pipelines.embedding.encode import EmbeddingStoppedError
 from pipelines.embedding.job import prepare_encoder
-from pipelines.encoder.description import EncoderDescription
-from pipelines.nightly.changes import Before, Changes, embed_changes, find_changes
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import EncoderDescription, require_as_trained
+from pipelines.nightly.changes import (
+    Before,
+    Changes,
+    ComparedCorpus,
+    embed_changes,
+    find_changes,
+)
 from pipelines.nightly.checks import Check, NightFigures, run_checks
 from pipelines.nightly.clusters import (
     Earlier,
@@ -33,15 +41,16 @@ from pipelines.nightly.config import NightConfig, decides_clusters
 from pipelines.nightly.edits import broken_pairs
 from pipelines.nightly.known_files import corpus_digest
 from pipelines.nightly.night import Night, Steps
-from pipelines.nightly.notify import notify
+from pipelines.nightly.notify import UNFINISHED, message_of, notify, summarize
+from pipelines.nightly.own_vectors import describe_vectors, source_of, vector_takers
 from pipelines.nightly.parts import moved_by_the_night
 from pipelines.nightly.reuse import (
+    begin_backfill,
+    clean_up,
     find_leftovers,
     night_folder,
-    other_folders,
-    remove_work,
 )
-from pipelines.nightly.version_files import NEIGHBOURS, write_artifacts
+from pipelines.nightly.version_files import scores_of, write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.logs import mark_lines
@@ -49,9 +58,9 @@ from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord, changed_fields
 from pipelines.runtime.units import map_on_ray
+from pipelines.store.backfill import open_backfills
 from pipelines.store.candidate import Candidate
-from pipelines.store.compare import compare_neighbours, describe_neighbours
-from pipelines.store.edits import EDITS_KEY, read_edits
+from pipelines.store.edits import EDITS_KEY, Edit, read_edits
 from pipelines.store.full_text import has_text_index
 from pipelines.store.lease import Lease
 from pipelines.store.store import Store
@@ -64,23 +73,23 @@ JOB = "nightly_reindex"
 _NEXT_ID = "next_cluster_id"
 _FITTED_AT = "fitted_at"
 _SINCE_FIT = "nights_since_fit"
-COMPARED_DOCUMENTS = 200
-"""Documents whose neighbours under another encoder are compared with those before."""
 _CORPUS = "corpus"
 
 
-def reindex(config: NightConfig) -> JobResult:
+def reindex(config: NightConfig, connect: Callable[[], None] = lambda: None) -> JobResult:
     """Bring the store up to date with its corpus, and publish the new version if all checks pass.
 
-    The result has refusals where a check failed: the new version is then in the store, but not
-    published. Raises :class:`InputError` for a corpus or options that do not do, and
-    ``LeaseHeldError`` while another run has the store.
+    ``connect`` joins or starts a Ray cluster; it is called where one is needed, which a night in
+    which nothing changed does not. The result has refusals where a check failed: the new version
+    is then in the store, but not published. Raises :class:`InputError` for a corpus or options
+    that do not do, and ``LeaseHeldError`` while another run has the store.
     """
     began_ns = time.time_ns()
     files = find_files(config.corpus or str(demo_corpus()), config.reading)
     if config.dry_run:
         from pipelines.nightly.dry_run import forecast  # torch
 
+        connect()
         there = Store.open_if_there(config.store)
         return forecast(*(prepare(config, there, files)[:3]), files)
     store = Store.open_or_create(config.store)
@@ -92,27 +101,10 @@ def reindex(config: NightConfig) -> JobResult:
         )
         with record:
             mark_lines(JOB, record.run_id)
-            result = run_night(config, store, lease, record, steps, files, began_ns)
+            result = run_night(config, store, lease, record, steps, files, began_ns, connect)
     if config.notify:
-        notify(config.notify, message_of(config, record, result))
+        notify(config.notify, message_of(config.store, record, result))
     return result
-
-
-def message_of(config: NightConfig, record: RunRecord, result: JobResult) -> dict[str, Any]:
-    """What a webhook is told of a night."""
-    names = [check["name"] for check in record.metrics.get("checks", ()) if not check["passed"]]
-    event = "refused" if result.refusals else "published"
-    if "version" not in result.summary:
-        event = "unchanged"
-    return {
-        "event": "novel" if "novel" in names else event,
-        "published": not result.refusals,
-        "store": config.store,
-        "version": record.metrics["version"],
-        "reasons": list(result.refusals),
-        "counts": dict(record.counts),
-        "run_id": record.run_id,
-    }
 
 
 def run_night(
@@ -123,27 +115,37 @@ def run_night(
     steps: Steps,
     files: Sequence[CorpusFile],
     began_ns: int,
+    connect: Callable[[], None],
 ) -> JobResult:
     """The night under its lease; ``began_ns`` is when its files were listed."""
     steps.begin(2)
-    config, encoder, before, folder = prepare(config, store, files)
-    base = before.base
-    corpus = corpus_digest(config.embed_config(""), files, encoder[1].fingerprint, began_ns)
-    edits = read_edits(store.uri)
+    config, edits = with_stored_dtype(config, store), read_edits(store.uri)
+    base = store.published()
+    with ThreadPoolExecutor(1) as thread:  # models' libraries load while Ray starts
+        known = thread.submit(describe_beforehand, config)
+        if base is not None and listed_as_before(config, base, files, began_ns):
+            description = known.result()
+            if description is not None and is_settled(config, edits, base, description):
+                record.counts.update(base.record.details[_CORPUS]["counts"])
+                return leave(config, store, record, steps, base)
+        connect()
+        config, encoder, before, folder = prepare(config, store, files, known.result())
+    source = source_of(config, encoder[1].fingerprint)
+    corpus = corpus_digest(config.embed_config(""), files, source, began_ns)
     night = Night(
         config, store, lease, record, steps, before, folder, datetime.now(UTC), edits, corpus
     )
-    if corpus is not None and base is not None and not config.reread:
-        told = base.record.details.get(_CORPUS) or {}
-        if told.get("digest") == corpus and is_settled(night, base, encoder[1]):
-            record.counts.update(told["counts"])
-            return leave(night, base)
     compared = find_changes(config, folder, files, encoder, before)
     record.counts.update(compared.counts)
-    if base is not None and compared.is_empty and is_settled(night, base, encoder[1]):
-        return leave(night, base)
+    if base is not None and compared.is_empty and is_settled(config, edits, base, encoder[1]):
+        return leave(config, store, record, steps, base)
     steps.begin(3)
-    changes = embed_changes(config, compared)
+    if config.max_embed_hours or (base is not None and not before.same_encoder):
+        log.info("disk: %s", compared.disk(config.store))
+    try:
+        changes = embed_in_time(night, compared)
+    except EmbeddingStoppedError as stopped:
+        return leave_unfinished(night, compared, stopped)
     record.counts.update(changes.counts)
     record.metrics.update(changes.metrics)
     steps.begin(4)
@@ -152,30 +154,110 @@ def run_night(
     return cluster_and_publish(night, candidate, changes)
 
 
+def embed_in_time(night: Night, compared: ComparedCorpus) -> Changes:
+    """The changes embedded; with a limit of time the vectors gather for the next night."""
+    if night.config.max_embed_hours:
+        known = compared.settled.known
+        begin_backfill(
+            night.store, compared.run.description.fingerprint, night.folder, night.before.leftovers,
+            texts=known + compared.settled.distinct, known=known,
+        )  # fmt: skip
+    return embed_changes(night.config, compared)
+
+
+def leave_unfinished(
+    night: Night, compared: ComparedCorpus, stopped: EmbeddingStoppedError
+) -> JobResult:
+    """The result of a night whose time for embedding was over; nothing of the store has changed."""
+    night.steps.end()
+    known, base = compared.settled.known, night.before.base
+    fingerprint = compared.run.description.fingerprint
+    there, texts = known + stopped.texts, known + compared.settled.distinct
+    under_way = [b for b in open_backfills(night.store) if b.fingerprint == fingerprint]
+    for backfill in under_way:
+        backfill.extended((), texts=texts, embedded=there, nights=0).save(night.store)
+    night.record.counts.update(
+        {"embedded": stopped.texts, "reused": known, "written": 0, "clusters": 0}
+    )
+    number = None if base is None else base.number
+    night.record.metrics.update(
+        {"version": number, "published": False, "step_seconds": night.steps.seconds}
+        | stopped.figures
+    )
+    nights = math.ceil((texts - there) / max(1, stopped.added))
+    summary = {
+        UNFINISHED: f"{there:,} of {texts:,} texts have a vector of encoder {fingerprint[:12]}",
+        "published": "no version yet" if number is None else f"version {number}, as before",
+        "next": f"the same command goes on; about {nights:,} more nights of --max-embed-hours "
+        f"{night.config.max_embed_hours:g}",
+        "disk": compared.disk(night.config.store),
+        "store": night.config.store,
+    }
+    return JobResult(summary=summary)
+
+
+def listed_as_before(
+    config: NightConfig, base: Version, files: Sequence[CorpusFile], began_ns: int
+) -> bool:
+    """Whether files and options are those that a version was made from; no file is opened."""
+    told = base.record.details.get(_CORPUS)
+    if told is None or config.reread:
+        return False
+    source = source_of(config, base.record.fingerprint)
+    listed = corpus_digest(config.embed_config(""), files, source, began_ns)
+    return listed is not None and told["digest"] == listed
+
+
+def describe_beforehand(config: NightConfig) -> EncoderDescription | None:
+    """The encoder, where that does not depend on the Ray cluster and nothing speaks against it."""
+    if config.dtype == "auto" or config.vector_column:
+        return None
+    asked = config.embed_config("")
+    try:
+        description = describe_encoder(asked.encoder, device="cpu")
+        require_as_trained(description, asked.adapter)
+    except InputError:
+        return None  # it will be told where the night needs it
+    return description
+
+
 def prepare(
-    config: NightConfig, store: Store | None, files: Sequence[CorpusFile]
+    config: NightConfig,
+    store: Store | None,
+    files: Sequence[CorpusFile],
+    known: EncoderDescription | None = None,
 ) -> tuple[NightConfig, tuple[ActorPlan, EncoderDescription], Before, str]:
     """Options with what the store decides, the encoder, what the night starts from, its folder.
 
-    Without a store it is a first night.
+    Without a store it is a first night. ``known`` is the encoder where it is described already.
     """
     if store is not None:
         config = with_stored_dtype(config, store)
-    encoder = prepare_encoder(config.embed_config(""))
+    if config.vector_column:
+        published = None if store is None else store.published()
+        encoder = vector_takers(), describe_vectors(config, files, published)
+    else:
+        encoder = prepare_encoder(config.embed_config(""), known)
     if store is None:
         return config, encoder, Before(None, [], [], same_encoder=False), ""
     fingerprint = encoder[1].fingerprint
     base, others = store.published(), []
     newest = [v for v in store.versions() if v.record.fingerprint == fingerprint]
+    if config.vector_column:
+        newest = []
     if newest and (base is None or newest[-1].number != base.number):
         others = newest[-1:]
     compared = [version.number for version in (base, *others) if version is not None]
     root = store.work_folder()
-    folder = night_folder(root, config.embed_config(""), files, fingerprint, compared)
+    source = source_of(config, fingerprint)
+    folder = night_folder(root, config.embed_config(""), files, source, compared)
     folder = f"{folder}-reread" if config.reread else folder
-    leftovers = find_leftovers(root, folder, fingerprint, float16=config.float16)
+    leftovers = []
+    if not config.vector_column:
+        leftovers = find_leftovers(root, folder, fingerprint, float16=config.float16)
     same_encoder = base is not None and base.record.fingerprint == fingerprint
-    return config, encoder, Before(base, others, leftovers, same_encoder), folder
+    before = Before(base, others, leftovers, same_encoder, open_backfills(store))
+    return config, encoder, before, folder
 
 
 def with_stored_dtype(config: NightConfig, store: Store) -> NightConfig:
@@ -183,8 +265,10 @@ def with_stored_dtype(config: NightConfig, store: Store) -> NightConfig:
 
     Else a night on another kind of machine would be one with another encoder.
     """
+    if config.dtype != "auto" or config.vector_column:
+        return config
     version = store.published()
-    if config.dtype != "auto" or version is None or "encoder.json" not in version.record.artifacts:
+    if version is None or "encoder.json" not in version.record.artifacts:
         return config
     return replace(config, dtype=json.loads(version.read("encoder.json"))["dtype"])
 
@@ -208,15 +292,14 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
     steps.begin(6)
     write_assignments(candidate, clusters)
     steps.begin(7)
-    if base is not None and not same_encoder:
-        night.record.metrics[NEIGHBOURS] = compare_neighbours(
-            base.documents, candidate.documents, sample=COMPARED_DOCUMENTS, seed=config.seed
-        )
+    index = candidate.update_index(seed=config.seed, full_text=config.full_text)
+    steps.begin(8)
     drift = find_drift(earlier, clusters)
     checks = run_checks(config, night_figures(night, changes, clusters, drift))
-    write_artifacts(night, candidate, changes, clusters, drift, checks)
-    steps.begin(8)
-    index = candidate.update_index(seed=config.seed, full_text=config.full_text)
+    night.record.counts["clusters"] = len(clusters.published.new.sizes)
+    if clusters.novelty is not None:
+        night.record.counts["novel"] = len(clusters.novelty.table)
+    write_artifacts(night, candidate, changes, clusters, drift, checks, index.recall_at_10)
     steps.begin(9)
     version = seal(night, candidate, clusters, checks)
     refusals = list(version.record.reasons)
@@ -226,7 +309,7 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
             version.number, night.lease, expected=None if base is None else base.number
         )
     steps.begin(11)
-    remove_work([night.folder, *other_folders(night.store.work_folder(), night.folder)])
+    clean_up(night.store, version.record.fingerprint)
     steps.end()
     night.record.metrics.update(
         {
@@ -236,7 +319,8 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
             "recall_at_10": index.recall_at_10,
         }
     )
-    summary = summarize(night, version, clusters, drift, checks)
+    due = refit_due_in(config, version)
+    summary = summarize(night, version, clusters, drift, checks, due)
     return JobResult(summary=summary, refusals=refusals)
 
 
@@ -255,16 +339,20 @@ def same_clustering(config: NightConfig, base: Version) -> bool:
     return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
 
 
-def is_settled(night: Night, base: Version, encoder: EncoderDescription) -> bool:
-    """Whether a version's clusters, edits and prompt of queries are what this night's would be."""
+def is_settled(
+    config: NightConfig, edits: Sequence[Edit], base: Version, encoder: EncoderDescription
+) -> bool:
+    """Whether a version's encoder, clusters and edits are what this night's would be."""
     prompt = json.loads(base.read("encoder.json")).get("query_prompt")
+    if encoder.fingerprint != base.record.fingerprint:
+        return False
     if prompt != encoder.to_json().get("query_prompt"):
         return False
-    if night.config.full_text and not has_text_index(base.documents):
+    if config.full_text and not has_text_index(base.documents):
         return False
-    newest = night.edits[-1].number if night.edits else 0
+    newest = edits[-1].number if edits else 0
     seen = base.record.details.get(EDITS_KEY, 0)
-    return newest == seen and same_clustering(night.config, base)
+    return newest == seen and same_clustering(config, base)
 
 
 def fitted_at(night: Night) -> datetime | None:
@@ -295,19 +383,21 @@ def next_counts(night: Night) -> dict[str, Any]:
     return {"digest": night.corpus, "counts": {**counts, **none, "unchanged": unchanged}}
 
 
-def leave(night: Night, base: Version) -> JobResult:
+def leave(
+    config: NightConfig, store: Store, record: RunRecord, steps: Steps, base: Version
+) -> JobResult:
     """The result of a night in which nothing had changed."""
-    night.steps.begin(11)
-    remove_work([night.folder, *other_folders(night.store.work_folder(), night.folder)])
-    night.steps.end()
-    night.record.counts.update({"embedded": 0, "reused": 0, "written": 0, "tokens": 0})
-    night.record.metrics.update(
-        {"version": base.number, "published": True, "step_seconds": night.steps.seconds}
+    steps.begin(11)
+    clean_up(store, base.record.fingerprint)
+    steps.end()
+    record.counts.update({"embedded": 0, "reused": 0, "written": 0, "tokens": 0})
+    record.metrics.update(
+        {"version": base.number, "published": True, "step_seconds": steps.seconds}
     )
     summary = {
         "nothing changed": f"version {base.number} stays published",
         "documents": f"{base.count():,}",
-        "store": night.config.store,
+        "store": config.store,
     }
     return JobResult(summary=summary)
 
@@ -369,22 +459,12 @@ def seal(
 ) -> Version:
     """Make the candidate a version, with the reasons that speak against publishing it."""
     reasons = [check.reason for check in checks if check.refuses]
-    outcome, record = clusters.outcome, night.record
-    record.counts["clusters"] = len(clusters.published.new.sizes)
-    if clusters.novelty is not None:
-        record.counts["novel"] = len(clusters.novelty.table)
+    record = night.record
     record.metrics["checks"] = [asdict(check) for check in checks]
     candidate.put("run.json", record.content("complete"))
-    internal = outcome.scores["internal"]
-    labels = outcome.scores["labels"] or {}
     return candidate.seal(
         counts={**record.counts, "documents": candidate.count()},
-        scores={
-            "silhouette": internal["silhouette"],
-            "v_measure": labels.get("v_measure"),
-            "inertia": outcome.scores["inertia"],
-            "imbalance": outcome.scores["imbalance"],
-        },
+        scores=scores_of(clusters),
         reasons=reasons,
         details={
             _NEXT_ID: clusters.published.identity.next_id,
@@ -406,39 +486,3 @@ def fit_details(night: Night) -> dict[str, Any]:
         _FITTED_AT: standing.isoformat(),
         _SINCE_FIT: int(base.record.details.get(_SINCE_FIT, 0)) + 1,
     }
-
-
-def summarize(
-    night: Night,
-    version: Version,
-    clusters: NightClusters,
-    drift: Drift | None,
-    checks: Sequence[Check],
-) -> dict[str, str]:
-    """The table that a person sees at the end."""
-    counts = night.record.counts
-    kinds = ("new", "changed", "deleted", "unchanged", "retouched", "rejected")
-    events = [event.event for event in clusters.published.identity.events]
-    rows = {
-        "version": f"{version.number}, "
-        + ("NOT published" if version.record.reasons else "published"),
-        "documents": f"{version.count():,}",
-        "changes": ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds if counts[kind]),
-        "texts embedded": f"{counts['embedded']:,}, and {counts['reused']:,} known ones reused",
-        "clusters": f"{len(clusters.published.new.sizes):,}"
-        + "".join(f", {events.count(kind)} {kind}" for kind in dict.fromkeys(events)),
-    }
-    if clusters.novelty is not None:
-        due = refit_due_in(night.config, version)
-        when = "--refit-every is 0" if due is None else f"a fit is due in {due + 1} nights"
-        rows["novel"] = f"{len(clusters.novelty.table):,} documents fit nowhere; {when}"
-    near = night.record.metrics.get(NEIGHBOURS)
-    if near is not None:
-        rows[f"same {near['neighbours']} nearest"] = describe_neighbours(near)
-    if drift is not None:
-        moved = "–" if drift.assignments is None else f"{drift.assignments:.2%}"
-        rows["drift"] = f"{moved} of {drift.untouched:,} untouched documents changed clusters"
-    for number, check in enumerate([c for c in checks if not c.passed], 1):
-        rows[f"check {number}"] = check.says + (" (accepted)" if check.accepted else "")
-    took = duration(sum(night.steps.seconds.values()))
-    return rows | {"took": took, "report": version.path("report.html")}

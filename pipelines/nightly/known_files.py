@@ -36,18 +36,19 @@ _NAME_DIGITS = 20
 
 
 def with_known_files(
-    run: EmbedRun, store: str, types: Mapping[str, pa.DataType], *, reread: bool
+    run: EmbedRun, store: str, types: Mapping[str, pa.DataType], *, reread: bool, backfills: bool
 ) -> EmbedRun:
     """``run`` with the keys of files in the store; what is of no use there any more is removed.
 
-    ``types`` are those in which kept columns are digested. With ``reread`` none are kept.
+    ``types`` are those in which kept columns are digested. With ``reread`` none are kept. While
+    there are ``backfills``, nights of two encoders take turns, and each leaves the other's keys.
     """
     root = join(store, FOLDER)
     if reread:
         remove_folder(root)
         return run
     reading = _digest(_reading(run, types))
-    _tidy(root, reading, run.files)
+    _tidy(root, reading, run.files, spare_others=backfills)
     return replace(run, scan=replace(run.scan, keys=(root, reading)))
 
 
@@ -68,6 +69,7 @@ def corpus_digest(
 def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
     """All that decides the keys of a file beside its state."""
     scan = run.scan
+    given = [] if scan.vectors is None else [asdict(scan.vectors)]
     formats = {repr((f.format, f.dialect, f.encoding, f.newline)) for f in run.files}
     return [
         asdict(scan.columns),
@@ -75,6 +77,7 @@ def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
         sorted((name, str(kind)) for name, kind in types.items()),
         [scan.partitions, scan.clip_characters, scan.max_tokens, scan.prompt_tokens, scan.has_ids],
         sorted(formats),
+        *given,
     ]
 
 
@@ -83,7 +86,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
 
 
-def _tidy(root: str, reading: str, files: Sequence[CorpusFile]) -> None:
+def _tidy(root: str, reading: str, files: Sequence[CorpusFile], *, spare_others: bool) -> None:
     """Remove keys of other readings and states, and the receipts of states that were too young."""
     modified = {shard.name: file.modified_ns for file in files for shard in file.shards()}
     filesystem, inner = open_filesystem(root)
@@ -92,9 +95,10 @@ def _tidy(root: str, reading: str, files: Sequence[CorpusFile]) -> None:
     for info in with_retries(lambda: filesystem.get_file_info(selector), root):
         folder, _, name = info.path.rpartition("/")
         shard, _, rest = name.replace(".", "-", 1).partition("-")
-        if info.type != pafs.FileType.File:
+        is_mine = folder.endswith(f"/{reading}")
+        if info.type != pafs.FileType.File or (spare_others and not is_mine):
             continue
-        time_ns = modified.get(shard) if folder.endswith(f"/{reading}") else None
+        time_ns = modified.get(shard) if is_mine else None
         is_young = not time_ns or (info.mtime_ns or 0) < time_ns + YOUNG_NS
         if time_ns is None or (rest == "json" and is_young):
             gone.append(join(root, info.path.removeprefix(f"{inner}/")))

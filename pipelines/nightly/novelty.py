@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from sklearn.cluster import AgglomerativeClustering
 
 from pipelines.nightly.config import NightConfig
 from pipelines.store.candidate import Candidate
@@ -103,6 +102,8 @@ def _group(config: NightConfig, candidate: Candidate, novel: pa.Table) -> Novelt
         ids = novel["id"].slice(0, GROUPED_DOCUMENTS).to_pylist()
         table = candidate.take(ids, ["id", EMBEDDING]).sort_by("id")
         vectors = matrix(table[EMBEDDING].combine_chunks())
+        from sklearn.cluster import AgglomerativeClustering  # slow to load
+
         alike = AgglomerativeClustering(
             None, metric="euclidean", linkage="average",
             distance_threshold=float(np.sqrt(2 - 2 * config.novel_similarity)),

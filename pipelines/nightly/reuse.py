@@ -1,4 +1,4 @@
-"""Vectors of known texts: copied from where they are instead of being computed again.
+"""Unfinished nights: what they embedded is kept, and copied instead of being computed again.
 
 In: documents of known texts, which the second read has left in ``known/``, and where each vector
 is. Out: files in ``vectors/``, as the encoder actors write them.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.chunks import FOLDERS, STAGE, Groups
@@ -30,9 +33,16 @@ from pipelines.embedding.write import (
     vector_matrix,
     write_in_files,
 )
-from pipelines.runtime.files import join, list_files, read_bytes, remove_folder
+from pipelines.runtime.files import (
+    join,
+    list_files,
+    open_filesystem,
+    read_bytes,
+    remove_folder,
+)
 from pipelines.runtime.segments import bytes_to_table, read_segment
 from pipelines.runtime.units import Receipt, read_receipts, run_stage
+from pipelines.store.backfill import Backfill, end_backfill, open_backfills
 from pipelines.store.store import Store
 
 _NAME_DIGITS = 20
@@ -81,10 +91,51 @@ def other_folders(root: str, mine: str) -> list[str]:
     return [join(root, name) for name in sorted(names) if join(root, name) != mine]
 
 
-def remove_work(folders: Sequence[Any]) -> None:
-    """Delete folders of work."""
-    for folder in folders:
-        remove_folder(folder)
+def clean_up(store: Store, fingerprint: str) -> None:
+    """Remove the unfinished work of all nights, but for backfills of other encoders.
+
+    The one of the encoder ``fingerprint`` is over.
+    """
+    end_backfill(store, fingerprint)
+    root = store.work_folder()
+    kept = {join(root, name) for backfill in open_backfills(store) for name in backfill.folders}
+    for folder in other_folders(root, ""):
+        if folder not in kept:
+            remove_folder(folder)
+
+
+def begin_backfill(
+    store: Store, fingerprint: str, mine: str, leftovers: Sequence[Leftover], *, texts: int,
+    known: int,
+) -> Backfill:  # fmt: skip
+    """Note that work of this night and of those it goes on from is to be kept."""
+    open_now = {backfill.fingerprint: backfill for backfill in open_backfills(store)}
+    backfill = open_now.get(fingerprint) or Backfill.begin(fingerprint)
+    works = [mine, *(leftover.work.removesuffix(f"/{WORK_FOLDER}") for leftover in leftovers)]
+    names = [work.rpartition("/")[2] for work in works]
+    backfill = backfill.extended(names, texts=texts, embedded=known, nights=1)
+    backfill.save(store)
+    return backfill
+
+
+def disk_needed(store: str, documents: int, document_bytes: float) -> str:
+    """What embedding all documents beside the published version takes on disk, for people."""
+    size = documents * document_bytes
+    needed = (
+        f"about {_gib(size)} until it is published, up to {_gib(3 * size)} while it is, "
+        f"of which {_gib(size)} stay"
+    )
+    filesystem, inner = open_filesystem(store)
+    place = Path(inner)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return needed
+    while not place.exists():
+        place = place.parent
+    return f"{needed}; {_gib(shutil.disk_usage(place).free)} are free"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 @dataclass(frozen=True)

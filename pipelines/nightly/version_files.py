@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -28,11 +28,20 @@ from pipelines.nightly.novelty import NOVEL
 from pipelines.nightly.parts import CENTROIDS, CLUSTERS
 from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.store.candidate import Candidate
-from pipelines.store.compare import describe_neighbours
+from pipelines.store.compare import Side, compare, describe_neighbours, figures_of, summary_rows
 from pipelines.store.edits import EDITS, Edit
 from pipelines.store.version import Version
 
 LINEAGE = "lineage.parquet"
+COMPARED = "compare.json"
+COMPARED_DOCUMENTS = 200
+"""Documents whose neighbours under another encoder are compared with those before."""
+_REASONS = {
+    "edit": "people",
+    "text": "another text",
+    "encoder": "another encoder",
+    "centroid": "centroids that moved",
+}
 NEIGHBOURS = "neighbours"
 """In a run's metrics: how many neighbours documents keep under another encoder."""
 _LISTED_FLOWS = 25
@@ -45,8 +54,9 @@ def write_artifacts(
     clusters: NightClusters,
     drift: Drift | None,
     checks: Sequence[Check],
+    recall: float,
 ) -> None:
-    """Write what belongs to the version beside its documents."""
+    """Write what belongs to the version beside its documents; ``recall`` is that of its search."""
     outcome, published = clusters.outcome, clusters.published
     lineage = lineage_table(published.identity.events, candidate.number)
     candidate.put("encoder.json", to_json(changes.compared.run.description.to_json()))
@@ -72,7 +82,11 @@ def write_artifacts(
         night.config.seed,
         linear=night.config.map_method == "pca",
     )
-    about = describe_changes(night, changes, clusters, drift, applied)
+    comparison = None
+    if night.before.base is not None:
+        comparison = compare_candidate(night, candidate, changes, clusters, checks, recall, applied)
+        candidate.put(COMPARED, to_json(comparison))
+    about = describe_changes(night, changes, clusters, drift, applied, comparison)
     report = build_report(outcome, settings, layout, changes=about)
     candidate.put("report.html", render_report(report).encode())
 
@@ -83,10 +97,11 @@ def describe_changes(
     clusters: NightClusters,
     drift: Drift | None,
     applied: pa.Table,
+    comparison: Mapping[str, Any] | None,
 ) -> ChangesSection | None:
     """The report's section about what changed since the version before."""
     base = night.before.base
-    if base is None or drift is None:
+    if base is None or drift is None or comparison is None:
         return None
     gone = [change.cluster_id for change in drift.changes if change.kind == "vanished"]
     counts = changes.counts
@@ -104,8 +119,71 @@ def describe_changes(
             f" Share of a document's {near['neighbours']} nearest that are the same under the two "
             f"encoders: {describe_neighbours(near)}."
         )
-    lists = [*section.lists, flows_listing(clusters), *edits_listing(night.edits, applied)]
+    lists = [
+        *section.lists,
+        flows_listing(clusters),
+        *compared_listings(base.number, comparison),
+        *edits_listing(night.edits, applied),
+    ]
     return replace(section, note=note, lists=lists)
+
+
+def compare_candidate(
+    night: Night,
+    candidate: Candidate,
+    changes: Changes,
+    clusters: NightClusters,
+    checks: Sequence[Check],
+    recall: float,
+    applied: pa.Table,
+) -> dict[str, Any]:
+    """The candidate beside the version before, as ``manage_store.py compare`` has it.
+
+    Neighbours are compared where the encoder is another: under one encoder a document that did not
+    change has the vector that it had.
+    """
+    base = night.before.base
+    assert base is not None
+    figures = figures_of(
+        candidate.number,
+        changes.compared.run.description.fingerprint,
+        counts={**night.record.counts, "documents": candidate.count()},
+        scores=scores_of(clusters),
+        recall=recall,
+        reasons=[check.reason for check in checks if check.refuses],
+        seconds=round(sum(night.steps.seconds.values()), 1),
+    )
+    old, new = Side.of(base), Side(candidate.documents, figures, applied.to_pylist())
+    sample = 0 if night.before.same_encoder else COMPARED_DOCUMENTS
+    comparison = compare(old, new, sample=sample, seed=night.config.seed)
+    if sample:
+        night.record.metrics[NEIGHBOURS] = comparison["neighbours"]
+    return comparison
+
+
+def scores_of(clusters: NightClusters) -> dict[str, float | None]:
+    """The scores that a version's record has."""
+    scores = clusters.outcome.scores
+    return {
+        "silhouette": scores["internal"]["silhouette"],
+        "v_measure": (scores["labels"] or {}).get("v_measure"),
+        "inertia": scores["inertia"],
+        "imbalance": scores["imbalance"],
+    }
+
+
+def compared_listings(number: int, comparison: Mapping[str, Any]) -> list[Listing]:
+    """The report's tables of the comparison with version ``number``."""
+    rows = [tuple([*row, ""][:3]) for row in summary_rows(comparison)]
+    listings = [Listing(f"Compared with version {number}", "", ("", "Before", "After"), rows)]
+    for why, moves in comparison["moved"]["first"].items():
+        if moves:
+            count = comparison["moved"]["reasons"][why]
+            note = f"{count:,} documents are in another cluster for this reason; the first of them."
+            moved = [(str(move["id"]), str(move["old"]), str(move["new"])) for move in moves]
+            columns = ("Document", "Before", "After")
+            listings.append(Listing(f"Moved by {_REASONS[why]}", note, columns, moved))
+    return listings
 
 
 def flows_listing(clusters: NightClusters) -> Listing:

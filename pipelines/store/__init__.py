@@ -11,6 +11,7 @@
 ``index``      the vector index, and its measured recall
 ``edits``      what people decide about clusters, for nights to apply
 ``compare``    two versions side by side
+``backfill``   vectors of another encoder that gather over several nights
 ``lease``      one writer at a time
 ``verify``     every invariant of a store
 ``manage``     the verbs of ``manage_store.py``, export among them

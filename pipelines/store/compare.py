@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 _LISTED = 25
+_DIGEST_DIGITS = 16
+"""Of a text's SHA-256 in hexadecimal: enough to tell two texts of one document apart."""
+_NO_NEIGHBOURS = {"overlap": None, "standard_error": None, "documents": 0, "neighbours": 0}
 _COSTS = ("embedded", "reused", "tokens", "novel")
 
 
@@ -38,7 +42,7 @@ def compare_versions(config: CompareConfig) -> Answer:
         raise InputError(f"version {new.number} is compared with itself: name another --with")
     if config.output and exists(config.output):
         raise InputError(f"--output {config.output} is there already: name a new file")
-    data = compare(old, new, sample=config.sample, seed=config.seed)
+    data = compare(Side.of(old), Side.of(new), sample=config.sample, seed=config.seed)
     rows = summary_rows(data)
     title = f"{config.store}: version {new.number} against {old.number}"
     if config.output:
@@ -47,52 +51,99 @@ def compare_versions(config: CompareConfig) -> Answer:
     return Answer(data, title, ("", "before", "after"), [[*row, ""][:3] for row in rows])
 
 
-def compare(old: Version, new: Version, *, sample: int, seed: int) -> dict[str, Any]:
-    """What is different between two versions; JSON values."""
-    if old.schema.field("id").type != new.schema.field("id").type:
+@dataclass(frozen=True)
+class Side:
+    """One of the two: a version, or a candidate that is to become one."""
+
+    documents: Documents
+    figures: Mapping[str, Any]
+    """What its record says of it, as :func:`figures_of` gives it."""
+    edits: Sequence[Mapping[str, Any]]
+    """People's, as they were applied: rows of ``edits.parquet``."""
+
+    @classmethod
+    def of(cls, version: Version) -> Side:
+        """A sealed version."""
+        record = version.record
+        figures = figures_of(
+            version.number,
+            record.fingerprint,
+            counts=record.counts,
+            scores=record.scores,
+            recall=None if record.index is None else record.index["recall_at_10"],
+            reasons=record.reasons,
+            seconds=record.details.get("seconds"),
+        )
+        return cls(version.documents, figures, read_applied(version).to_pylist())
+
+
+def compare(old: Side, new: Side, *, sample: int, seed: int) -> dict[str, Any]:
+    """What is different between two versions; JSON values. ``sample`` 0 leaves out neighbours."""
+    if old.documents.schema.field("id").type != new.documents.schema.field("id").type:
         raise InputError("the two versions have ids of different types")
-    both = _joined(old, new)
+    both = _joined(old.documents, new.documents)
+    near = compare_neighbours(old.documents, new.documents, sample=sample, seed=seed)
     return {
-        "old": _figures(old),
-        "new": _figures(new),
-        "same_encoder": old.record.fingerprint == new.record.fingerprint,
+        "old": dict(old.figures),
+        "new": dict(new.figures),
+        "same_encoder": _same_encoder(old, new),
         "documents": {
             "both": len(both),
-            "only_old": old.count() - len(both),
-            "only_new": new.count() - len(both),
+            "only_old": old.documents.count() - len(both),
+            "only_new": new.documents.count() - len(both),
         },
-        "neighbours": compare_neighbours(old.documents, new.documents, sample=sample, seed=seed),
+        "neighbours": near,
         "clusters": _flows(both),
         "moved": _moved(old, new, both),
     }
 
 
-def _figures(version: Version) -> dict[str, Any]:
-    """What a version's record says of it."""
-    record = version.record
-    seconds = record.details.get("seconds")
+def figures_of(
+    version: int,
+    fingerprint: str,
+    *,
+    counts: Mapping[str, int],
+    scores: Mapping[str, Any],
+    recall: float | None,
+    reasons: Sequence[str],
+    seconds: float | None,
+) -> dict[str, Any]:
+    """What is known of a version beside its documents."""
     return {
-        "version": version.number,
-        "fingerprint": record.fingerprint,
-        "documents": record.counts.get("documents"),
-        "scores": dict(record.scores),
-        "recall_at_10": None if record.index is None else record.index["recall_at_10"],
-        "reasons": list(record.reasons),
-        "cost": {name: record.counts[name] for name in _COSTS if name in record.counts}
+        "version": version,
+        "fingerprint": fingerprint,
+        "documents": counts.get("documents"),
+        "scores": dict(scores),
+        "recall_at_10": recall,
+        "reasons": list(reasons),
+        "cost": {name: counts[name] for name in _COSTS if name in counts}
         | ({} if seconds is None else {"seconds": seconds}),
     }
 
 
-def _joined(old: Version, new: Version) -> pa.Table:
+def _same_encoder(old: Side, new: Side) -> bool:
+    return old.figures["fingerprint"] == new.figures["fingerprint"]
+
+
+def _joined(old: Documents, new: Documents) -> pa.Table:
     """id, cluster and digest of the text of documents that both have: ``*_old`` and ``*_new``."""
-    columns = ["id", "cluster_id", "text_sha256"]
     tables = []
-    for version, suffix in ((old, "old"), (new, "new")):
-        batches = list(version.batches(columns))
-        schema = pa.schema([version.schema.field(name) for name in columns])
-        table = pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches],
-                                      schema.remove_metadata())  # fmt: skip
-        tables.append(table.rename_columns(["id", f"cluster_{suffix}", f"text_{suffix}"]))
+    for documents, suffix in ((old, "old"), (new, "new")):
+        names = ["id", f"cluster_{suffix}", f"text_{suffix}"]
+        parts = [
+            pa.table(
+                [
+                    batch.column("id"),
+                    batch.column("cluster_id"),
+                    pc.utf8_slice_codeunits(batch.column("text_sha256"), 0, _DIGEST_DIGITS),
+                ],
+                names=names,
+            )
+            for batch in documents.batches(["id", "cluster_id", "text_sha256"])
+        ]
+        types = [documents.schema.field("id").type, pa.int32(), pa.string()]
+        schema = pa.schema(list(zip(names, types, strict=True)))
+        tables.append(pa.concat_tables([schema.empty_table(), *parts]))
     return tables[0].join(tables[1], "id", join_type="inner").sort_by("id")
 
 
@@ -101,13 +152,15 @@ def compare_neighbours(old: Documents, new: Documents, *, sample: int, seed: int
 
     Documents are drawn from the old ones; those that the new ones lack are left out.
     """
+    if not sample:
+        return dict(_NO_NEIGHBOURS)
     random = np.random.default_rng(seed)
     rows = np.sort(random.choice(old.count(), min(sample, old.count()), replace=False))
     drawn = old.at(rows, ["id"])["id"].to_pylist()
     there = set(new.take(drawn, ["id"])["id"].to_pylist())
     chosen = [row_id for row_id in drawn if row_id in there]
     if not chosen or min(old.count(), new.count()) < 2:
-        return {"overlap": None, "standard_error": None, "documents": 0, "neighbours": 0}
+        return dict(_NO_NEIGHBOURS)
     nearest = [_nearest(documents, chosen) for documents in (old, new)]
     shares = np.array(
         [len(a & b) / max(1, min(len(a), len(b))) for a, b in zip(*nearest, strict=True)]
@@ -163,32 +216,42 @@ def _flows(both: pa.Table) -> dict[str, Any]:
     }
 
 
-def _moved(old: Version, new: Version, both: pa.Table) -> dict[str, Any]:
+def _moved(old: Side, new: Side, both: pa.Table) -> dict[str, Any]:
     """Documents in another cluster by the reason, and the first of each.
 
     ``edit``: people put it there, or merged or parted its cluster; ``text``: it has another text;
     ``encoder``: its vector is another encoder's; ``centroid``: only centroids are elsewhere.
     """
     moved = both.filter(pc.not_equal(both["cluster_old"], both["cluster_new"]))
-    edits = [r for v in (old, new) for r in read_applied(v).to_pylist() if r["action"] in
-             ("pin", "merge", "split")]  # fmt: skip
-    pinned = {row["document_id"] for row in edits if row["action"] == "pin"}
-    touched = {frozenset(row["cluster_ids"]) for row in edits if row["action"] == "merge"}
-    same_encoder = old.record.fingerprint == new.record.fingerprint
-    lists: dict[str, list[Any]] = {"edit": [], "text": [], "encoder": [], "centroid": []}
-    counts = dict.fromkeys(lists, 0)
-    for row in moved.to_pylist():
-        pair = frozenset((row["cluster_old"], row["cluster_new"]))
-        why = "centroid" if same_encoder else "encoder"
-        if str(row["id"]) in pinned or pair in touched:
-            why = "edit"
-        elif row["text_old"] != row["text_new"]:
-            why = "text"
-        counts[why] += 1
-        if len(lists[why]) < _LISTED:
-            move = {"id": row["id"], "old": row["cluster_old"], "new": row["cluster_new"]}
-            lists[why].append(move)
+    reasons = {
+        "edit": _by_edit(moved, [*old.edits, *new.edits]),
+        "text": pc.not_equal(moved["text_old"], moved["text_new"]).to_numpy(),
+        "encoder": np.full(len(moved), not _same_encoder(old, new)),
+        "centroid": np.ones(len(moved), dtype=bool),
+    }
+    counts, lists = {}, {}
+    left = np.ones(len(moved), dtype=bool)
+    for why, holds in reasons.items():
+        chosen = np.flatnonzero(left & holds)
+        left[chosen] = False
+        counts[why] = len(chosen)
+        first = moved.select(["id", "cluster_old", "cluster_new"]).take(chosen[:_LISTED])
+        lists[why] = first.rename_columns(["id", "old", "new"]).to_pylist()
     return {"count": len(moved), "reasons": counts, "first": lists}
+
+
+def _by_edit(moved: pa.Table, edits: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """bool (n,): which documents are where they are since people pinned them or merged clusters."""
+    pinned = [row["document_id"] for row in edits if row["action"] == "pin"]
+    ids = moved["id"].cast(pa.string())
+    by_edit = pc.is_in(ids, value_set=pa.array(pinned, pa.string())).to_numpy()
+    before, after = moved["cluster_old"].to_numpy(), moved["cluster_new"].to_numpy()
+    for row in edits:
+        if row["action"] == "merge":
+            one, other = row["cluster_ids"]
+            by_edit = by_edit | ((before == one) & (after == other))
+            by_edit = by_edit | ((before == other) & (after == one))
+    return by_edit
 
 
 def summary_rows(data: Mapping[str, Any]) -> list[list[str]]:

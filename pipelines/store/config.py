@@ -175,6 +175,18 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class BackfillConfig:
+    """Show the backfills that are under way, or cancel one."""
+
+    store: str
+    """The store: a folder or an s3:// address."""
+    cancel: str = ""
+    """Give up the backfill of the encoder whose fingerprint begins so, and remove its vectors."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """Search a store by meaning."""
 
@@ -226,5 +238,6 @@ VERBS: dict[str, type[Any]] = {
     "untag": UntagConfig,
     "edit": EditConfig,
     "compare": CompareConfig,
+    "backfill": BackfillConfig,
 }
 """What ``manage_store`` does, by the word that it is asked with."""

@@ -25,9 +25,11 @@ from pipelines.runtime.files import (
     with_retries,
     write_bytes,
 )
+from pipelines.store.backfill import show_backfills
 from pipelines.store.columns import EMBEDDING, matrix
 from pipelines.store.compare import compare_versions
 from pipelines.store.config import (
+    BackfillConfig,
     CompareConfig,
     EditConfig,
     ExportConfig,
@@ -338,6 +340,7 @@ _ANSWERS: dict[type[Any], Callable[[Any], Answer]] = {
     UntagConfig: untag_version,
     EditConfig: edit_store,
     CompareConfig: compare_versions,
+    BackfillConfig: show_backfills,
 }
 
 

@@ -18,8 +18,10 @@ from pipelines.store.verify import verify_store
 pytestmark = pytest.mark.usefixtures("no_model")
 SETTINGS = {
     "max_deleted": 1.0, "max_drift": 1.0, "max_score_drop": 9.0, "max_imbalance": 1.0,
-    "accept": ("edits",), "novel_documents": 9999,
+    "accept": ("edits", "encoder"), "novel_documents": 9999,
 }  # fmt: skip
+A_PART = {"max_embed_hours": 1e-9, "chunk_tokens": 300}
+PROMPTS = ("one-word", "none", "topic")
 
 
 class Model:
@@ -114,9 +116,22 @@ def check(model: Model, store: str, before: dict, rolled_back: bool) -> None:
     assert verify_store(Store.open(store)) == []
 
 
+def backfill(corpus, store, model_folder, prompt, target):
+    """A night's part of an encoder change; its result where it is the last, and the prompt now."""
+    before = rows_of(store)
+    result = night(corpus, store, model_folder, prompt=target, **A_PART, **SETTINGS)
+    if "unfinished" not in result.summary:
+        return result, target
+    assert {n: row["text"] for n, row in rows_of(store).items()} == {
+        n: row["text"] for n, row in before.items()
+    }
+    return None, prompt
+
+
 def simulate(folder, model_folder, nights: int, seed: int) -> None:
     """Nights over one store; after each the store is what the model says, whole."""
     model, store = Model(seed), str(folder / "store")
+    prompt = target = PROMPTS[0]
     for number in range(nights):
         rolled_back = False
         before = rows_of(store) if model.published else {}
@@ -134,7 +149,14 @@ def simulate(folder, model_folder, nights: int, seed: int) -> None:
                 assert old == model.contents[model.published[-1]]
         clusters = "refit" if number == 0 else model.random.choice(["refit", "assign"])
         corpus = write_corpus(folder / "corpus", model.texts)
-        result = night(corpus, store, model_folder, clusters=clusters, **SETTINGS)
+        result = None
+        if target != prompt:
+            result, prompt = backfill(corpus, store, model_folder, prompt, target)
+        elif model.published and model.random.random() < 0.2:
+            target = model.random.choice(PROMPTS)
+        if result is None:
+            settings = {"clusters": clusters, "prompt": prompt, **SETTINGS}
+            result = night(corpus, store, model_folder, **settings)
         assert not result.refusals, (seed, number)
         current = Store.open(store).version().number
         if not model.published or current != model.published[-1]:

@@ -22,7 +22,7 @@ from tiny_stores import (
 from pipelines.runtime.command import run_verbs
 from pipelines.runtime.errors import InputError
 from pipelines.store.columns import FINGERPRINT_KEY
-from pipelines.store.compare import compare
+from pipelines.store.compare import Side, compare
 from pipelines.store.config import VERBS
 from pipelines.store.manage import manage_store
 from pipelines.store.store import Store
@@ -38,7 +38,7 @@ def store(tmp_path):
 
 
 def of(store, old, new):
-    return compare(store.version(old), store.version(new), sample=20, seed=0)
+    return compare(Side.of(store.version(old)), Side.of(store.version(new)), sample=20, seed=0)
 
 
 def by_id(version):
@@ -82,7 +82,7 @@ def test_neighbours_are_those_of_exact_search(store):
             hits = version.search(_vector(version, row_id), 11, columns=["id"], exact=True)
             near.append({hit for hit in hits["id"].to_pylist() if hit != row_id})
         shares.append(len(near[0] & near[1]) / 10)
-    data = compare(store.version(1), store.version(2), sample=40, seed=0)
+    data = compare(Side.of(store.version(1)), Side.of(store.version(2)), sample=40, seed=0)
     assert data["neighbours"]["overlap"] == pytest.approx(sum(shares) / 40)
 
 
@@ -132,10 +132,10 @@ def test_the_verb_prints_a_table_json_and_a_page(store, tmp_path, capsys, monkey
 
 
 def test_ids_of_another_type_cannot_be_compared(store):
-    old = store.version(1)
+    old = Side.of(store.version(1))
 
     class Other:
         schema = SCHEMA.set(0, SCHEMA.field("id").with_type(pa.int64()))
 
     with pytest.raises(InputError, match="ids of different types"):
-        compare(old, Other(), sample=5, seed=0)
+        compare(old, replace(old, documents=Other()), sample=5, seed=0)

@@ -9,6 +9,7 @@
 ``usage``                  how a sentence-transformers folder says it is used
 ``adapters``               what an adapter's own settings may ask for
 ``base_model``             weights, with an adapter merged
+``quantized``              weights that are quantised in the files, made plain
 ``precision``              device and precision where the hardware decides them
 ``prompts``                the words around a text
 ``tokenization``           a text to token ids; none can lose its prompt's suffix

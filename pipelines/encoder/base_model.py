@@ -19,6 +19,14 @@ from torch import nn
 
 from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
 from pipelines.encoder.pooling import Projection
+from pipelines.encoder.quantized import (
+    SCALES,
+    WHEN_LOADED,
+    bare_model,
+    made_plain,
+    plain_options,
+    quantization,
+)
 from pipelines.encoder.usage import check_dense, digest_module
 from pipelines.runtime.errors import InputError
 
@@ -47,6 +55,8 @@ def load_base_model(
 ) -> Any:
     """The model in ``folder`` without its LM head, ready to run, ``adapter`` merged into it.
 
+    Weights that are quantised in the files are the plain numbers that they stand for.
+
     Args:
         folder: of the base model.
         dtype: of the weights.
@@ -59,18 +69,25 @@ def load_base_model(
         InputError: weights that do not go with the configuration, an adapter of another model,
             and one that changes nothing.
     """
-    options: dict[str, Any] = {"dtype": dtype}
+    method = quantization(folder)
+    options: dict[str, Any] = {"dtype": dtype, **plain_options(method)}
     if attention is not None:
         options["config"] = with_attention(folder, attention, trust_remote_code)
     if device.type == "meta":
         options["device_map"] = "meta"
     with quiet_loading(), without_adapter(folder) as plain:
-        model, missing = _load(transformers.AutoModel, plain, folder, options, trust_remote_code)
+        if device.type == "meta" and method == WHEN_LOADED:
+            model, missing = bare_model(plain, options), set()
+        else:
+            kind = transformers.AutoModel
+            model, missing = _load(kind, plain, folder, options, trust_remote_code)
+            model = made_plain(model, method, dtype)
         if missing and model.config.get_text_config().tie_word_embeddings:
             # embeddings that are stored under the head's name are known to the class with a head
             kind = transformers.AutoModelForCausalLM
             whole, lacking = _load(kind, plain, folder, options, trust_remote_code)
-            model, missing = (model, missing) if lacking else (whole.base_model, lacking)
+            if not lacking:
+                model, missing = made_plain(whole, method, dtype).base_model, lacking
     if missing:
         raise InputError(
             f"the weights in {folder} lack {min(missing)}, which its config.json "
@@ -103,6 +120,12 @@ def _load(
         raise InputError(
             f"the weights in {folder} have {name} of shape {tuple(stored)}, its config.json calls "
             f"for {tuple(wanted)}: fetch the model again"
+        )
+    unread = [key for key in report["unexpected_keys"] if key.endswith(SCALES)]
+    if unread:
+        raise InputError(
+            f"the weights in {folder} hold {min(unread)}, which nothing reads: they are quantised, "
+            "and its config.json does not say so; give the model that it was made from"
         )
     return model, set(report["missing_keys"])
 
@@ -152,7 +175,9 @@ def quiet_loading() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -178,6 +178,12 @@ def choose_decoder(
         raise InputError(
             f"{description.model} gives no finite vector in {description.dtype}: {remedy}"
         )
+    alone = torch.cat([head(*padded.states([ids])) for ids in probe])
+    if agree(alone, expected) < _LEAST_AGREEMENT[description.dtype]:
+        raise InputError(
+            f"{type(model).__name__} gives a text another vector beside a longer one than alone "
+            f"(cosine {agree(alone, expected):.4f}): take another model"
+        )
     int8 = description.dtype == "int8"
     bidirectional = attends_both_ways(model, description)
     if can_pack(model, tokenizer.most_tokens):

@@ -65,20 +65,21 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
     layers, pooling = settled["layers"], settled["pooling"]
     check_layers(layers, settings.num_hidden_layers, config.model)
     attention = settle_attention(config, settings, trained, adapter)
-    tokenizer = PromptedTokenizer.from_folder(
-        model.folder,
-        PromptTemplate.parse(settled["prompt"]),
-        max_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
-        append_eos=config.append_eos,
-        lower_case=usage is not None and usage.lower_case,
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = limited_tokenizer(config, model, settings, usage, settled["prompt"])
     check_added_tokens(config, model, adapter, settled["prompt"])
-    tokenizer = tokenizer.limited(settle_max_tokens(config, settings, usage, tokenizer))
+    queries = tokenizer.max_tokens
+    if settled["query_prompt"] is not None and usage is not None:
+        prompt = settled["query_prompt"]
+        queries = limited_tokenizer(config, model, settings, usage, prompt).max_tokens
     check_loading(config, model, adapter, attention, tokenizer)
     width = pooled_dimension(pooling, settings.hidden_size)
     own_head = usage is not None and config.pooling in (None, usage.pooling)
     projections = usage.projections if usage is not None and own_head else ()
+    if usage is not None and projections and usage.pooled_dimension != width:
+        raise InputError(
+            f"{config.model} pools to {width} numbers, its Dense takes {usage.pooled_dimension}: "
+            "fetch the model again"
+        )
     dimension = usage.dimension if usage is not None and projections else width
     dimensions = config.dimensions or (usage.dimensions if usage is not None else None)
     if dimensions is not None and dimensions > (dimension or width):
@@ -106,7 +107,23 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
         code_digest=digest_code(model.folder) if config.trust_remote_code else None,
         tokenization=tokenizer.version,
         query_prompt=settled["query_prompt"],
+        query_max_tokens=None if queries == tokenizer.max_tokens else queries,
     )
+
+
+def limited_tokenizer(
+    config: EncoderConfig, model: ModelFiles, settings: Any, usage: ModelUsage | None, prompt: str
+) -> PromptedTokenizer:
+    """The tokenizer of texts with a prompt, cut as :func:`settle_max_tokens` says."""
+    tokenizer = PromptedTokenizer.from_folder(
+        model.folder,
+        PromptTemplate.parse(prompt),
+        max_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
+        append_eos=config.append_eos,
+        lower_case=usage is not None and usage.lower_case,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return tokenizer.limited(settle_max_tokens(config, settings, usage, tokenizer))
 
 
 def settle(
@@ -269,7 +286,6 @@ def check_loading(
 
     from pipelines.encoder.base_model import learned_positions, load_base_model
 
-    check_quantization(model.folder, config.model)
     positions = getattr(
         load_model_settings(model.folder, config.trust_remote_code), "max_position_embeddings", None
     )
@@ -290,23 +306,43 @@ def check_loading(
     except (RuntimeError, NotImplementedError) as error:
         log.debug("%s cannot be checked without its weights: %s", config.model, error)
         return
-    learned = learned_positions(loaded)
-    if learned is not None and tokenizer.most_tokens > learned:
+    most = learned_positions(loaded.get_decoder())
+    ropes = getattr(loaded.config.get_text_config(), "rope_parameters", None) or {}
+    if ropes.get("rope_type") == "dynamic":
+        # beyond them a text's vector would depend on the longest text that was read before it
+        most = positions
+    if most is not None and tokenizer.most_tokens > most:
         around = tokenizer.prefix_tokens + tokenizer.suffix_tokens
         raise InputError(
             f"{tokenizer.max_tokens} tokens of text and {around} of prompt and special tokens, but "
-            f"{config.model} has {learned} positions: --max-tokens {learned - around} at most"
+            f"{config.model} has {most} positions: --max-tokens {most - around} at most"
         )
+    try_on_text(loaded, config)
 
 
-def check_quantization(folder: Path, name: str) -> None:
-    """Refuse weights that are quantised already."""
-    settings = _config(folder)
-    method = (settings.get("quantization_config") or {}).get("quant_method")
-    if settings.get("quantization_config"):
+def try_on_text(model: Any, config: EncoderConfig) -> None:
+    """Refuse a model that cannot be run on text alone, such as one of images and texts.
+
+    ``model`` has names and shapes only. One that looks at numbers while it runs is tried later.
+    """
+    import torch
+
+    tokens = torch.zeros((1, 2), dtype=torch.long, device="meta")
+    try:
+        output = model(input_ids=tokens, use_cache=False)
+        states = tuple(output.last_hidden_state.shape[:-1])
+    except (RuntimeError, NotImplementedError) as error:
+        log.debug("%s cannot be tried without its weights: %s", config.model, error)
+        return
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(
-            f"model {name!r} is quantised already ({method or 'by an unnamed method'}): give the "
-            "model that it was made from, with --dtype int8 or bfloat16 where memory is short"
+            f"{config.model} ({type(model).__name__}) cannot be run on texts alone "
+            f"({(str(error) or type(error).__name__).splitlines()[0][:200]}): take another model"
+        ) from error
+    if states != tuple(tokens.shape):
+        raise InputError(
+            f"{config.model} ({type(model).__name__}) gives {states[-1]} states for a text of "
+            f"{tokens.shape[1]} tokens; one a token is required: take another model"
         )
 
 

@@ -62,6 +62,7 @@ _NOT_DECIDING = (
     "dimension",
     "trust_remote_code",
     "query_prompt",
+    "query_max_tokens",
     "adapter_effect",
 )
 
@@ -165,6 +166,8 @@ class EncoderDescription:
     """2 where int8 turns activations before it rounds them."""
     query_prompt: str | None = None
     """Prompt of queries, where it is not that of the documents."""
+    query_max_tokens: int | None = None
+    """Tokens of a query that are read, where its prompt leaves room for more or fewer."""
     adapter_effect: Mapping[str, float] | None = None
     """What the adapter was seen to do when it was loaded."""
 
@@ -222,7 +225,15 @@ class EncoderDescription:
         template = str(PromptTemplate.parse(prompt or self.query_prompt or self.prompt))
         if template == self.prompt:
             return self
-        return replace(self, prompt=template, query_prompt=None, tokenization=TOKENIZATION)
+        own = self.query_max_tokens if template == self.query_prompt else None
+        return replace(
+            self,
+            prompt=template,
+            query_prompt=None,
+            max_tokens=own or self.max_tokens,
+            query_max_tokens=None,
+            tokenization=TOKENIZATION,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``encoder.json``."""

@@ -50,9 +50,11 @@ def pad_right(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple
 
 
 def find_layers(model: Any) -> nn.ModuleList:
-    """The stack of decoder layers inside a model, however deep it is wrapped."""
+    """The stack of layers that reads text inside a model, however deep it is wrapped."""
     count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
+    # beside it there may be one that reads images, of as many layers
+    text = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for module in text.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise InputError(f"{type(model).__name__} has no stack of {count} layers to read states from")
@@ -93,6 +95,9 @@ def read_states(
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
     with record_outputs(stack, inner) as recorded:
         output = model(**inputs, use_cache=False)
+    unseen = [layer for layer in inner if layer not in recorded]
+    if unseen:
+        raise InputError(f"layer {unseen[0]} of {type(model).__name__} is not run on texts alone")
     states = [recorded[layer] for layer in inner]
     if count in layers:
         states.append(output.last_hidden_state)

@@ -188,7 +188,8 @@ def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
             f"the configuration in {folder} describes no model that transformers knows: "
             f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
         ) from error
-    if settings.is_encoder_decoder:
+    # a decoder that is saved alone says that it is none, but is run as the whole model
+    if settings.is_encoder_decoder or getattr(type(settings), "is_encoder_decoder", False):
         raise InputError(
             f"{settings.model_type} models have an encoder and a decoder: use a decoder-only model"
         )

@@ -10,8 +10,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import safetensors
 
 from pipelines.encoder.sources import check_safetensors
 from pipelines.runtime.errors import InputError
@@ -41,6 +44,20 @@ _TRANSFORMER_SETTINGS = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
+_TO_TOKENIZER = ("processor_kwargs", "tokenizer_args")
+# What a Transformer passes on to the libraries below it, by its new and its old name.
+_PASSED_ON = (
+    _TO_TOKENIZER,
+    ("model_kwargs", "model_args"),
+    ("config_kwargs", "config_args"),
+    ("processing_kwargs",),
+)
+_DECIDES_NOTHING = (
+    "attn_implementation", "cache_dir", "device_map", "dtype", "local_files_only",
+    "low_cpu_mem_usage", "padding_side", "token", "torch_dtype", "trust_remote_code",
+    "unpad_inputs", "use_cache", "use_fast", "use_memory_efficient_attention", "use_safetensors",
+)  # fmt: skip
+_LENGTHS = ("query_length", "document_length", "query_expansion")
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _AFTER_POOLING = ("Dense", "Normalize", "Dropout")  # dropout does nothing outside training
 
@@ -60,16 +77,18 @@ class ModelUsage:
     pool_prompt: bool = True
     projections: tuple[tuple[str, str], ...] = ()
     """Folders of Dense modules within the model's, each with its digest."""
+    pooled_dimension: int | None = None
+    """Length of a vector before the projections, where there are any."""
     dimension: int | None = None
-    """Length of a vector after the projections, where there are any."""
+    """Length of a vector after them."""
     normalize: bool = False
     dimensions: int | None = None
     """Numbers that are kept of a vector."""
 
     @property
     def query_prompt(self) -> str:
-        """What is written before a query."""
-        return self.prompts.get("query", self.default_prompt)
+        """What is written before a query; the default prompt is not, as in ``encode_query``."""
+        return self.prompts.get("query") or ""
 
 
 def read_usage(folder: Path, name: str) -> ModelUsage | None:
@@ -106,17 +125,26 @@ def read_usage(folder: Path, name: str) -> ModelUsage | None:
             f"model {name!r} has no prompt {default!r}, its default; it has {sorted(prompts)}"
         )
     pooling = _read(folder / modules[1][1] / "config.json")
+    tokenizer = _tokenizer_limit(transformer, name)
     dense = [path for kind, path in modules if kind == "Dense"]
-    widths = [check_dense(folder / path, name)["out_features"] for path in dense]
+    settled = [check_dense(folder / path, name) for path in dense]
+    widths = [module["out_features"] for module in settled]
+    for before, after in pairwise(settled):
+        if before["out_features"] != after["in_features"]:
+            raise InputError(
+                f"model {name!r}: a Dense of {before['out_features']} numbers is followed by one "
+                f"that takes {after['in_features']}: fetch the model again"
+            )
     return ModelUsage(
         pooling=_pooling(pooling, name),
         layer=_layer(transformer, name),
         prompts=prompts,
         default_prompt=prompts.get(default, ""),
-        max_tokens=transformer.get("max_seq_length"),
+        max_tokens=tokenizer or transformer.get("max_seq_length"),
         lower_case=bool(transformer.get("do_lower_case")),
         pool_prompt=bool(pooling.get("include_prompt", True)),
         projections=tuple((path, digest_module(folder / path)) for path in dense),
+        pooled_dimension=settled[0]["in_features"] if settled else None,
         dimension=widths[-1] if widths else None,
         normalize="Normalize" in kinds,
         dimensions=settings.get("truncate_dim"),
@@ -134,18 +162,35 @@ def _kind(module: Mapping[str, Any], name: str) -> str:
 
 def _pooling(settings: Mapping[str, Any], name: str) -> str:
     modes = settings.get("pooling_mode") or [m for f, m in _OLD_FLAGS.items() if settings.get(f)]
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
     unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes:
-        raise InputError(f"model {name!r} pools by {unknown or modes}, which has no equal here")
+    if unknown:
+        raise InputError(f"model {name!r} pools by {unknown}, which has no equal here")
     return "+".join(MODES[mode] for mode in modes)
+
+
+def _tokenizer_limit(transformer: Mapping[str, Any], name: str) -> int | None:
+    """The limit in what a Transformer passes on; :class:`InputError` for all else that decides."""
+    limit = None
+    for keys in _PASSED_ON:
+        for key, value in next((transformer[k] for k in keys if transformer.get(k)), {}).items():
+            if key == "model_max_length" and keys == _TO_TOKENIZER:
+                limit = int(value)
+            elif key not in _DECIDES_NOTHING:
+                raise InputError(
+                    f"model {name!r}: its Transformer is loaded with {key} = {value!r} ({keys[0]}),"
+                    " which has no equal here"
+                )
+    return limit
 
 
 def _layer(transformer: Mapping[str, Any], name: str) -> int:
     task = transformer.get("transformer_task", "feature-extraction")
     text = (transformer.get("modality_config") or {"text": {}}).get("text")
     output = None if text is None else text.get("method_output_name", "last_hidden_state")
-    lengths = [key for key in ("query_length", "document_length") if transformer.get(key)]
+    if text is not None and text.get("method", "forward") != "forward":
+        output = text["method"]
+    lengths = [key for key in _LENGTHS if transformer.get(key)]
     if task == "feature-extraction" and not lengths:
         if output == "last_hidden_state":
             return -1
@@ -172,6 +217,17 @@ def check_dense(folder: Path, name: str) -> Mapping[str, Any]:
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"model {name!r}: the Dense in {folder.name} has no model.safetensors")
     check_safetensors(folder / "model.safetensors")
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    width = settings.get("out_features")
+    wanted = {"linear.weight": [width, settings.get("in_features")]}
+    if settings.get("bias", True):
+        wanted["linear.bias"] = [width]
+    if shapes != wanted:
+        raise InputError(
+            f"model {name!r}: the Dense in {folder.name} has weights {shapes}, its config.json "
+            f"calls for {wanted}: fetch the model again"
+        )
     return settings
 
 

@@ -2,8 +2,9 @@ import json
 import shutil
 
 import pytest
+import torch
 import transformers
-from tiny_models import tiny_adapter, tiny_model, tiny_tokenizer
+from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
@@ -24,22 +25,6 @@ def change(folder, **settings):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     return folder
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        {"quant_method": "awq", "bits": 4, "group_size": 16},
-        {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "fp8"},
-        {"quant_method": "compressed-tensors"},
-    ],
-)
-def test_weights_that_are_quantised_already_are_one_line(folder, settings):
-    change(folder, quantization_config=settings)
-    with pytest.raises(InputError, match=f"quantised already .{settings['quant_method']}"):
-        describe(folder)
 
 
 @pytest.mark.parametrize(("family", "positions"), [("opt", 1024), ("bert", 512)])
@@ -126,3 +111,80 @@ def test_fingerprints_of_earlier_encoders_stay_what_they_were(folder):
         "pooling", "layers", "max_tokens", "normalize", "dtype", "append_eos", "dimension",
         "trust_remote_code",
     }  # fmt: skip
+
+
+TEXT = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 1024,
+}  # fmt: skip
+IMAGES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+
+
+def random_model(folder, config, kind=transformers.AutoModel):
+    torch.manual_seed(0)
+    model = kind.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_images_and_texts_is_run_by_its_layers_for_text(tmp_path):
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT),
+        vision_config=transformers.CLIPVisionConfig(**IMAGES),
+        image_token_index=500,
+    )
+    folder = random_model(tmp_path / "model", config)
+    description = describe(folder, layer=2, pooling="mean", prompt="none", max_tokens=60)
+    encoder = Encoder.load(description, device="cpu")
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    for ids, vector in zip(
+        encoder.tokenizer.tokenize(SENTENCES), encoder.encode(SENTENCES), strict=True
+    ):
+        with torch.no_grad():
+            states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2]
+        expected = torch.nn.functional.normalize(states[0].mean(0), dim=0)
+        assert vector @ expected.numpy() > 0.9999
+
+
+def test_a_model_that_needs_images_is_refused(tmp_path):
+    config = transformers.CLIPConfig(text_config={**TEXT, "eos_token_id": 2}, vision_config=IMAGES)
+    with pytest.raises(InputError, match=r"CLIPModel\) cannot be run on texts alone"):
+        describe(random_model(tmp_path / "model", config))
+
+
+def test_the_decoder_of_a_model_with_an_encoder_is_refused(tmp_path):
+    config = transformers.BartConfig(
+        vocab_size=512, d_model=64, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=96,
+        decoder_ffn_dim=96, encoder_attention_heads=4, decoder_attention_heads=4,
+    )  # fmt: skip
+    kind = transformers.AutoModelForCausalLM
+    folder = random_model(tmp_path / "model", config, kind)
+    assert json.loads((folder / "config.json").read_text())["is_encoder_decoder"] is False
+    with pytest.raises(InputError, match="bart models have an encoder and a decoder"):
+        describe(folder)
+
+
+def test_positions_that_grow_with_the_longest_text_are_not_reached(tmp_path):
+    ropes = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    folder = tiny_model(tmp_path / "model", max_position_embeddings=64, rope_parameters=ropes)
+    with pytest.raises(InputError, match="64 positions: --max-tokens 63 at most"):
+        describe(folder, max_tokens=64, prompt="none")
+    describe(folder, max_tokens=63, prompt="none")
+
+
+def test_a_text_that_depends_on_its_batch_is_refused(tmp_path):
+    config = transformers.PaliGemmaConfig(
+        text_config=transformers.GemmaConfig(**TEXT, head_dim=16, num_key_value_heads=2),
+        vision_config=transformers.SiglipVisionConfig(**IMAGES, projection_dim=64),
+        image_token_index=500, projection_dim=64,
+    )  # fmt: skip
+    description = describe(random_model(tmp_path / "model", config), pooling="mean")
+    with pytest.raises(InputError, match="another vector beside a longer one than alone"):
+        Encoder.load(description, device="cpu")

@@ -85,6 +85,11 @@ FOLDERS = {
         [pooling("lasttoken")], {"transformer": {"max_seq_length": 20, "do_lower_case": True}},
     ),
     "cut vectors": ([pooling("mean")], {"truncate_dim": 24}),
+    "no way named": ([("Pooling", {"word_embedding_dimension": 64})], {}),
+    "a limit passed on": (
+        [pooling("mean")],
+        {"transformer": {"max_seq_length": 64, "tokenizer_args": {"model_max_length": 16}}},
+    ),
 }  # fmt: skip
 
 
@@ -120,6 +125,22 @@ def test_queries_have_the_folders_query_prompt(tmp_path):
     assert own.fingerprint == description.fingerprint
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts": {"document": "D: "}, "default_prompt_name": "document"},
+        {"prompts": {"query": "Find what answers: "}, "transformer": {"max_seq_length": 24}},
+    ],
+)
+def test_queries_equal_those_of_the_library(tmp_path, settings):
+    folder = make_folder(tmp_path / "model", pooling("mean"), **settings)
+    there = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    description = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+    found = Encoder.load(description.for_queries(), device="cpu").encode(TEXTS)
+    expected = there.encode_query(TEXTS)
+    assert ((found * expected).sum(1) / np.linalg.norm(expected, axis=1)).min() > 0.9999
+
+
 def test_flags_that_contradict_the_folder_win_and_are_told(tmp_path, caplog):
     folder = make_folder(tmp_path / "model", pooling("mean"), NORMALIZE)
     with caplog.at_level(logging.WARNING, logger="pipelines.encoder"):
@@ -146,6 +167,13 @@ def test_flags_that_contradict_the_folder_win_and_are_told(tmp_path, caplog):
             {},
             "the Dense in",
         ),
+        ([pooling("mean"), dense(48, 8)], {}, "pools to 64 numbers, its Dense takes 48"),
+        ([pooling("mean"), dense(64, 8), dense(16, 4)], {}, "followed by one that takes 16"),
+        (
+            [pooling("mean")],
+            {"transformer": {"model_kwargs": {"num_hidden_layers": 1}}},
+            "num_hidden_layers = 1",
+        ),
         ([pooling("mean")], {"model_type": "SparseEncoder"}, "is a SparseEncoder"),
         ([pooling("mean")], {"default_prompt_name": "passage"}, "no prompt 'passage'"),
     ],
@@ -163,6 +191,13 @@ def test_a_module_of_somebody_elses_code_is_refused(tmp_path):
     modules[0]["type"] = "custom_st.Transformer"
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(InputError, match=r"custom_st\.Transformer, code of its own"):
+        describe_encoder(EncoderConfig(str(folder)))
+
+
+def test_a_projection_of_other_shapes_than_it_says_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "model", pooling("mean"), dense(64, 16))
+    save_file({"linear.weight": torch.ones(8, 64)}, folder / "2_Dense" / "model.safetensors")
+    with pytest.raises(InputError, match=r"has weights .* its config.json calls for"):
         describe_encoder(EncoderConfig(str(folder)))
 
 

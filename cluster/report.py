@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pyarrow as pa
-import vl_convert
 
 from cluster.describe import Description
 from cluster.document_map import MapLayout
@@ -26,6 +27,9 @@ from cluster.report_data import (
     shorten,
 )
 from cluster.tables import OUTLIER_DEVIATIONS, levels_table
+from pipelines.runtime.files import shoal_home, write_bytes
+
+log = logging.getLogger(__name__)
 
 _LISTED = 40
 
@@ -212,9 +216,22 @@ def render_report(report: Report) -> str:
 
 @functools.cache
 def _chart_library() -> str:
-    """Vega and Vega-Embed as one script, so that the page opens without a network."""
+    """Vega and Vega-Embed as one script, so that the page opens without a network.
+
+    Kept for the next page: to join it takes more than a second of each clustering.
+    """
+    kept = shoal_home() / "charts" / f"vega-{version('vl-convert-python')}.js"
+    if kept.exists():
+        return kept.read_text(encoding="utf-8")
+    import vl_convert
+
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")
+    bundle = bundle.replace("</script", "<\\/script")
+    try:
+        write_bytes(str(kept), bundle.encode())
+    except OSError as error:
+        log.info("%s cannot be kept: %s", kept, error)
+    return bundle
 
 
 def _listing(listing: Listing) -> Listing:

@@ -5,7 +5,9 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import vl_convert
 
+from cluster import report as page
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
 from cluster.document_map import MapLayout, lay_out
@@ -81,3 +83,14 @@ def test_the_same_seed_gives_the_same_map():
     vectors = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
     first, second = lay_out(vectors, seed=4), lay_out(vectors, seed=4)
     assert first.points.tobytes() == second.points.tobytes()
+
+
+def test_the_chart_library_is_joined_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    page._chart_library.cache_clear()
+    first = page._chart_library()
+    page._chart_library.cache_clear()
+    monkeypatch.setattr(vl_convert, "javascript_bundle", None)
+    assert page._chart_library() == first
+    assert "vegaEmbed" in first
+    assert "</script" not in first

@@ -24,7 +24,7 @@ MOST_PAIRS = 16
 _LEFT_ROWS = 1_024
 _RIGHT_ROWS = 4_096
 _EXACT_BYTES = 32 << 20
-_VISIT_ROWS = 2_048
+_VISIT_ROWS = 512
 _EARLY = 512
 _MOST_CELLS = 2_048
 _ROUNDING = 1e-6
@@ -91,6 +91,7 @@ class Cells:
         apart += slack
         np.fill_diagonal(apart, -1)
         self._limits = apart
+        self._factors = np.ascontiguousarray(self.centroids.T) * np.float32(-2)
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -98,14 +99,16 @@ class Cells:
     def visits(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Home cells, int32 (n,), then rows and cells, int64 and int32 (v,), of all visits."""
         homes, rows, cells = [], [], []
+        scores = np.empty((min(_VISIT_ROWS, len(units)), len(self)), dtype=np.float32)
+        limits = np.empty_like(scores)
         for start in range(0, len(units), _VISIT_ROWS):
             block = units[start : start + _VISIT_ROWS]
-            scores = block @ self.centroids.T
-            scores *= np.float32(-2)
-            scores += self._norms
-            home = scores.argmin(axis=1)
-            scores -= scores[np.arange(len(block)), home][:, None]
-            row, cell = np.nonzero(scores <= self._limits[home])
+            found = np.matmul(block, self._factors, out=scores[: len(block)])
+            found += self._norms
+            home = found.argmin(axis=1)
+            found -= found[np.arange(len(block)), home][:, None]
+            found -= np.take(self._limits, home, axis=0, out=limits[: len(block)])
+            row, cell = np.nonzero(found <= 0)
             rows.append(start + row)
             cells.append(cell)
             homes.append(home)

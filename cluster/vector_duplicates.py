@@ -217,7 +217,7 @@ def _place_shard(
     count = visits = 0
     for ranks, units in _ranked_blocks(sources[unit[0]], unit[1], read_ranks(work, name)):
         tables, seen = _by_group(ranks, units, cells, groups)
-        write_segments(join(work, "placed", f"{name}-{count:03d}"), tables)
+        write_segments(join(work, "placed", f"{name}-{count:03d}"), tables, compression=None)
         check.add(ranks, units)
         count, visits = count + 1, visits + seen
     write_segments(join(work, "placed", f"{name}.checked"), check.tables())

@@ -19,9 +19,14 @@ _MAGIC = b"SHOALSEG"
 _COUNT_BYTES = 8
 
 
-def write_segments(path: str, segments: Sequence[pa.Table | None]) -> None:
-    """Write the tables, in order, as one file that appears whole; None or no rows is empty."""
-    bodies = [table_to_bytes(table) if table else b"" for table in segments]
+def write_segments(
+    path: str, segments: Sequence[pa.Table | None], compression: str | None = "zstd"
+) -> None:
+    """Write the tables, in order, as one file that appears whole; None or no rows is empty.
+
+    Vectors hardly become smaller by ``compression``, which then takes as long as all else.
+    """
+    bodies = [table_to_bytes(table, compression) if table else b"" for table in segments]
     start = len(_MAGIC) + _COUNT_BYTES + 8 * (len(bodies) + 1)
     offsets = start + np.cumsum([0, *(len(body) for body in bodies)], dtype="<i8")
     count = np.array([len(bodies)], dtype="<i8")

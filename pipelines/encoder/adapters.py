@@ -26,6 +26,9 @@ _UNMERGEABLE = {
     "arrow_config": "a choice between adapters for each token",
 }
 
+# By a random projection, and by covariances of texts that are not there any more.
+_STARTS_ANEW = ("pissa_niter_", "corda")
+
 
 _LITERALS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
@@ -57,6 +60,13 @@ def check_adapter_settings(folder: Path, name: str) -> None:
                 f"adapter {name!r} cannot be merged into the weights: {key} in {FILE_NAME} makes "
                 f"it {kind}; train it without"
             )
+    start = str(settings.get("init_lora_weights"))
+    if start.startswith(_STARTS_ANEW):
+        raise InputError(
+            f"adapter {name!r} began from a part of the base model that is worked out anew, and "
+            f"otherwise, at each load (init_lora_weights {start!r} in {FILE_NAME}): save it with "
+            "PEFT's path_initial_model_for_weight_conversion"
+        )
     for pattern in _patterns(settings):
         if len(pattern) > LONGEST_PATTERN or repeats_a_repeat(pattern):
             raise InputError(

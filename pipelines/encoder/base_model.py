@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
@@ -40,7 +41,9 @@ _PREFIX = "base_model.model."
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
 _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = tuple(
-    f".{name}.weight" for name in ("embed_tokens", "wte", "embed_in", "word_embeddings")
+    f".{name}{inner}.weight"
+    for name in ("embed_tokens", "wte", "embed_in", "word_embeddings")
+    for inner in ("", ".base_layer")  # where the adapter also changes them by LoRA
 )
 
 
@@ -127,7 +130,8 @@ def _load(
             f"the weights in {folder} hold {min(unread)}, which nothing reads: they are quantised, "
             "and its config.json does not say so; give the model that it was made from"
         )
-    return model, set(report["missing_keys"])
+    # what makes one vector of a whole text there is not run here
+    return model, {key for key in report["missing_keys"] if not key.startswith("pooler.")}
 
 
 def learned_positions(model: nn.Module) -> int | None:
@@ -225,6 +229,12 @@ def merge_adapter(model: Any, adapter: Path) -> float:
             f"adapter {adapter} does not fit the model: the model has no {min(unused)}; "
             "it must have been trained on this base model"
         )
+    lacking = {key for key in placed - keys if ".lora_" in key}
+    if lacking and next(model.parameters()).is_meta:  # told once, before the weights are read
+        log.warning(
+            "adapter %s lacks %s and %d more that its settings name: they stay as in the model",
+            adapter, min(lacking), len(lacking) - 1,
+        )  # fmt: skip
     layers = [module for module in tuned.modules() if isinstance(module, BaseTunerLayer)]
     if next(model.parameters()).is_meta:
         changed = int(_says_something(adapter))
@@ -249,6 +259,8 @@ def _open_adapter(model: Any, adapter: Path) -> Any:
 
     config = peft.PeftConfig.from_pretrained(str(adapter))
     config.task_type = None  # the task's own class asks the model for what only one with head has
+    if next(model.parameters()).is_meta:
+        config.init_lora_weights = True  # other starts are worked out of the weights
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -290,9 +302,20 @@ def keeps_start(adapter: Path) -> bool:
 
 
 def _says_something(adapter: Path) -> bool:
-    """Whether an adapter's file holds more than the zeros that LoRA begins with."""
+    """Whether an adapter holds more than the zeros that LoRA begins with.
+
+    Raises :class:`InputError` for numbers that are not finite.
+    """
+    settings = json.loads((adapter / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
+    if settings.get("lora_alpha") == 0 and not settings.get("alpha_pattern"):
+        return False
     with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
         keys = set(file.keys())
+        for key in sorted(keys):
+            if not file.get_tensor(key).isfinite().all():
+                raise InputError(
+                    f"adapter {adapter} is damaged: {key} is not finite; train it anew"
+                )
         starts = {key for key in keys if ".lora_" in key}
         ends = (key for key in keys if ".lora_B" in key or ".lora_embedding_B" in key)
         return bool(keys - starts) or any(bool(file.get_tensor(key).any()) for key in ends)

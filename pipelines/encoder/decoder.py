@@ -168,7 +168,15 @@ def choose_decoder(
     """
     padded = PaddedDecoder(model, description.layers)
     probe = tokenizer.tokenize(PROBE)
-    expected = head(*padded.states(probe))
+    try:
+        expected = head(*padded.states(probe))
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise InputError(
+            f"{type(model).__name__} cannot be run to layers {list(description.layers)} "
+            f"({(str(error) or type(error).__name__).splitlines()[0][:200]}): take another model"
+        ) from error
     if not expected.isfinite().all():
         remedy = (
             "use --dtype bfloat16 or float32"

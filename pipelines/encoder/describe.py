@@ -327,6 +327,9 @@ def try_on_text(model: Any, config: EncoderConfig) -> None:
     """
     import torch
 
+    from pipelines.encoder.padded import find_layers
+
+    find_layers(model)
     tokens = torch.zeros((1, 2), dtype=torch.long, device="meta")
     try:
         output = model(input_ids=tokens, use_cache=False)
@@ -334,14 +337,14 @@ def try_on_text(model: Any, config: EncoderConfig) -> None:
     except (RuntimeError, NotImplementedError) as error:
         log.debug("%s cannot be tried without its weights: %s", config.model, error)
         return
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise InputError(
             f"{config.model} ({type(model).__name__}) cannot be run on texts alone "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]}): take another model"
         ) from error
     if states != tuple(tokens.shape):
         raise InputError(
-            f"{config.model} ({type(model).__name__}) gives {states[-1]} states for a text of "
+            f"{config.model} ({type(model).__name__}) gives states of shape {states} for a text of "
             f"{tokens.shape[1]} tokens; one a token is required: take another model"
         )
 

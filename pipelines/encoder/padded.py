@@ -101,6 +101,12 @@ def read_states(
     states = [recorded[layer] for layer in inner]
     if count in layers:
         states.append(output.last_hidden_state)
+    for state in states:
+        if state.shape[:-1] != mask.shape:
+            raise InputError(
+                f"{type(model).__name__} has states of shape {tuple(state.shape)} there for texts "
+                f"of {tuple(mask.shape)} tokens: one a token is required, name another layer"
+            )
     if len(states) == 1:
         return states[0]
     return torch.stack([state.float() for state in states]).mean(dim=0)

@@ -32,6 +32,8 @@ def tune(folder, adapter, *, spread=0.2, **settings):
         for name, weight in tuned.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:
                 weight.normal_(0, spread)
+            elif weight.requires_grad and "lora" not in name:
+                weight.add_(spread * torch.randn_like(weight))
     tuned.save_pretrained(adapter)
     return str(adapter)
 
@@ -73,8 +75,53 @@ def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family,
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {r"layers\.1\..*q_proj": 8}, "alpha_pattern": {"q_proj": 32}},
+        {"layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": "all-linear", "exclude_modules": ["o_proj"]},
+        {"target_modules": r".*layers\.0\..*(q|v)_proj"},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+        {"trainable_token_indices": [5, 6, 70]},
+        {"modules_to_save": ["input_layernorm"]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+    ],
+    ids=str,
+)
+def test_adapters_of_every_shape_equal_peft(folder, tmp_path, settings):
+    adapter = tune(folder, tmp_path / "adapter", **settings)
+    encoder = load(folder, adapter=adapter)
+    expected = unmerged(folder, adapter, SENTENCES, encoder)
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+def test_weights_that_an_adapter_lacks_are_told(folder, tmp_path, caplog):
+    adapter = tune(folder, tmp_path / "adapter")
+    change_weights(adapter, lambda weights: {k: v for k, v in weights.items() if "layers.1" in k})
+    describe_encoder(EncoderConfig(str(folder), adapter=adapter))
+    assert "layers.0.self_attn.q_proj.lora_A.weight and 1 more" in caplog.text
+
+
+def test_an_adapter_with_numbers_that_are_not_finite_is_refused(folder, tmp_path):
+    adapter = tune(folder, tmp_path / "adapter")
+    change_weights(adapter, lambda weights: {k: v * torch.nan for k, v in weights.items()})
+    with pytest.raises(InputError, match=r"is damaged: .* is not finite"):
+        describe_encoder(EncoderConfig(str(folder), adapter=adapter))
+
+
+def change_weights(adapter, change):
+    path = f"{adapter}/adapter_model.safetensors"
+    weights = change(safetensors.torch.load_file(path))
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"init_lora_weights": "pissa_niter_4"}, "worked out anew, and otherwise, at each load"),
+        ({"lora_alpha": 0}, "changes nothing"),
         ({"lora_bias": True}, "lora_bias"),
         ({"alora_invocation_tokens": [70, 71]}, "alora_invocation_tokens"),
         ({"target_modules": ["lm_head"]}, "changes only lm_head"),
@@ -165,6 +212,20 @@ def test_embeddings_stored_under_the_heads_name_are_found(tmp_path):
     weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     np.testing.assert_allclose(load(folder).encode(SENTENCES), expected, atol=1e-6)
+
+
+def test_weights_of_a_masked_model_without_its_pooler_are_whole(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = transformers.RobertaForMaskedLM(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = load_base_model(tmp_path / "model", dtype=torch.float32, device=torch.device("cpu"))
+    ids = torch.tensor([[0, 7, 8, 2]])
+    expected = model.roberta(ids).last_hidden_state
+    torch.testing.assert_close(loaded(ids).last_hidden_state, expected)
 
 
 def test_names_and_shapes_alone_are_read_on_the_meta_device(folder):

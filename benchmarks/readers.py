@@ -4,6 +4,7 @@ Run ``python benchmarks/readers.py``; figures go to ``benchmarks/results/readers
 reader reads the same file in this process on one thread, and every row's text and id then pass
 the same checks. CPU time is counted, not the clock, so that other work matters little.
 ``--single`` reads one gzip of as many GiB of JSON lines as it says, and notes the memory.
+``--passages`` cuts this project's pages into passages, beside tokenizing them once.
 """
 
 import argparse
@@ -32,7 +33,10 @@ from rich.table import Table
 
 from pipelines.corpus.documents import check_rows
 from pipelines.corpus.files import Columns, find_files
+from pipelines.corpus.passages import Cuts, cut_texts
 from pipelines.corpus.readers import RowBatch, inspect_files, read_shard
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.tokenization import PromptedTokenizer
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "readers.json"
@@ -156,16 +160,46 @@ def read_single(gib: float) -> dict[str, float]:
     return {"gib": gib, "rows": rows, "memory_added_mib": round((after - before) / 1024)}
 
 
+def cut_pages() -> dict[str, dict[str, float]]:
+    """Characters a CPU second of tokenizing pages and of cutting them, the median of three."""
+    reader = PromptedTokenizer.load(EncoderConfig(prompt="one-word"))
+    texts = [path.read_text() for path in sorted(ROOT.glob("docs/*.md"))]
+    ways: dict[str, Callable[[], Any]] = {
+        "tokenize": lambda: reader.count(texts),
+        "tokens:256, overlap 32": lambda: cut_texts(texts, Cuts(256, 32), reader),
+        "sentences:256": lambda: cut_texts(texts, Cuts(256, sentences=True), reader),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS + 1):  # the first is to warm up
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - started)
+    size = sum(map(len, texts))
+    best = median(seconds["tokenize"][1:])
+    return {
+        name: {
+            "characters_a_cpu_second": round(size / median(some[1:])),
+            "of_tokenizing": round(median(some[1:]) / best, 2),
+        }
+        for name, some in seconds.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--single", type=float, default=0.0, help="GiB of one .json.gz to read")
+    parser.add_argument("--passages", action="store_true", help="cut pages into passages")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version()}
     if options.single:
         results["single"] = read_single(options.single)
+    elif options.passages:
+        results["passages"] = cut_pages()
+        Console().print(results["passages"])
     else:
         results["rows_a_cpu_second"] = compare(options.rows)
         table = Table(*["kind", *READERS, "of the best other"], title="rows a CPU second")

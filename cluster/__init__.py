@@ -31,6 +31,7 @@
 ``deduplication``  the job that cleans a whole corpus
 ``duplicate_report``  its page
 ``document_map``  every document on a plane
+``roll_up``       passages back to documents
 ``outcome``       everything that a clustering says of its levels
 ``tables``        the same as tables
 ``report``        one HTML page

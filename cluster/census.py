@@ -18,6 +18,7 @@ from cluster.assign import Assignment, NearestCentroids, assign_by_group
 from cluster.distances import fixed_point_bits
 from cluster.document_map import MapPlaces, TableWriter, map_table
 from cluster.noise import DenseRegions, NoiseFinder, mark_noise
+from cluster.roll_up import DOCUMENT
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, read_blocks, shorten_texts
 from pipelines.runtime.files import atomic_output
 
@@ -334,7 +335,8 @@ def assign_shard(
 
     ``cluster_id``, distance, second cluster and margin are those of the finest level; of several,
     each has a ``cluster_id_K``. Noise has -1 for all of them, its nearest cluster as the second,
-    and no margin. The documents' places on the map go to ``map_path``.
+    and no margin. Passages have their ``document_id``. The documents' places on the map go to
+    ``map_path``.
     """
     finder = NoiseFinder(plan.regions)
     index = NearestCentroids(plan.centroids[plan.census.k])
@@ -364,6 +366,7 @@ def _to_table(
     second = np.where(noise, assignment.cluster_ids, assignment.second_cluster_ids)
     columns = {
         "id": block.ids,
+        **({} if block.documents is None else {DOCUMENT: block.documents}),
         "cluster_id": mark_noise(assignment.cluster_ids, noise),
         "distance": assignment.distances.astype(np.float32),
         "second_cluster_id": second,

@@ -42,6 +42,7 @@ from cluster.num_clusters import Candidate, Choice, choose_num_clusters
 from cluster.on_ray import RayVectors
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
 from cluster.report import build_report, render_report
+from cluster.roll_up import DOCUMENT, roll_up_passages
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
 from cluster.vector_duplicates import search_vectors
 from cluster.vector_files import Piece
@@ -111,6 +112,7 @@ def cluster_corpus(
         {"scores": outcome.scores, "vectors_digest": digest},
         {**outcome.summary(), "report": page},
     )
+    result = roll_up_passages(result, config.output, source, work, **pool_of(config))
     if record is not None:
         record.counts.update(result.counts)
         record.metrics.update(result.metrics)
@@ -259,7 +261,11 @@ def find_source(config: ClusterConfig) -> VectorSource:
         config.id_column, config.embedding_column, None, config.label_column, config.keep_columns
     )
     source = open_vectors(
-        config.embeddings, columns, optional_text=config.text_column, version=config.version
+        config.embeddings,
+        columns,
+        optional_text=config.text_column,
+        optional_document=DOCUMENT,
+        version=config.version,
     )
     if source.columns.text is None:
         log.info("no column %r: the report has no keywords and no texts", config.text_column)

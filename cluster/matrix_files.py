@@ -28,6 +28,8 @@ _BINS: dict[str, np.dtype[Any]] = {
     ".u8bin": np.dtype("u1"),
 }
 _INDEXES = (".faiss", ".index")
+_ZIP_LENGTHS = 26
+"""Where a zip archive's header of a file says how long its last two parts are."""
 MATRIX_SUFFIXES = (".npy", ".npz", *_VECS, *_BINS, *_INDEXES)
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -75,6 +77,7 @@ def _ranged(
     dtype: np.dtype[Any],
     offset: int,
     row_header: int = 0,
+    ids: np.ndarray | None = None,
 ) -> Matrix:
     """A matrix of which any rows can be read alone; each may begin with a few bytes."""
     row_bytes = row_header + dimension * dtype.itemsize
@@ -88,9 +91,10 @@ def _ranged(
                     raise InputError(f"{path} ends before row {first + count} of {rows}")
                 raw = np.frombuffer(data, np.uint8).reshape(count, row_bytes)
                 values = np.ascontiguousarray(raw[:, row_header:]).view(dtype)
-                yield np.arange(first, first + count), values.astype(np.float32)
+                numbers = np.arange(first, first + count)
+                yield numbers if ids is None else ids[numbers], values.astype(np.float32)
 
-    return Matrix(rows, dimension, read)
+    return Matrix(rows, dimension, read, ids)
 
 
 def _numpy_matrix(filesystem: pafs.FileSystem, path: str) -> Matrix:
@@ -121,7 +125,7 @@ def _require_matrix(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
 
 
 def _numpy_archive(filesystem: pafs.FileSystem, path: str) -> Matrix:
-    """One matrix, or a matrix and its ids; compressed or not, read as a stream."""
+    """One matrix, or a matrix and its ids; read as a stream where it is compressed."""
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     with filesystem.open_input_file(path) as stream, zipfile.ZipFile(stream) as archive:
         for name in archive.namelist():
@@ -140,6 +144,15 @@ def _numpy_archive(filesystem: pafs.FileSystem, path: str) -> Matrix:
             with archive.open(named[0]) as member:
                 ids = np.lib.format.read_array(member, allow_pickle=False)
             ids = ids.astype(str) if ids.dtype.kind in "US" else ids.astype(np.int64)
+        packed = archive.getinfo(matrices[0])
+        if packed.compress_type == zipfile.ZIP_STORED:
+            with archive.open(packed) as member:
+                _numpy_header(member, path)
+                header_bytes = member.tell()
+            stream.seek(packed.header_offset + _ZIP_LENGTHS)
+            lengths = np.frombuffer(stream.read(4), "<u2")  # of its name and of further fields
+            begin = packed.header_offset + _ZIP_LENGTHS + 4 + int(lengths.sum()) + header_bytes
+            return _ranged(filesystem, path, shape[0], shape[1], dtype, begin, ids=ids)
 
     def read(start: int, stop: int, block_rows: int) -> Iterator[Rows]:
         row_bytes = shape[1] * dtype.itemsize

@@ -26,6 +26,7 @@ from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.known import ASSIGNMENTS, KnownClusters, describe_encoder_of
 from cluster.noise import NoiseFinder, mark_noise
 from cluster.num_clusters import choose_num_clusters
+from cluster.roll_up import DOCUMENT, roll_up_passages
 from cluster.vectors import (
     Block,
     Columns,
@@ -68,7 +69,11 @@ def assign_clusters(
     known = read(config)
     columns = Columns(config.id_column, config.embedding_column)
     source = open_vectors(
-        config.embeddings, columns, optional_text=config.text_column, version=config.version
+        config.embeddings,
+        columns,
+        optional_text=config.text_column,
+        optional_document=DOCUMENT,
+        version=config.version,
     )
     known.check(source, describe_encoder_of(config.embeddings))
     source = replace(source, unit_norm=known.unit_norm, drop_bad=config.drop_bad_vectors)
@@ -97,6 +102,7 @@ def assign_clusters(
         {"inputs_digest": digest, "quantile": config.quantile, "novel_share": assigned.novel_share},
         _table_for_people(assigned, summary, config),
     )
+    result = roll_up_passages(result, config.output, source, work, **pool_of(config))
     if record is not None:
         record.counts.update(result.counts)
         record.metrics.update(result.metrics)
@@ -164,9 +170,13 @@ def assign_newcomers(
             places, distances = assigned.cluster_ids, assigned.distances.astype(np.float32)
             novel = distances >= known.limits[places]
             noise = finder.find(block.vectors, hash_ids(block.ids, known.seed))
-            cluster_ids = pa.array(mark_noise(known.ids[places], noise))
-            columns = [block.ids, cluster_ids, pa.array(distances), pa.array(novel)]
-            writer.write(pa.table(columns, ["id", "cluster_id", "distance", "novel"]))
+            own = {} if block.documents is None else {DOCUMENT: block.documents}
+            given = {
+                "cluster_id": pa.array(mark_noise(known.ids[places], noise)),
+                "distance": distances,
+                "novel": novel,
+            }
+            writer.write(pa.table({"id": block.ids, **own, **given}))
             parts.append(_count(block, places, distances, novel, noise, len(known.ids), seed))
         writer.close()
     return merge_assigned(parts)

@@ -74,10 +74,12 @@ class Columns:
     label: str | None = None
     keep: tuple[str, ...] = ()
     """Columns to carry along."""
+    document: str | None = None
+    """Of which document a row is a passage."""
 
     def names(self) -> list[str]:
         """The columns that are there, each once."""
-        wanted = [self.id, self.embedding, self.text, self.label, *self.keep]
+        wanted = [self.id, self.embedding, self.text, self.label, *self.keep, self.document]
         return list(dict.fromkeys(name for name in wanted if name is not None))
 
 

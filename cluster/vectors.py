@@ -6,7 +6,7 @@ Leaves: :class:`Block`, a few thousand rows at a time, so memory does not grow w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -66,6 +66,8 @@ class VectorSource:
     """Scale every vector to length 1 while reading."""
     drop_bad: bool = False
     """Leave out vectors that cannot be clustered instead of raising."""
+    document_kind: str | None = None
+    """'string' or 'int64', where rows are passages that name their documents."""
 
     @property
     def rows(self) -> int:
@@ -87,6 +89,8 @@ class Block:
     """id and reason of rows left out by ``drop_bad``."""
     kept: pa.Table | None = None
     """Columns that are carried along."""
+    documents: pa.Array | None = None
+    """Of which document each row is a passage: strings, or int64 where all are integers."""
 
 
 def open_vectors(
@@ -94,13 +98,15 @@ def open_vectors(
     columns: Columns,
     *,
     optional_text: str | None = None,
+    optional_document: str | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
     version: str = "",
 ) -> VectorSource:
     """Find the files of ``uri`` and check that their schemas can be clustered together.
 
-    ``optional_text`` becomes the text column where every file has it;
-    ``version`` is that of a table. Ids of several kinds are read as strings.
+    ``optional_text`` becomes the text column where every file has it, and ``optional_document``
+    that of passages' documents where it holds strings or integers; ``version`` is that of a table.
+    Ids of several kinds are read as strings.
     Raises :class:`InputError` for nothing found, unreadable files, missing columns, mixed
     dimensions and mixed encoder fingerprints, naming the file.
     """
@@ -141,9 +147,35 @@ def open_vectors(
         for path, about in usable:
             check_readable(about.schema, optional_text, path)
         columns = replace(columns, text=optional_text)
+    schemas = [about.schema for _, about in usable]
+    document_kind = _document_kind(schemas, optional_document)
+    if document_kind is not None:
+        columns = replace(columns, document=optional_document)
     pieces = [piece for _, about in usable for piece in about.pieces]
     shards = _group_into_shards(pieces, rows_per_shard)
-    return VectorSource(uri, columns, first.dimension, id_kind, shards, first.fingerprint)
+    return VectorSource(
+        uri,
+        columns,
+        first.dimension,
+        id_kind,
+        shards,
+        first.fingerprint,
+        document_kind=document_kind,
+    )
+
+
+def _document_kind(schemas: Sequence[pa.Schema], name: str | None) -> str | None:
+    """What the ids of passages' documents are read as; None where not every file has them."""
+    if name is None or not all(name in schema.names for schema in schemas):
+        return None
+    kinds = [schema.field(name).type for schema in schemas]
+    if all(pa.types.is_integer(kind) and kind != pa.uint64() for kind in kinds):
+        return "int64"
+    plain = (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        for kind in kinds
+    )
+    return "string" if all(plain) else None
 
 
 def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -> Iterator[Block]:
@@ -154,7 +186,9 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
     file that is damaged.
     """
     filesystem, _ = open_filesystem(source.uri)
-    columns = source.columns if with_text else replace(source.columns, text=None, keep=())
+    columns = source.columns
+    if not with_text:
+        columns = replace(columns, text=None, keep=(), document=None)
     block_rows = max(1, BLOCK_BYTES // (4 * source.dimension))
     for piece in shard.pieces:
         try:
@@ -252,15 +286,19 @@ def _checked_block(
     kept = None
     if columns.keep:
         kept = pa.table({name: plain_column(batch.column(name)) for name in columns.keep})
+    documents = None
+    if columns.document is not None:
+        documents = plain_column(batch.column(columns.document)).cast(source.document_kind)
     if len(bad):
         keep = np.flatnonzero(reasons == "")
         vectors, squared, ids = vectors[keep], squared[keep], ids.take(pa.array(keep))
         texts = None if texts is None else texts.take(pa.array(keep))
         labels = None if labels is None else labels.take(pa.array(keep))
         kept = None if kept is None else kept.take(pa.array(keep))
+        documents = None if documents is None else documents.take(pa.array(keep))
     if source.unit_norm:
         vectors = vectors / np.sqrt(squared)[:, None].astype(np.float32)
-    return Block(ids, np.ascontiguousarray(vectors), texts, labels, rejected, kept)
+    return Block(ids, np.ascontiguousarray(vectors), texts, labels, rejected, kept, documents)
 
 
 def _to_ids(column: pa.Array, kind: str, path: str) -> pa.Array:

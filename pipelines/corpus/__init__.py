@@ -7,6 +7,7 @@
 ``web_archives``  WET files of Common Crawl
 ``readers``       what a file holds; a shard to rows, one problem a row
 ``documents``     rows to documents, accepted or rejected with a reason
+``passages``      where long texts are cut, and a row a passage
 ``given_vectors`` vectors that a corpus brings along in a column
 ``detected``      what was detected of a corpus, for people
 ``kept_columns``  columns carried from corpus to output, whatever the formats

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem
 from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import valid_table, value_kind, values_to_json
+from pipelines.corpus.passages import Cutter, passage_rows
 from pipelines.corpus.readers import ABSENT, RowBatch, read_shard
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import check_store
@@ -48,7 +49,14 @@ class Checker:
     kept_schema: pa.Schema | None
     clip_characters: int
     vectors: GivenVectors | None = None
+    text: str = ""
+    """The text's column, which can be among the kept ones."""
+    cut: Cutter | None = None
+    """Cuts texts into passages; accepted are then these, a row each."""
     rows: int = 0
+    documents: int = 0
+    """Accepted ones."""
+    passages: int = 0
     hashed_ids: int = 0
     """Documents whose id is the hash of their text, as their row has none."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -72,9 +80,11 @@ class Checker:
             accepted["row"].append(self.rows + place)
             accepted["id"].append(row.id)
             accepted["text_sha256"].append(hashlib.sha256(row.raw).digest())
-            accepted["text"].append(row.text[: self.clip_characters])
+            whole = self.cut is not None
+            accepted["text"].append(row.text if whole else row.text[: self.clip_characters])
             places.append(place)
         self.rows += len(batch.texts)
+        self.documents += len(places)
         self.reasons.update(reason for _, reason, _ in rejected)
         table = pa.table(accepted, schema=pa.schema(DOCUMENT_FIELDS))
         for name, column in self._kept_columns(batch, places).items():
@@ -82,7 +92,25 @@ class Checker:
         if self.vectors is not None and given is not None:
             column = self.vectors.to_column(given[places])
             table = table.append_column(f"kept.{self.vectors.column}", column)
-        return table, rejected_table(rejected)
+        return self._cut(table), rejected_table(rejected)
+
+    def _cut(self, documents: pa.Table) -> pa.Table:
+        """Passages in place of documents, where these are cut."""
+        if self.cut is None:
+            return documents
+        passages = self.cut(documents["text"].to_pylist())
+        table = passage_rows(documents, passages, self.passages)
+        self.passages += len(table)
+        if self.text in self.keep:
+            texts = table["text"].combine_chunks()
+            kept: pa.Array
+            if self.kept_schema is None:
+                kept = values_to_json(texts.to_pylist(), set())
+            else:
+                kept = texts.cast(self.kept_schema.field(self.text).type)
+            name = f"kept.{self.text}"
+            table = table.set_column(table.schema.get_field_index(name), name, kept)
+        return table
 
     def _given(self, batch: RowBatch, vectors: GivenVectors) -> tuple[np.ndarray, list[str | None]]:
         """The vectors of a batch, float32 (n, d), and its problems with theirs."""

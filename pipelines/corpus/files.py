@@ -95,10 +95,20 @@ class CorpusOptions:
             if len(value) > 1 and not (value == "none" and name != "csv_delimiter"):
                 raise InputError(f"{name} is {value!r}; required is one character")
 
+    def check_unused(self, why: str) -> None:
+        """Raise :class:`InputError` for one that is given though no corpus is read, and ``why``."""
+        given = [name for name, value in asdict(self.reading).items() if value != _unset(name)]
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')} has no effect {why}: drop it")
+
     @property
     def reading(self) -> CorpusOptions:
         """These options alone, of a configuration that has more."""
         return CorpusOptions(**{n: getattr(self, n) for n in CorpusOptions.__dataclass_fields__})
+
+
+def _unset(option: str) -> Any:
+    return CorpusOptions.__dataclass_fields__[option].default
 
 
 class Dialect(NamedTuple):

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -87,27 +88,24 @@ class RowBatch:
 
     def add(self, text: Any, row_id: Any, kept: list[Any], size: int) -> None:
         """Append a row that was parsed."""
-        self._append(text, row_id, kept, None, size)
+        self.texts.append(text)
+        self.problems.append(None)
+        if self.ids is not None:
+            self.ids.append(row_id)
+        if kept:
+            for column, value in zip(self.kept, kept, strict=True):
+                column.append(value)
+        self.size_bytes += size
 
     def add_problem(self, raw: str, problem: str) -> None:
         """Append a row that could not be parsed."""
-        self._append(raw[:1000], None, [None] * len(self.kept), problem, len(raw))
+        self.add(raw[:1000], None, [None] * len(self.kept), len(raw))
+        self.problems[-1] = problem
 
     @property
     def full(self) -> bool:
         """Whether the batch has reached its size."""
         return len(self.texts) >= BATCH_ROWS or self.size_bytes >= BATCH_BYTES
-
-    def _append(
-        self, text: Any, row_id: Any, kept: list[Any], problem: str | None, size: int
-    ) -> None:
-        self.texts.append(text)
-        self.problems.append(problem)
-        if self.ids is not None:
-            self.ids.append(row_id)
-        for column, value in zip(self.kept, kept, strict=True):
-            column.append(value)
-        self.size_bytes += size
 
 
 def read_shard(shard: Shard, columns: Columns) -> Iterator[RowBatch]:
@@ -200,14 +198,15 @@ def _read_text(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[
 
 def _read_json(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
     constants = shard.file.view.constants
-    absent = None if columns.id else ABSENT
+    text_name, absent = columns.text, None if columns.id else ABSENT
+    absent = constants.get(id_name or "", absent)
+    wanted = [(name, constants.get(name)) for name in columns.keep]
+    is_plain = not any("." in name for name in (text_name, id_name or "", *columns.keep))
 
     def values_of(value: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
-        row_id = None
-        if id_name is not None:
-            row_id = _value_of(value, id_name, constants.get(id_name, absent))
-        kept = [_value_of(value, name, constants.get(name)) for name in columns.keep]
-        return _value_of(value, columns.text, None), row_id, kept
+        get = value.get if is_plain else partial(_value_of, value)
+        row_id = None if id_name is None else get(id_name, absent)
+        return get(text_name, None), row_id, [get(name, other) for name, other in wanted]
 
     for line in _lines(shard):
         if line is None:
@@ -218,7 +217,8 @@ def _read_json(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[
             yield _Problem(line[:1000].decode("utf-8", "replace"), problem)
             continue
         text, row_id, kept = values_of(value)
-        if _may_be_rounded(row_id, line) or any(_may_be_rounded(v, line) for v in kept):
+        rounded = _may_be_rounded(row_id, line)
+        if rounded or (kept and any(_may_be_rounded(other, line) for other in kept)):
             text, row_id, kept = values_of(json.loads(line))
         yield text, row_id, kept, len(line)
 
@@ -336,11 +336,6 @@ def inspect_files(
     inspection = Inspection(columns, shard_bytes, options, sniffed)
     seen = _with_dialects(in_threads(inspection.inspect, list(files)), sniffed)
     check_columns(seen, columns)
-    hashed = [file for file in seen if not file.problem and columns.id_of(file) is None]
-    if hashed:
-        rows = f", {sum(file.rows or 0 for file in hashed):,} rows" if hashed[0].rows else ""
-        first = hashed[0].path
-        log.info("%d files%s have no id: hashes of the texts are, %s", len(hashed), rows, first)
     return seen
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.corpus.documents import read_documents, require_readable
-from pipelines.corpus.files import Columns, Shard, find_files
+from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_files
 from pipelines.corpus.readers import inspect_files
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, join, make_folder, read_bytes, write_bytes
@@ -82,6 +82,7 @@ def sample_corpus(
     documents: int | None = None,
     seed: int = 0,
     distinct: bool = True,
+    options: CorpusOptions | None = None,
 ) -> Sample:
     """Draw documents from a corpus.
 
@@ -94,6 +95,7 @@ def sample_corpus(
         documents: how many; None for all.
         seed: another one draws other documents.
         distinct: draw each text once.
+        options: how the corpus is read where its files do not say so themselves.
 
     Raises :class:`InputError` for a corpus that cannot be read or has no document.
     """
@@ -102,7 +104,9 @@ def sample_corpus(
     settings = SampleSettings(
         Columns(text_column, id_column, keep), documents, seed, label_column is not None, distinct
     )
-    files = inspect_files(find_files(corpus), settings.columns, shard_bytes=SHARD_BYTES)
+    files = inspect_files(
+        find_files(corpus, options), settings.columns, shard_bytes=SHARD_BYTES, options=options
+    )
     require_readable(files)
     shards = {shard.name: shard for file in files for shard in file.shards()}
     folder = join(work, "samples")

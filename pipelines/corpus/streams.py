@@ -214,18 +214,17 @@ def _lines_of(stream: Any, end: bytes) -> Iterator[tuple[bytes | None, int]]:
     size = 0
     read = getattr(stream, "read1", stream.read)  # as much as comes in one go
     while block := read(BLOCK_BYTES):
-        start = 0
-        while (stop := block.find(end, start)) >= 0:
-            size += stop + 1 - start
-            if size > LONGEST_LINE_BYTES:
-                yield None, size
-            else:
-                yield b"".join([*parts, block[start:stop]]), size
-            parts, size, start = [], 0, stop + 1
-        size += len(block) - start
+        first, *others = block.split(end)
+        size += len(first)
         if size <= LONGEST_LINE_BYTES:
-            parts.append(block[start:])
+            parts.append(first)
         else:
             parts = []
+        if others:
+            yield (None if size >= LONGEST_LINE_BYTES else b"".join(parts)), size + 1
+            last = others.pop()
+            for line in others:
+                yield line, len(line) + 1
+            parts, size = [last], len(last)
     if size:
         yield (None if size > LONGEST_LINE_BYTES else b"".join(parts)), size

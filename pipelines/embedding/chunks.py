@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from pipelines.corpus.documents import EXCERPT_CHARACTERS, rejected_table
 from pipelines.corpus.files import CorpusFile, Shard
 from pipelines.corpus.kept_columns import json_to_values
+from pipelines.corpus.passages import Cutter
 from pipelines.embedding.keys import (
     ENCODE,
     FLUSH_BYTES,
@@ -33,16 +34,21 @@ from pipelines.embedding.keys import (
     Settled,
     add_to_checksum,
     check_shard,
-    digest_matrix,
     estimate_tokens,
     fill_ids,
-    partition_of,
-    split_by,
 )
 from pipelines.embedding.plan import ScanResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import in_threads, join, make_folder, write_bytes
-from pipelines.runtime.segments import read_segment, table_to_bytes, write_segments
+from pipelines.runtime.files import in_threads, join, make_folder, read_bytes, write_bytes
+from pipelines.runtime.segments import (
+    bytes_to_table,
+    digest_matrix,
+    partition_of,
+    read_segment,
+    split_by,
+    table_to_bytes,
+    write_segments,
+)
 from pipelines.runtime.units import read_receipts, take_unit
 
 CHUNK_BYTES = 64 << 20
@@ -104,6 +110,9 @@ def plan_groups(
             size = 0.0
         groups[-1].append(number)
         size += share
+    flushes: dict[int, list[str]] = {}
+    for number, flush in scanned.flushes:
+        flushes.setdefault(number, []).append(flush)
     buckets = [-1] * len(shards)
     count = min(MOST_BUCKETS, len(groups))
     units = {}
@@ -111,7 +120,8 @@ def plan_groups(
         names = json.dumps([shards[number].name for number in group])
         name = f"{place:05d}-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
         found = [
-            [n, shards[n].to_unit(), scanned.shards[n][0], scanned.shards[n][2]] for n in group
+            [n, shards[n].to_unit(), scanned.shards[n][0], scanned.shards[n][2], flushes.get(n, [])]
+            for n in group
         ]
         units[name] = {"shards": found}
         for number in group:
@@ -201,11 +211,12 @@ def _documents(
     settings: ReadSettings, unit: Mapping[str, Any], aside: _Aside
 ) -> Iterator[pa.Table]:
     """The documents of a group that are to be encoded, in batches; the others go ``aside``."""
-    for number, packed, rows, checksum in unit["shards"]:
+    scan = settings.scan
+    for number, packed, rows, checksum, flushes in unit["shards"]:
         shard = Shard.from_unit(packed)
-        checker, found = settings.scan.checker(), 0
+        checker, found = scan.checker(known_cuts(scan, flushes) if scan.cut else None), 0
         settled = _Fates.read(settings, number)
-        for _, documents, _ in check_shard(settings.scan, shard, checker, []):
+        for _, documents, _ in check_shard(scan, shard, checker, []):
             found = add_to_checksum(found, documents)
             fates, owners = settled.of(documents["row"].to_numpy())
             for fate in np.unique(fates[(fates != ENCODE) & (fates != LEAVE_OUT)]).tolist():
@@ -221,6 +232,20 @@ def _documents(
                 "changed since. Leave the corpus alone while it is embedded, and choose another "
                 "--output for the new one"
             )
+
+
+def known_cuts(settings: ScanSettings, names: Sequence[str]) -> Cutter:
+    """Cuts texts as the first read did, in its order; ``names`` are the shard's files of keys."""
+
+    def documents() -> Iterator[np.ndarray]:
+        for name in names:
+            cuts = bytes_to_table(read_bytes(join(*settings.keys_place(), f"{name}.cuts")))
+            places = np.stack([cuts["start"].to_numpy(), cuts["stop"].to_numpy()], axis=1)
+            yield from np.split(places, np.flatnonzero(cuts["first"].to_numpy())[1:])
+
+    known = documents()
+    none = np.empty((0, 2), np.int64)  # more documents than before: the checksum will tell
+    return lambda texts: [next(known, none) for _ in texts]
 
 
 def _finish(settings: ReadSettings, documents: pa.Table) -> pa.Table:
@@ -286,7 +311,8 @@ class _Aside:
         """Take documents with one fate; ``owners`` int32 (n,) are the shards of their owners."""
         if fate == REJECT:
             excerpts = pc.utf8_slice_codeunits(texts, 0, EXCERPT_CHARACTERS).to_pylist()
-            ids = documents["id"].to_pylist()
+            is_cut = self.settings.scan.cut is not None
+            ids = documents["kept.document_id" if is_cut else "id"].cast(pa.string()).to_pylist()
             rows = [(i, "duplicate id", e) for i, e in zip(ids, excerpts, strict=True)]
             documents = rejected_table(rows)
         elif fate == REPEAT:

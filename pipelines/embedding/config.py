@@ -8,6 +8,7 @@ from pipelines.corpus.files import (
     Columns,
     CorpusOptions,
 )
+from pipelines.corpus.passages import PASSAGE_COLUMNS, PassageOptions
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -40,7 +41,7 @@ MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class EmbedConfig(CorpusOptions, ActorOptions, EncoderConfig):
+class EmbedConfig(CorpusOptions, PassageOptions, ActorOptions, EncoderConfig):
     """Embed a corpus."""
 
     corpus: str = ""
@@ -71,17 +72,19 @@ class EmbedConfig(CorpusOptions, ActorOptions, EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_reading()
+        self.check_passages()
         if not 0 <= self.max_rejected_fraction <= 1:
             raise InputError(
                 f"max_rejected_fraction is {self.max_rejected_fraction}; it must be from 0 to 1"
             )
         if self.target_file_mib < 1 or self.chunk_tokens < 0:
             raise InputError("target_file_mib must be at least 1, and chunk_tokens not negative")
-        taken = {*RESERVED_COLUMNS, "id"} & set(self.keep_columns)
-        if taken or len(set(self.keep_columns)) < len(self.keep_columns):
+        own = ("id", *(PASSAGE_COLUMNS if self.passages else ()), *RESERVED_COLUMNS)
+        keep = self.keep_columns
+        if set(own) & set(keep) or len(set(keep)) < len(keep):
             raise InputError(
-                f"keep_columns {list(self.keep_columns)}: each column once, and not id, "
-                f"{' or '.join(RESERVED_COLUMNS)}, which the result has by itself"
+                f"keep_columns {list(keep)}: each column once, and not {', '.join(own[:-1])} or "
+                f"{own[-1]}, which the result has by itself"
             )
 
     @property

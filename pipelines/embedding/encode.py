@@ -24,6 +24,7 @@ import ray.data
 from ray.util.metrics import Counter, Gauge
 
 from pipelines.corpus.given_vectors import GivenVectors
+from pipelines.corpus.passages import Cuts, cut_texts
 from pipelines.embedding.chunks import (
     Groups,
     ReadSettings,
@@ -141,6 +142,21 @@ def read_and_tokenize(
     with blame("read", name):
         for chunk in read_chunks(batch, settings=reading):
             yield tokenize(chunk, settings=settings)
+
+
+@dataclass(frozen=True)
+class EncoderCuts:
+    """Cuts texts by an encoder's own tokens; ``encoder`` is its description's JSON.
+
+    Travels to workers, which load the tokenizer once each.
+    """
+
+    cuts: Cuts
+    encoder: str
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Passages of each text, int64 (p, 2)."""
+        return cut_texts(texts, self.cuts, _tokenizer(self.encoder))
 
 
 def tokenize_chunk(batch: pa.Table, *, settings: EncodeSettings) -> pa.Table:

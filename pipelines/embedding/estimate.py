@@ -11,6 +11,7 @@ import ray
 
 from pipelines.corpus.documents import check_text
 from pipelines.corpus.files import Columns, CorpusFile
+from pipelines.corpus.passages import Cutter
 from pipelines.corpus.readers import read_shard
 from pipelines.embedding.encode import duration
 from pipelines.encoder.description import EncoderDescription
@@ -33,6 +34,13 @@ class Estimate:
     tokens: int
     tokens_per_second: float
     seconds: float
+    passages: int | None = None
+    """None where documents are not cut."""
+
+    @property
+    def texts(self) -> int:
+        """What is encoded: passages, or whole documents."""
+        return self.documents if self.passages is None else self.passages
 
 
 def estimate_run(
@@ -40,8 +48,12 @@ def estimate_run(
     columns: Columns,
     description: EncoderDescription,
     actors: ActorPlan,
+    cut: Cutter | None = None,
 ) -> Estimate:
-    """Estimate a run from a sample of its documents; encodes some of them as an actor would."""
+    """Estimate a run from a sample of its documents; encodes some of them as an actor would.
+
+    ``cut`` cuts them into passages.
+    """
     tokenizer = PromptedTokenizer.load(description)
     readable = [file for file in files if not file.problem]
     sampled = readable[:: max(1, len(readable) // SAMPLE_FILES)][:SAMPLE_FILES]
@@ -49,19 +61,23 @@ def estimate_run(
     text_bytes = 0
     for file in sampled:
         for text, size in itertools.islice(_texts_of(file, columns), SAMPLE_TEXTS_A_FILE):
-            texts.append(tokenizer.clip(text))
+            texts.append(tokenizer.clip(text) if cut is None else text)
             text_bytes += size
     row_bytes = text_bytes / max(1, len(texts))
     documents = sum(
         file.rows if file.rows is not None else round(file.text_bytes / max(1.0, row_bytes))
         for file in readable
     )
-    sample_tokens = sum(map(len, tokenizer.tokenize(texts)))
-    tokens = round(documents * sample_tokens / max(1, len(texts)))
+    sampled_documents = max(1, len(texts))
+    if cut is not None:
+        pairs = zip(texts, cut(texts), strict=True)
+        texts = [text[a:b] for text, places in pairs for a, b in places.tolist()]
+    passages = None if cut is None else round(documents * len(texts) / sampled_documents)
+    tokens = round(documents * sum(map(len, tokenizer.tokenize(texts))) / sampled_documents)
     measure = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(measure_encoder)
     load_seconds, speed = ray.get(measure.remote(description, actors, texts)) if texts else (0, 1)
     seconds = load_seconds + tokens / (speed * actors.largest)
-    return Estimate(len(files), documents, tokens, speed, seconds)
+    return Estimate(len(files), documents, tokens, speed, seconds, passages)
 
 
 def measure_encoder(
@@ -84,9 +100,11 @@ def measure_encoder(
 
 def estimate_table(estimate: Estimate, actors: ActorPlan, output: str) -> dict[str, str]:
     """An estimate as the table that a person sees."""
+    cut = estimate.passages is not None
     return {
         "files": f"{estimate.files:,}",
         "documents": f"about {estimate.documents:,}",
+        **({"passages": f"about {estimate.passages:,}"} if cut else {}),
         "tokens": f"about {estimate.tokens:,}, prompts included",
         "actors": str(actors),
         "tokens a second": f"{estimate.tokens_per_second:,.0f} an actor, measured on a sample",

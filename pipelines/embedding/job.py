@@ -36,11 +36,13 @@ from pipelines.corpus.files import (
 )
 from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import parquet_schema
+from pipelines.corpus.passages import passage_types
 from pipelines.corpus.readers import inspect_files
 from pipelines.embedding.chunks import Groups, ReadSettings, plan_groups
 from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.encode import (
     ChunkEncoder,
+    EncoderCuts,
     EncodeSettings,
     Workers,
     duration,
@@ -114,7 +116,8 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     if config.dry_run:
         from pipelines.embedding.estimate import estimate_run, estimate_table  # torch
 
-        estimate = estimate_run(run.files, config.columns, run.description, run.actors)
+        cut = run.scan.cut
+        estimate = estimate_run(run.files, config.columns, run.description, run.actors, cut)
         seen = describe_corpus(run.files, config.columns, listing.passed_over)
         return JobResult(summary=seen | estimate_table(estimate, run.actors, config.output))
     run.plan.save(run.work)
@@ -134,7 +137,7 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     )
     written = write_result(results, groups, chunks, rejected_files(run, scanned))
     counts = final_counts(scanned, settled, written)
-    check_encoded(config, counts)
+    check_encoded(config, counts, written["failed_rows"])
     effect = read_adapter_effect(run.work)
     replace(run.description, adapter_effect=effect).save(config.output)
     record.counts.update(counts)
@@ -233,10 +236,12 @@ def settle_run(
         config.float16,
     )
     clip, max_tokens, prompt_tokens = EXCERPT_CHARACTERS, 1, 0  # where nothing is encoded
+    cuts = None
     if vectors is None:
         tokenizer = PromptedTokenizer.load(description)
         clip, max_tokens = tokenizer.clip_characters, description.max_tokens
         prompt_tokens = tokenizer.prefix_tokens + tokenizer.suffix_tokens
+        cuts = config.cuts(max_tokens)
     scan = ScanSettings(
         work=work,
         columns=columns,
@@ -246,7 +251,9 @@ def settle_run(
         max_tokens=max_tokens,
         prompt_tokens=prompt_tokens,
         vectors=vectors,
-        has_ids=any(config.columns.id_of(f) is not None for f in seen if not f.problem),
+        has_ids=cuts is not None
+        or any(config.columns.id_of(f) is not None for f in seen if not f.problem),
+        cut=None if cuts is None else EncoderCuts(cuts, json.dumps(description.to_json())),
     )
     return EmbedRun(config, work, seen, description, actors, plan, scan)
 
@@ -326,12 +333,13 @@ def result_settings(run: EmbedRun, scanned: ScanResult) -> ResultSettings:
         if schema is None
         else dict(zip(schema.names, schema.types, strict=True))
     )
+    own = {} if run.scan.cut is None else passage_types(scanned.id_type)
     return ResultSettings(
         work=run.work,
         output=config.output,
         fingerprint=run.description.fingerprint,
-        id_type=scanned.id_type,
-        kept_types={name: kept.get(name, pa.string()) for name in config.columns.keep},
+        id_type=pa.string() if own else scanned.id_type,
+        kept_types=own | {name: kept.get(name, pa.string()) for name in config.columns.keep},
         value_type=pa.float16() if config.float16 else pa.float32(),
         dimension=run.description.dimension,
         target_bytes=config.target_file_mib << 20,
@@ -341,7 +349,7 @@ def result_settings(run: EmbedRun, scanned: ScanResult) -> ResultSettings:
 def check_rejected(config: EmbedConfig, scanned: ScanResult, settled: Settled) -> int:
     """Number of rejected documents; an :class:`InputError`, with the top reasons, if too many."""
     documents = scanned.documents
-    rejected = documents - settled.distinct - settled.duplicates
+    rejected = documents - scanned.accepted_documents + settled.repeated_ids
     if rejected > config.max_rejected_fraction * documents:
         reasons = Counter(scanned.reasons)
         reasons["duplicate id"] += settled.repeated_ids
@@ -357,24 +365,40 @@ def check_rejected(config: EmbedConfig, scanned: ScanResult, settled: Settled) -
 def final_counts(
     scanned: ScanResult, settled: Settled, written: Mapping[str, int]
 ) -> dict[str, int]:
-    """Counts that add up: documents = embedded + rejected + duplicates."""
+    """Counts that add up: documents, or documents that were not rejected's passages, as vectors.
+
+    ``documents = embedded + rejected + duplicates`` where they are whole. Where they were cut,
+    ``passages = embedded + duplicates +`` those that were rejected as their vector is not finite.
+    """
+    failed, rejected = written["failed_rows"], written["rejected"]
     counts = {
         "documents": scanned.documents,
         "embedded": settled.distinct - written["failed_texts"],
-        "rejected": written["rejected"],
+        "rejected": rejected,
         # of a failed text every document is rejected, and none of them is a duplicate any more
-        "duplicates": settled.duplicates + written["failed_texts"] - written["failed_rows"],
+        "duplicates": settled.duplicates + written["failed_texts"] - failed,
         "tokens": written["tokens"],
     }
-    if counts["documents"] != counts["embedded"] + counts["rejected"] + counts["duplicates"]:
+    rows = scanned.accepted - settled.lost
+    if scanned.cut is not None:
+        counts = {"documents": counts["documents"], "passages": rows, **counts}
+    left = scanned.documents - scanned.accepted_documents + settled.repeated_ids
+    if rows != counts["embedded"] + counts["duplicates"] + failed or rejected != left + failed:
         raise RuntimeError(f"the counts do not add up, so rows were lost or doubled: {counts}")
     return counts
 
 
-def check_encoded(config: EmbedConfig, counts: Mapping[str, int]) -> None:
-    """Raise :class:`InputError` where too few documents got a vector, whenever they lost it."""
+def check_encoded(config: EmbedConfig, counts: Mapping[str, int], failed: int) -> None:
+    """Raise :class:`InputError` where too few documents got a vector, whenever they lost it.
+
+    ``failed`` rows, documents or passages, were encoded in vain.
+    """
     documents, rejected = counts["documents"], counts["rejected"]
-    if not counts["embedded"] or rejected > config.max_rejected_fraction * documents:
+    rows, share = counts.get("passages"), config.max_rejected_fraction
+    too_many = rejected > share * documents
+    if rows is not None:
+        too_many = rejected - failed > share * documents or failed > share * rows
+    if not counts["embedded"] or too_many:
         raise InputError(
             f"{rejected:,} of {documents:,} documents got no vector, and {counts['embedded']:,} "
             f"texts got one; --max-rejected-fraction is {config.max_rejected_fraction:g}. Why, is "

@@ -11,8 +11,7 @@ are not simply encoded.
 from __future__ import annotations
 
 import functools
-import hashlib
-import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,15 +24,32 @@ import pyarrow.compute as pc
 from pipelines.corpus.documents import Checker, rejected_table
 from pipelines.corpus.files import Columns, CorpusFile, Shard, describe_problem, listing_of
 from pipelines.corpus.given_vectors import GivenVectors
+from pipelines.corpus.passages import Cutter, cuts_of
 from pipelines.corpus.readers import RowBatch, read_shard
 from pipelines.embedding.plan import ScanResult, check_same_corpus, combine_receipts
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import check_store, in_threads, join, make_folder, write_bytes
-from pipelines.runtime.segments import read_segment, table_to_bytes, write_segments
+from pipelines.runtime.files import (
+    check_store,
+    in_threads,
+    join,
+    make_folder,
+    write_bytes,
+)
+from pipelines.runtime.segments import (
+    digest_column,
+    digest_ids,
+    digest_matrix,
+    partition_of,
+    read_segment,
+    split_by,
+    table_to_bytes,
+    write_segments,
+)
 from pipelines.runtime.units import Receipt, run_stage
 
+log = logging.getLogger(__name__)
+
 FLUSH_BYTES = 64 << 20
-DIGEST_BYTES = 16
 _REASONS_KEPT = 100
 _CHARACTERS_PER_TOKEN = 4
 
@@ -59,7 +75,8 @@ class ScanSettings:
     ``digest_kept`` digests the kept columns of checked documents, one digest a document, where a
     later comparison wants that; the digests of ids are then kept beside those of the texts too.
     ``has_ids`` says that some files may have ids of their own. ``keys`` is where keys are kept,
-    a folder and a name in it: by default ``keys/`` below the work folder.
+    a folder and a name in it: by default ``keys/`` below the work folder. ``cut`` cuts documents
+    into passages; a row is then one of these.
     """
 
     work: str
@@ -75,6 +92,7 @@ class ScanSettings:
     digest_kept: Callable[[pa.Table], pa.Array] | None = None
     vectors: GivenVectors | None = None
     """Those that the corpus brings along; nothing is then encoded."""
+    cut: Cutter | None = None
 
     def path(self, *parts: str) -> str:
         """A path below the work folder."""
@@ -84,9 +102,12 @@ class ScanSettings:
         """Folder and name of where the keys are."""
         return self.keys or (self.work, "keys")
 
-    def checker(self) -> Checker:
-        """Checks the rows of one shard."""
-        return Checker(self.columns.keep, self.kept_schema, self.clip_characters, self.vectors)
+    def checker(self, cut: Cutter | None = None) -> Checker:
+        """Checks the rows of one shard; ``cut`` knows its passages already."""
+        columns, cut = self.columns, cut or self.cut
+        return Checker(
+            columns.keep, self.kept_schema, self.clip_characters, self.vectors, columns.text, cut
+        )
 
 
 def scan_corpus(
@@ -106,7 +127,8 @@ def scan_corpus(
     shards = {shard.name: shard for file in files for shard in file.shards()}
     units = {name: shard.to_unit() for name, shard in shards.items()}
     function = functools.partial(scan_shard, settings)
-    scanned = combine_receipts(files, shards, run_stage(*settings.keys_place(), units, function))
+    receipts = run_stage(*settings.keys_place(), units, function)
+    scanned = combine_receipts(files, shards, receipts, cut=settings.cut is not None)
     problems = scanned.problems
     if problems and not skip_unreadable:
         path, problem = next(iter(problems.items()))
@@ -120,6 +142,10 @@ def scan_corpus(
     if problems:
         rows = [(None, f"unreadable file: {why}", path) for path, why in problems.items()]
         write_bytes(settings.path("rejected", "files.arrow"), table_to_bytes(rejected_table(rows)))
+    if hashed := sum(receipt.get("hashed_ids", 0) for receipt in receipts.values()):
+        log.info("%s documents have no id: the hash of the text is it", f"{hashed:,}")
+    if scanned.cut is not None:
+        log.info("%s documents are %s passages", f"{scanned.cut:,}", f"{scanned.accepted:,}")
     scanned.save(settings.work)
     return scanned
 
@@ -144,6 +170,7 @@ class _Pending:
     texts: list[pa.Table] = field(default_factory=list)
     ids: list[pa.Table] = field(default_factory=list)
     rejected: list[pa.Table] = field(default_factory=list)
+    cuts: list[pa.Table] = field(default_factory=list)
     size_bytes: int = 0
 
 
@@ -160,6 +187,8 @@ def scan_shard(settings: ScanSettings, name: str, unit: Mapping[str, Any]) -> Re
         pending.ids.append(ids)
         pending.rejected.append(rejected)
         pending.size_bytes += texts.nbytes + ids.nbytes + rejected.nbytes
+        if settings.cut is not None:
+            pending.cuts.append(cuts_of(documents))
         accepted += len(documents)
         tokens += int(estimate_tokens(documents["text"], settings).sum())
         checksum = add_to_checksum(checksum, documents)
@@ -175,6 +204,8 @@ def scan_shard(settings: ScanSettings, name: str, unit: Mapping[str, Any]) -> Re
         "problem": problems[0] if problems else None,
         "rows": checker.rows,
         "accepted": accepted,
+        "documents": checker.documents,
+        "hashed_ids": checker.hashed_ids,
         "reasons": dict(checker.reasons.most_common(_REASONS_KEPT)),
         "flushes": flushes,
         "tokens": tokens,
@@ -201,29 +232,6 @@ def add_to_checksum(checksum: int, documents: pa.Table) -> int:
     return (checksum + total) % (1 << 63)
 
 
-def digest_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """uint8 (n, width): a fixed-size binary column without nulls."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-    width = array.type.byte_width
-    data = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
-    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
-
-
-def digest_column(digests: np.ndarray) -> pa.Array:
-    """The first bytes of digests, uint8 (n, width >= 16), as a column of 16 bytes each."""
-    data = np.ascontiguousarray(digests[:, :DIGEST_BYTES])
-    return pa.Array.from_buffers(
-        pa.binary(DIGEST_BYTES), len(data), [None, pa.py_buffer(data.tobytes())]
-    )
-
-
-def digest_ids(ids: Sequence[str]) -> pa.Array:
-    """A digest of each id."""
-    found = (hashlib.blake2b(row_id.encode(), digest_size=DIGEST_BYTES).digest() for row_id in ids)
-    return pa.array(found, pa.binary(DIGEST_BYTES))
-
-
 def fill_ids(documents: pa.Table) -> pa.Array:
     """Ids as strings; where a document has none, its text's hash."""
     if not documents["id"].null_count:
@@ -232,39 +240,32 @@ def fill_ids(documents: pa.Table) -> pa.Array:
     return pc.coalesce(documents["id"].combine_chunks(), pa.array(hashes, pa.large_string()))
 
 
-def split_by(table: pa.Table, partition: np.ndarray, partitions: int) -> list[pa.Table]:
-    """The rows of each partition, in their order; ``partition`` is int64 (n,)."""
-    order = np.argsort(partition, kind="stable")
-    table = table.take(order)
-    bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
-    return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
-
-
-def partition_of(digests: np.ndarray, partitions: int) -> np.ndarray:
-    """int64 (n,): the partition that each digest, uint8 (n, width), belongs to."""
-    leading = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
-    return (leading % np.uint64(partitions)).astype(np.int64)
-
-
 def _keys_of(settings: ScanSettings, documents: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Keys of documents by text, and by id where ids can repeat."""
+    """Keys of rows by text, and by their documents' ids where those can repeat."""
     digests = digest_matrix(documents["text_sha256"])
     if settings.vectors is not None:
         given = settings.vectors.to_matrix(documents[f"kept.{settings.vectors.column}"])
         digests = settings.vectors.digest(documents["id"].to_pylist(), digests, given)
-    own = documents["id"].is_valid().combine_chunks()
+    is_cut = settings.cut is not None
+    own = (documents["own"] if is_cut else documents["id"].is_valid()).combine_chunks()
     texts = {"text": digest_column(digests), "row": documents["row"], "own": own}
     wants_ids = settings.has_ids or settings.digest_kept is not None
     ids = digest_ids(fill_ids(documents).to_pylist() if wants_ids else [])
+    if settings.digest_kept is not None or is_cut:
+        texts |= {"id": ids}
     if settings.digest_kept is not None:
-        texts |= {"id": ids, "kept": settings.digest_kept(documents)}
+        texts |= {"kept": settings.digest_kept(documents)}
     count = len(documents) if settings.has_ids else 0
+    if is_cut:
+        ids = digest_ids(documents["kept.document_id"].to_pylist())
     keys = {
         "digest": ids.slice(0, count),
         "partition": partition_of(digests, settings.partitions)[:count].astype(np.int32),
         "row": documents["row"].slice(0, count),
         "own": own.slice(0, count),
     }
+    if is_cut:
+        keys["document"] = documents["document"]
     return pa.table(texts), pa.table(keys)
 
 
@@ -277,6 +278,9 @@ def _flush(settings: ScanSettings, name: str, pending: _Pending) -> None:
     rejected = pa.concat_tables(pending.rejected)
     path = join(*settings.keys_place(), f"{name}.rejected")
     write_bytes(path, table_to_bytes(rejected), create_folder=False)
+    if pending.cuts:
+        path = join(*settings.keys_place(), f"{name}.cuts")
+        write_bytes(path, table_to_bytes(pa.concat_tables(pending.cuts)), create_folder=False)
 
 
 @dataclass(frozen=True)
@@ -313,10 +317,10 @@ class SettleSettings:
 
 @dataclass(frozen=True)
 class Settled:
-    """How the documents of a corpus divide.
+    """How the rows of a corpus, documents or passages, divide.
 
     ``distinct`` texts are encoded and ``known`` ones have a vector already; ``duplicates`` are the
-    documents beyond one a text. ``busy`` are the numbers of the shards of which something is to be
+    rows beyond one a text. ``busy`` are the numbers of the shards of which something is to be
     written, None for all.
     """
 
@@ -326,6 +330,9 @@ class Settled:
     left_out: int
     """Duplicates that get no row, since their text's hash is their id."""
     repeated_ids: int
+    """Documents that are rejected, since another has their id."""
+    lost: int
+    """Their rows."""
     selected: dict[str, int]
     """Sums of what ``select`` counted."""
     busy: frozenset[int] | None = None
@@ -344,17 +351,18 @@ def settle_corpus(settings: SettleSettings) -> Settled:
     receipts = run_stage(work, "settled", units, function).values()
     names = ("distinct", "known", "duplicates", "left_out", "repeated_ids")
     totals = {name: sum(receipt[name] for receipt in receipts) for name in names}
+    lost = sum(r["lost"] if "lost" in r else r["repeated_ids"] for r in receipts)
     selected: Counter[str] = Counter()
     for receipt in receipts:
         selected.update(receipt["selected"])
     busy = None
     if settings.select is not None:
         busy = frozenset(number for receipt in receipts for number in receipt["busy"])
-    return Settled(**totals, selected=dict(selected), busy=busy)
+    return Settled(**totals, lost=lost, selected=dict(selected), busy=busy)
 
 
 def find_repeated_ids(settings: SettleSettings, name: str, unit: int) -> Receipt:
-    """Write which documents of one partition of ids come second, by partition of texts."""
+    """Write which rows' documents come second in a partition of ids, by partition of texts."""
     partitions = settings.scan.partitions
     keys = _read_all(settings, "ids", unit)
     losers = pa.table({"shard": pa.array([], pa.int32()), "row": pa.array([], pa.int64())})
@@ -364,8 +372,11 @@ def find_repeated_ids(settings: SettleSettings, name: str, unit: int) -> Receipt
         own = keys["own"].to_numpy()
         # texts that are their own ids repeat as texts do
         loses = (order != starts) & (own[order] | own[starts])
+        if settings.scan.cut is not None:
+            document = _place(keys["shard"], keys["document"])
+            loses &= document[order] != document[starts]
         second = np.sort(order[loses])
-        losers = keys.select(["shard", "row"]).take(pa.array(second))
+        losers = keys.drop_columns(["digest", "own", "partition"]).take(pa.array(second))
         partition = keys["partition"].to_numpy()[second].astype(np.int64)
     path = settings.scan.path("ids", f"{name}.repeats")
     write_segments(path, split_by(losers, partition, partitions))
@@ -387,9 +398,10 @@ def settle_partition(settings: SettleSettings, name: str, unit: int) -> Receipt:
     told: list[pa.Table] = []
     counts: dict[str, int] = {}
     if keys is not None:
-        losing = _losing(settings, unit, keys)
-        told.append(_fates(keys.filter(pa.array(losing)), REJECT))
-        receipt["repeated_ids"] = int(losing.sum())
+        losses = _losses(settings, unit, keys)
+        losing = losses != ENCODE
+        told.append(_fates(keys.filter(pa.array(losing)), losses[losing]))
+        receipt |= {"repeated_ids": int((losses == REJECT).sum()), "lost": int(losing.sum())}
         keys = keys.filter(pa.array(~losing)).combine_chunks()
     fates = np.full(0 if keys is None else len(keys), ENCODE, dtype=np.int8)
     if settings.select is not None:
@@ -413,7 +425,8 @@ def settle_partition(settings: SettleSettings, name: str, unit: int) -> Receipt:
 def _name_owners(keys: pa.Table, fates: np.ndarray) -> tuple[np.ndarray, Receipt]:
     """The shard of each document's owner, int32 (n,); sets in ``fates`` which documents repeat.
 
-    Where the id is the text's hash, only a text's first document is left.
+    Where the id is the text's hash, only a text's first document is left; of passages, whose ids
+    have the hash of a whole text in them, the first with an id.
     """
     owners = np.full(len(keys), -1, dtype=np.int32)
     rows = np.flatnonzero((fates == ENCODE) | (fates == KNOWN))
@@ -421,7 +434,13 @@ def _name_owners(keys: pa.Table, fates: np.ndarray) -> tuple[np.ndarray, Receipt
     order, starts = rows[order], rows[starts]
     own, is_first = keys["own"].to_numpy(), order == starts
     hashed = np.flatnonzero(~own[order])
-    again = hashed[1:][starts[hashed[1:]] == starts[hashed[:-1]]]  # second ones without an id
+    marks = [starts[hashed]]
+    if "id" in keys.column_names:
+        digests = np.ascontiguousarray(digest_matrix(keys["id"])).view("<u8")
+        marks += list(digests[order[hashed]].T)
+    by = np.lexsort([hashed, *marks])
+    same = np.all([mark[by][1:] == mark[by][:-1] for mark in marks], axis=0)
+    again = hashed[by][1:][same]  # second ones without an id of their own
     left_out = order[again]
     known = fates[order] == KNOWN
     repeats = order[~is_first & ~known]
@@ -472,18 +491,27 @@ def _read_all(settings: SettleSettings, kind: str, index: int) -> pa.Table | Non
     return pa.concat_tables(found).combine_chunks() if found else None
 
 
-def _losing(settings: SettleSettings, index: int, keys: pa.Table) -> np.ndarray:
-    """bool (n,): which documents of a partition of texts have an id that is another's."""
+def _losses(settings: SettleSettings, index: int, keys: pa.Table) -> np.ndarray:
+    """What becomes, int8 (n,), of the rows of a partition of texts whose ids are another's.
+
+    :data:`ENCODE` is all others'. A document is rejected once, by the first of its passages.
+    """
     partitions = range(settings.scan.partitions)
     paths = [settings.scan.path("ids", f"{number:05d}.repeats") for number in partitions]
     tables = [t for t in in_threads(lambda path: read_segment(path, index), paths) if t]
-    if not tables:
-        return np.zeros(len(keys), dtype=bool)
-    pair = np.dtype([("shard", "<i8"), ("row", "<i8")])
+    losses = np.full(len(keys), ENCODE, dtype=np.int8)
+    if tables:
+        losers = pa.concat_tables(tables)
+        lost = _place(losers["shard"], losers["row"])
+        rejected = lost
+        if "document" in losers.column_names:
+            rejected = lost[_place(losers["shard"], losers["document"]) == lost]
+        places = _place(keys["shard"], keys["row"])
+        losses[np.isin(places, lost)] = LEAVE_OUT
+        losses[np.isin(places, rejected)] = REJECT
+    return losses
 
-    def pairs(table: pa.Table) -> np.ndarray:
-        both = np.empty(len(table), dtype=pair)
-        both["shard"], both["row"] = table["shard"].to_numpy(), table["row"].to_numpy()
-        return both
 
-    return np.isin(pairs(keys), pairs(pa.concat_tables(tables)))
+def _place(shards: pa.ChunkedArray, rows: pa.ChunkedArray) -> np.ndarray:
+    """Shards and rows, int64 (n,), as one number each."""
+    return (shards.to_numpy().astype(np.int64) << 40) | rows.to_numpy()

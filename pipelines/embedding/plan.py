@@ -75,6 +75,8 @@ class ScanResult:
     problems: dict[str, str] = field(default_factory=dict)
     id_kinds: list[str] = field(default_factory=list)
     kept_kinds: dict[str, list[str]] = field(default_factory=dict)
+    cut: int | None = None
+    """Documents that the accepted rows are passages of; None where rows are documents."""
 
     @classmethod
     def load(cls, work: str) -> ScanResult | None:
@@ -94,6 +96,11 @@ class ScanResult:
         return self.rows + len(self.problems)
 
     @property
+    def accepted_documents(self) -> int:
+        """Documents that can be embedded."""
+        return self.accepted if self.cut is None else self.cut
+
+    @property
     def id_type(self) -> pa.DataType:
         """Integer where every document's id is one, else string."""
         return pa.int64() if self.id_kinds == ["int"] else pa.string()
@@ -108,9 +115,13 @@ class ScanResult:
 
 
 def combine_receipts(
-    files: Sequence[CorpusFile], shards: Mapping[str, Shard], receipts: Mapping[str, Receipt]
+    files: Sequence[CorpusFile],
+    shards: Mapping[str, Shard],
+    receipts: Mapping[str, Receipt],
+    *,
+    cut: bool = False,
 ) -> ScanResult:
-    """The receipts of all shards as one :class:`ScanResult`."""
+    """The receipts of all shards as one :class:`ScanResult`; ``cut`` where rows are passages."""
     reasons: Counter[str] = Counter()
     id_kinds: set[str] = set()
     kept_kinds: dict[str, set[str]] = {}
@@ -137,6 +148,7 @@ def combine_receipts(
         problems=problems,
         id_kinds=sorted(id_kinds),
         kept_kinds={name: sorted(kinds) for name, kinds in kept_kinds.items()},
+        cut=sum(r["documents"] for r in receipts.values()) if cut else None,
     )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.encoder.description import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_PROMPT,
@@ -198,11 +200,48 @@ class PromptedTokenizer:
             characters *= 4
         return [[*opening, *body, *self.tail] for body in bodies]
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text's body, of any length, without prompt and special tokens."""
+        ids = self._encode([self.lead + self._readable(text) for text in texts])
+        return [len(some) - (len(self.head) - self.apart) for some in ids]
+
+    def offsets(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Where the body's tokens are in each text, int64 (t, 2): start and stop in characters.
+
+        Raises :class:`InputError` for a tokenizer that cannot tell.
+        """
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                "passages need a tokenizer that tells where its tokens are: save this model's as "
+                "tokenizer.json"
+            )
+        if not texts:
+            return []
+        found = self._tokenize(
+            [self.lead + self._readable(text) for text in texts], return_offsets_mapping=True
+        )["offset_mapping"]
+        words = len(self.lead.rstrip(" "))
+        places = (np.array(some, np.int64).reshape(-1, 2) for some in found)
+        places = (np.maximum(some[some[:, 1] > words] - len(self.lead), 0) for some in places)
+        return [self._in_original(text, some) for text, some in zip(texts, places, strict=True)]
+
+    def _in_original(self, text: str, places: np.ndarray) -> np.ndarray:
+        """Places in what is read of a text as places in the text."""
+        if not self.lower_case or len(text.lower()) == len(text):
+            return places
+        origin = np.repeat(np.arange(len(text)), [len(mark.lower()) for mark in text])
+        first = origin[np.minimum(places[:, 0], len(origin) - 1)]
+        last = origin[np.clip(places[:, 1] - 1, 0, len(origin) - 1)] + 1
+        return np.stack([first, np.maximum(first, last)], axis=1)
+
     def _readable(self, text: str) -> str:
         text = valid_unicode(text)
         return text.lower() if self.lower_case else text
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenize(texts)["input_ids"] if texts else []
+
+    def _tokenize(self, texts: list[str], **wanted: bool) -> Any:
         return self.tokenizer(
             texts,
             add_special_tokens=False,
@@ -210,7 +249,8 @@ class PromptedTokenizer:
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
-        )["input_ids"]
+            **wanted,
+        )
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:

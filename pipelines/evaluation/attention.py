@@ -181,6 +181,7 @@ def find_texts(config: AttentionConfig, work: str) -> tuple[list[str], list[str]
     sample = sample_corpus(
         config.corpus or str(demo_corpus()), work, text_column=config.text_column,
         id_column=config.id_column, documents=config.documents, seed=config.seed,
+        options=config.reading,
     )  # fmt: skip
     return sample.documents["id"].to_pylist(), sample.texts
 

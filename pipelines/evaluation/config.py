@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from pipelines.corpus.files import CorpusOptions
 from pipelines.encoder.description import (
     POOLINGS,
     DType,
@@ -32,7 +33,7 @@ FEWEST_DOCUMENTS = 20
 
 
 @dataclass(frozen=True)
-class SelectConfig:
+class SelectConfig(CorpusOptions):
     """Choose prompt, pooling and layer for a corpus."""
 
     corpus: str = ""
@@ -79,6 +80,7 @@ class SelectConfig:
     """Another one draws other documents and other starts of k-means."""
 
     def __post_init__(self) -> None:
+        self.check_reading()
         if not self.prompts or not self.poolings:
             raise InputError("prompts and poolings must name one each at least")
         for pooling in self.poolings:
@@ -109,7 +111,7 @@ class SelectConfig:
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(CorpusOptions):
     """See what the last token attends to, before and after tuning."""
 
     text: str = ""
@@ -147,8 +149,11 @@ class AttentionConfig:
     """Another one draws other documents."""
 
     def __post_init__(self) -> None:
+        self.check_reading()
         if self.text and self.corpus:
             raise InputError("both --text and --corpus were given: give one of them")
+        if self.text:
+            self.check_unused("with --text")
         if self.documents < 1:
             raise InputError(f"documents is {self.documents}; it must be at least 1")
         if self.layer == 0:
@@ -167,7 +172,7 @@ DEFAULT_TASKS = ("20newsgroups", "reuters-r8")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(EncoderConfig):
+class EvaluateConfig(CorpusOptions, EncoderConfig):
     """Score encoders with mteb."""
 
     tasks: tuple[str, ...] = ()
@@ -202,6 +207,9 @@ class EvaluateConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_reading()
+        if not self.corpus:
+            self.check_unused("without --corpus")
         for entry in self.task_prompts:
             key, separator, prompt = entry.partition("=")
             if not separator or not key:

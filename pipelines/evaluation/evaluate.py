@@ -147,7 +147,7 @@ def evaluate_encoders(config: EvaluateConfig, record: RunRecord) -> JobResult:
     work = join(config.output, WORK_FOLDER)
     folders = [name for name in config.compare if is_finished_evaluation(name)]
     contestants = find_contestants(config, [n for n in config.compare if n not in folders])
-    corpus = corpus_digest(config.corpus)
+    corpus = corpus_digest(config)
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, record.previous, contestants, corpus)
     tasks, unreachable = find_tasks(config, work, needed=bool(contestants))
@@ -164,9 +164,11 @@ def evaluate_encoders(config: EvaluateConfig, record: RunRecord) -> JobResult:
     return write_outcome(config.output, record, results, unreachable)
 
 
-def corpus_digest(corpus: str) -> str | None:
+def corpus_digest(config: EvaluateConfig) -> str | None:
     """What tells the state of a corpus's files, None without a corpus."""
-    return listing_digest(listing_of(find_files(corpus))) if corpus else None
+    if not config.corpus:
+        return None
+    return listing_digest(listing_of(find_files(config.corpus, config.reading)))
 
 
 def confirm_complete(
@@ -221,7 +223,7 @@ def find_tasks(
         name = config.task_name or stem_of(config.corpus)
         sample = sample_corpus(
             config.corpus, work, text_column=config.text_column, label_column=config.label_column,
-            documents=config.max_documents, distinct=False,
+            documents=config.max_documents, distinct=False, options=config.reading,
         )  # fmt: skip
         revision = labelled_task(name, sample.texts, sample.labels).metadata.revision
         path = join(work, f"corpus-{revision[:12]}.json")

@@ -154,6 +154,7 @@ def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
     sample = sample_corpus(
         config.corpus or str(demo_corpus()), work, text_column=config.text_column,
         label_column=config.label_column, documents=config.documents, seed=config.seed,
+        options=config.reading,
     )  # fmt: skip
     texts, labels = usable_documents(config, sample, next(iter(encoders.values())))
     plan = make_plan(config, len(texts), labels)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.files import CorpusFile
+from pipelines.corpus.passages import PassageOptions, passage_types
 from pipelines.embedding import job as embed
 from pipelines.embedding.chunks import plan_groups
 from pipelines.embedding.encode import TAKE_VECTORS, embed_chunks
@@ -58,6 +60,8 @@ from pipelines.runtime.segments import bytes_to_table
 from pipelines.store.backfill import Backfill
 from pipelines.store.columns import document_schema
 from pipelines.store.version import Version
+
+PASSAGES = "passages"
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,9 @@ def find_changes(
     run = settle_run(config.embed_config(folder), files, *encoder, vectors)
     rewrite = _must_rewrite(config, before)
     stored = before.stored_types or {}
+    require_same_passages(config, before.base)
     compares = before.base is not None or bool(before.others or before.leftovers)
-    types = _digested_types(config, run) if before.base is None else stored
+    types = _digested_types(config, run) if before.base is None else _compared(config, stored)
     types = {} if before.base is not None and rewrite else types
     digest = KeptDigest(types, run.scan.kept_schema is None)
     run = replace(run, scan=replace(run.scan, digest_kept=digest))
@@ -168,11 +173,12 @@ def find_changes(
         kept.update(settled_types(kept, stored))
     settings, comparison = settle_settings(run, scanned), None
     if compares:
-        comparison = _prepare(run, before, () if rewrite else tuple(stored), rewrite=rewrite)
+        compared = () if rewrite else tuple(_compared(config, stored))
+        comparison = _prepare(run, before, compared, rewrite=rewrite)
         settings = replace(settings, select=comparison.select)
     settled = settle_corpus(settings)
     counts = _count(scanned, settled, comparison)
-    id_type = _id_type(scanned, before)
+    id_type = pa.string() if config.passages else _id_type(scanned, before)
     return ComparedCorpus(run, scanned, settled, comparison, rewrite, id_type, kept, counts)
 
 
@@ -249,7 +255,50 @@ def _digested_types(config: NightConfig, run: EmbedRun) -> dict[str, pa.DataType
     So the next night finds keys that it can compare.
     """
     schema = run.scan.kept_schema
-    return {} if schema is None else {name: schema.field(name).type for name in config.kept}
+    if schema is None:
+        return {}
+    types = {name: schema.field(name).type for name in config.kept}
+    own = passage_types(pa.null()) if config.passages else {}
+    return _compared(config, own | types)
+
+
+def _compared(config: NightConfig, stored: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """The columns in which a row can differ from another of the same id."""
+    same = ("document_id", "passage") if config.passages else ()
+    return {name: kind for name, kind in stored.items() if name not in same}
+
+
+def require_same_passages(config: NightConfig, base: Version | None) -> None:
+    """Raise :class:`InputError` where the store's documents are cut in another way than asked."""
+    if base is None:
+        return
+    cut = base.record.details.get(PASSAGES, {"passages": "", "passage_overlap": 0})
+    wanted = passage_details(config)[PASSAGES]
+    if cut != wanted:
+        raise InputError(
+            f"{config.store} holds {_in_words(cut)}, and this night asks for {_in_words(wanted)}: "
+            "pass the same --passages and --passage-overlap, or begin a new store"
+        )
+
+
+def passage_details(config: NightConfig) -> dict[str, Any]:
+    """How documents are cut, as a version's record keeps it."""
+    names = PassageOptions.__dataclass_fields__
+    return {PASSAGES: {name: getattr(config, name) for name in names}}
+
+
+def _in_words(cut: Mapping[str, Any]) -> str:
+    if not cut["passages"]:
+        return "whole documents"
+    overlap = f" with --passage-overlap {cut['passage_overlap']}" if cut["passage_overlap"] else ""
+    return f"passages of {cut['passages']}{overlap}"
+
+
+def in_passages(counts: Mapping[str, int]) -> dict[str, str]:
+    """For people: how many documents and passages; nothing where documents are whole."""
+    if "passages" not in counts:
+        return {}
+    return {"corpus": f"{counts['documents']:,} documents, {counts['passages']:,} passages"}
 
 
 def _must_rewrite(config: NightConfig, before: Before) -> bool:
@@ -265,7 +314,7 @@ def _must_rewrite(config: NightConfig, before: Before) -> bool:
         raise InputError(
             f"{config.store} holds vectors in half precision: pass --float16, or begin a new store"
         )
-    return set(config.kept) != set(stored) or is_half != config.float16
+    return set(config.stored) != set(stored) or is_half != config.float16
 
 
 def _id_type(scanned: ScanResult, before: Before) -> pa.DataType:
@@ -281,10 +330,11 @@ def _id_type(scanned: ScanResult, before: Before) -> pa.DataType:
 
 
 def _count(scanned: ScanResult, settled: Settled, comparison: Comparison | None) -> dict[str, int]:
-    """Documents by what became of them: documents = new + changed + unchanged + the rest."""
+    """Rows, documents or passages, by what became of them; and rejected documents."""
     selected = settled.selected
     repeats = selected.get("repeats", 0)
-    kept = scanned.accepted - settled.repeated_ids - repeats
+    rows = scanned.accepted - settled.lost
+    kept = rows - repeats
     if comparison is None:
         # where texts are their own ids, repeats of a text are left out as they are written
         kept, repeats = kept - settled.left_out, settled.left_out
@@ -293,14 +343,17 @@ def _count(scanned: ScanResult, settled: Settled, comparison: Comparison | None)
         changes = settle_ids(comparison)
     counts = {
         "documents": scanned.documents,
+        **({} if scanned.cut is None else {"passages": rows}),
         **changes,
         "retouched": selected.get("retouched", 0),
         "unchanged": selected.get("unchanged", 0),
         "repeats": repeats,
-        "rejected": scanned.documents - scanned.accepted + settled.repeated_ids,
+        "rejected": scanned.documents - scanned.accepted_documents + settled.repeated_ids,
     }
-    told = sum(n for kind, n in counts.items() if kind not in ("documents", "deleted"))
-    if told != counts["documents"]:
+    if (
+        sum(counts[kind] for kind in ("new", "changed", "retouched", "unchanged", "repeats"))
+        != rows
+    ):
         raise RuntimeError(f"the counts do not add up, so rows were lost or doubled: {counts}")
     return counts
 

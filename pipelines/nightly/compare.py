@@ -28,11 +28,6 @@ from pipelines.embedding.keys import (
     LEAVE_OUT,
     RETOUCH,
     Selected,
-    digest_column,
-    digest_ids,
-    digest_matrix,
-    partition_of,
-    split_by,
 )
 from pipelines.embedding.write import read_rows
 from pipelines.nightly.reuse import Leftover
@@ -47,7 +42,12 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.segments import (
     bytes_to_table,
+    digest_column,
+    digest_ids,
+    digest_matrix,
+    partition_of,
     read_segment,
+    split_by,
     table_to_bytes,
     write_segments,
 )
@@ -226,7 +226,7 @@ def _raw_hashes(hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
 class KeptDigest:
     """Digests the kept columns of checked documents in the ``types`` that the store has.
 
-    ``are_json`` says that they come from the corpus as JSON text.
+    ``are_json`` says that they come from the corpus as JSON text, but for a passage's numbers.
     """
 
     types: dict[str, pa.DataType]
@@ -238,7 +238,7 @@ class KeptDigest:
         for name, kind in self.types.items():
             column = documents[f"kept.{name}"]
             try:
-                if self.are_json:
+                if self.are_json and pa.types.is_large_string(column.type):
                     column = pa.chunked_array([json_to_values(column, kind)])
                 columns.append(column.cast(kind))
             except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:

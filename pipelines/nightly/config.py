@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
 from pipelines.corpus.files import CorpusOptions
+from pipelines.corpus.passages import PASSAGE_COLUMNS, PassageOptions
 from pipelines.embedding.config import ActorOptions, EmbedConfig
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
@@ -32,7 +33,7 @@ def decides_clusters() -> set[str]:
 
 
 @dataclass(frozen=True)
-class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
+class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, EncoderConfig):
     """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
 
     corpus: str = ""
@@ -137,6 +138,7 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
             )
         self.check_options()
         self.check_reading()
+        self.check_passages()
         unknown = sorted(set(self.accept) - set(get_args(CheckName)))
         if unknown:
             raise InputError(
@@ -161,12 +163,15 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
             raise InputError(
                 f"--vector-column {self.vector_column!r} is also text, id or a kept column"
             )
+        if self.passages:
+            raise InputError("--passages needs an encoder to cut by; leave --vector-column out")
         if self.max_embed_hours:
             raise InputError("--max-embed-hours has no effect with --vector-column; leave it out")
 
     def _check_columns(self) -> None:
         require_column_names((*self.keep_columns, self.label_column or ""))
-        taken = {*STORE_COLUMNS, *STORE_TIMES} & {*self.keep_columns}
+        own = PASSAGE_COLUMNS if self.passages else ()
+        taken = {*STORE_COLUMNS, *STORE_TIMES, *own} & {*self.keep_columns}
         if taken:
             raise InputError(
                 f"keep_columns names {sorted(taken)[0]!r}, which the store has by itself; rename it"
@@ -183,6 +188,11 @@ class NightConfig(CorpusOptions, ClusterOptions, ActorOptions, EncoderConfig):
         wanted = self.keep_columns or (() if self.corpus else (DEMO_LABEL,))
         label = () if self.label_column is None else (self.label_column,)
         return tuple(name for name in dict.fromkeys((*wanted, *label)) if name != self.text_column)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Columns of the store that the corpus decides, text and id not among them."""
+        return (*(PASSAGE_COLUMNS if self.passages else ()), *self.kept)
 
     def embed_config(self, output: str) -> EmbedConfig:
         """The embedding of what changed, in the folder ``output``."""

@@ -14,7 +14,7 @@ from pipelines.corpus.files import CorpusFile
 from pipelines.embedding.encode import duration
 from pipelines.embedding.estimate import estimate_run
 from pipelines.encoder.description import EncoderDescription
-from pipelines.nightly.changes import Before, ComparedCorpus, find_changes
+from pipelines.nightly.changes import Before, ComparedCorpus, find_changes, in_passages
 from pipelines.nightly.checks import early_checks
 from pipelines.nightly.config import NightConfig
 from pipelines.runtime.command import JobResult
@@ -45,6 +45,7 @@ def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> d
     base = before.base
     rows = {
         "version before": "none" if base is None else f"{base.number}, published",
+        **in_passages(compared.counts),
         "changes": ", ".join(f"{compared.counts[k]:,} {k}" for k in _KINDS if compared.counts[k]),
         "texts to embed": f"{texts:,}, and {known:,} known ones to reuse",
     }
@@ -52,8 +53,9 @@ def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> d
         rows["vectors to take"] = f"{texts:,}"
     elif texts:
         run = compared.run
-        estimate = estimate_run(run.files, run.config.columns, run.description, run.actors)
-        tokens = round(estimate.tokens * texts / max(1, estimate.documents))
+        cut = run.scan.cut
+        estimate = estimate_run(run.files, run.config.columns, run.description, run.actors, cut)
+        tokens = round(estimate.tokens * texts / max(1, estimate.texts))
         speed = estimate.tokens_per_second
         loading = estimate.seconds - estimate.tokens / (speed * run.actors.largest)
         rows["tokens"] = f"about {tokens:,}, prompts included"

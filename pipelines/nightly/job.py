@@ -29,6 +29,8 @@ from pipelines.nightly.changes import (
     ComparedCorpus,
     embed_changes,
     find_changes,
+    in_passages,
+    passage_details,
 )
 from pipelines.nightly.checks import Check, NightFigures, run_checks
 from pipelines.nightly.clusters import (
@@ -50,7 +52,7 @@ from pipelines.nightly.reuse import (
     find_leftovers,
     night_folder,
 )
-from pipelines.nightly.version_files import scores_of, write_artifacts
+from pipelines.nightly.version_files import scores_of, stored_counts, write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.logs import mark_lines
@@ -375,10 +377,10 @@ def refit_due_in(config: NightConfig, base: Version) -> int | None:
     return max(0, config.refit_every - 1 - int(base.record.details.get(_SINCE_FIT, 0)))
 
 
-def next_counts(night: Night) -> dict[str, Any]:
+def next_counts(night: Night, unchanged: int) -> dict[str, Any]:
     """What the next night counts if it lists the same corpus, with that corpus's digest."""
-    counts = {name: night.record.counts[name] for name in ("documents", "repeats", "rejected")}
-    unchanged = 2 * counts["documents"] - sum(counts.values())
+    names = ("documents", "passages", "repeats", "rejected")
+    counts = {name: night.record.counts[name] for name in names if name in night.record.counts}
     none = dict.fromkeys(("new", "changed", "deleted", "retouched"), 0)
     return {"digest": night.corpus, "counts": {**counts, **none, "unchanged": unchanged}}
 
@@ -396,7 +398,8 @@ def leave(
     )
     summary = {
         "nothing changed": f"version {base.number} stays published",
-        "documents": f"{base.count():,}",
+        "documents": f"{base.record.counts['documents']:,}",
+        **in_passages(record.counts),
         "store": config.store,
     }
     return JobResult(summary=summary)
@@ -463,7 +466,7 @@ def seal(
     record.metrics["checks"] = [asdict(check) for check in checks]
     candidate.put("run.json", record.content("complete"))
     return candidate.seal(
-        counts={**record.counts, "documents": candidate.count()},
+        counts={**record.counts, **stored_counts(night.config, candidate)},
         scores=scores_of(clusters),
         reasons=reasons,
         details={
@@ -472,7 +475,8 @@ def seal(
             EDITS_KEY: night.edits[-1].number if night.edits else 0,
             **fit_details(night),
             "seconds": round(sum(night.steps.seconds.values()), 1),
-            **({} if night.corpus is None else {_CORPUS: next_counts(night)}),
+            **(passage_details(night.config) if night.config.passages else {}),
+            **({} if night.corpus is None else {_CORPUS: next_counts(night, candidate.count())}),
         },
     )
 

@@ -78,6 +78,7 @@ def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
         [scan.partitions, scan.clip_characters, scan.max_tokens, scan.prompt_tokens, scan.has_ids],
         sorted(formats),
         *given,
+        *([] if scan.cut is None else [repr(scan.cut), run.description.fingerprint]),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.drift import Drift
 from pipelines.embedding.encode import duration
+from pipelines.nightly.changes import in_passages
 from pipelines.nightly.checks import Check
 from pipelines.nightly.clusters import NightClusters
 from pipelines.nightly.config import NOTIFY_VARIABLE
@@ -85,7 +86,8 @@ def summarize(
     rows = {
         "version": f"{version.number}, "
         + ("NOT published" if version.record.reasons else "published"),
-        "documents": f"{version.count():,}",
+        "documents": f"{version.record.counts['documents']:,}",
+        **in_passages(counts),
         "changes": ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds if counts[kind]),
         "texts embedded": f"{counts['embedded']:,}, and {counts['reused']:,} known ones reused",
         "clusters": f"{len(clusters.published.new.sizes):,}"

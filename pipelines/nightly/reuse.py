@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.chunks import FOLDERS, STAGE, Groups
 from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
-from pipelines.embedding.keys import KNOWN, digest_column, digest_matrix
+from pipelines.embedding.keys import KNOWN
 from pipelines.embedding.plan import WORK_FOLDER, WorkPlan
 from pipelines.embedding.write import (
     ROW_GROUP_BYTES,
@@ -40,7 +40,7 @@ from pipelines.runtime.files import (
     read_bytes,
     remove_folder,
 )
-from pipelines.runtime.segments import bytes_to_table, read_segment
+from pipelines.runtime.segments import bytes_to_table, digest_column, digest_matrix, read_segment
 from pipelines.runtime.units import Receipt, read_receipts, run_stage
 from pipelines.store.backfill import Backfill, end_backfill, open_backfills
 from pipelines.store.store import Store

@@ -22,6 +22,7 @@ from cluster.tables import clusters_table
 from pipelines.nightly.changes import Changes
 from pipelines.nightly.checks import Check
 from pipelines.nightly.clusters import NightClusters, vanished_texts
+from pipelines.nightly.config import NightConfig
 from pipelines.nightly.edits import applied_table
 from pipelines.nightly.night import Night
 from pipelines.nightly.novelty import NOVEL
@@ -147,7 +148,7 @@ def compare_candidate(
     figures = figures_of(
         candidate.number,
         changes.compared.run.description.fingerprint,
-        counts={**night.record.counts, "documents": candidate.count()},
+        counts={**night.record.counts, **stored_counts(night.config, candidate)},
         scores=scores_of(clusters),
         recall=recall,
         reasons=[check.reason for check in checks if check.refuses],
@@ -159,6 +160,13 @@ def compare_candidate(
     if sample:
         night.record.metrics[NEIGHBOURS] = comparison["neighbours"]
     return comparison
+
+
+def stored_counts(config: NightConfig, candidate: Candidate) -> dict[str, int]:
+    """Documents of a version and, where they are cut, passages, which are then its rows."""
+    if not config.passages:
+        return {"documents": candidate.count()}
+    return {"documents": candidate.count("passage = 0"), "passages": candidate.count()}
 
 
 def scores_of(clusters: NightClusters) -> dict[str, float | None]:

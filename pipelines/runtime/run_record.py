@@ -184,8 +184,12 @@ def check_output_folder(
             f"output folder {folder} holds a run of {run.get('job')!r}, not of {job!r}: "
             "choose another --output"
         )
+    earlier = run.get("config", {})
     changed = [
-        name for name in changed_fields(run.get("config", {}), config) if name not in may_change
+        name
+        for name in changed_fields(earlier, config)
+        # a setting that an earlier release did not have, and that is off, is no difference
+        if name not in may_change and (name in earlier or config[name])
     ]
     if not changed:
         return run

@@ -1,5 +1,7 @@
 """Files of Arrow tables in numbered segments, each readable alone with one ranged read.
 
+Rows go to segments by digests of what they are shuffled by (:func:`partition_of`).
+
 A shuffle writes one such file a task, with a segment a partition; a reduce task reads its own
 segment of every file. Layout: magic, number of segments, segments + 1 byte offsets (int64, little
 endian, counted from the start of the file), then one compressed Arrow IPC stream a segment. An
@@ -8,6 +10,8 @@ empty segment takes no bytes. Unlike Parquet's footer, the index costs 8 bytes a
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +19,7 @@ import pyarrow as pa
 
 from pipelines.runtime.files import open_filesystem, with_retries, write_bytes
 
+DIGEST_BYTES = 16
 _MAGIC = b"SHOALSEG"
 _COUNT_BYTES = 8
 
@@ -61,3 +66,40 @@ def bytes_to_table(data: bytes | pa.Buffer) -> pa.Table:
     """Undo :func:`table_to_bytes`."""
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
+
+
+def digest_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint8 (n, width): a fixed-size binary column without nulls."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    width = array.type.byte_width
+    data = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+
+
+def digest_column(digests: np.ndarray) -> pa.Array:
+    """The first bytes of digests, uint8 (n, width >= 16), as a column of 16 bytes each."""
+    data = np.ascontiguousarray(digests[:, :DIGEST_BYTES])
+    return pa.Array.from_buffers(
+        pa.binary(DIGEST_BYTES), len(data), [None, pa.py_buffer(data.tobytes())]
+    )
+
+
+def digest_ids(ids: Sequence[str]) -> pa.Array:
+    """A digest of each id."""
+    found = (hashlib.blake2b(row_id.encode(), digest_size=DIGEST_BYTES).digest() for row_id in ids)
+    return pa.array(found, pa.binary(DIGEST_BYTES))
+
+
+def split_by(table: pa.Table, partition: np.ndarray, partitions: int) -> list[pa.Table]:
+    """The rows of each partition, in their order; ``partition`` is int64 (n,)."""
+    order = np.argsort(partition, kind="stable")
+    table = table.take(order)
+    bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
+    return [table.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
+
+
+def partition_of(digests: np.ndarray, partitions: int) -> np.ndarray:
+    """int64 (n,): the partition that each digest, uint8 (n, width), belongs to."""
+    leading = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
+    return (leading % np.uint64(partitions)).astype(np.int64)

@@ -210,6 +210,8 @@ class SearchConfig:
     """Join the nearest documents with those that have the query's words, by their ranks."""
     group_by: Literal["none", "cluster"] = "none"
     """Put the hits together by cluster, the cluster of the best hit first."""
+    per_document: bool = False
+    """Of a store of passages, give each document once, by its best passage."""
     json: bool = False
     """Print JSON: the list of hits."""
 

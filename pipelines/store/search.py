@@ -20,6 +20,8 @@ from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 _TEXT_CHARACTERS = 300
+_PASSAGE = ("document_id", "passage", "start", "stop")
+"""Columns that a store of passages has."""
 
 
 def search_store(config: SearchConfig) -> Answer:
@@ -30,22 +32,44 @@ def search_store(config: SearchConfig) -> Answer:
         own = None
     else:
         vector, own = find_document(version, config.similar_to)
+    if config.per_document and not _holds_passages(version):
+        raise InputError(
+            f"--per-document: version {version.number} holds whole documents, no passages"
+        )
     version.load()
     started = time.perf_counter()
-    if config.hybrid:
-        hits = version.search_hybrid(
-            vector, config.query, config.limit, filter=config.filter or None
-        )
-    else:
-        hits = version.search(
-            vector,
-            config.limit + (own is not None),
-            filter=config.filter or None,
-            exact=config.exact,
-        )
+    hits = _best(config, version, vector, own)
     seconds = time.perf_counter() - started
-    others = [hit for hit in hits.to_pylist() if own is None or hit["id"] != own]
-    return _answer(config, version, others[: config.limit], seconds)
+    return _answer(config, version, hits, seconds)
+
+
+def _holds_passages(version: Version) -> bool:
+    return {*_PASSAGE} <= {*version.schema.names}
+
+
+def _best(
+    config: SearchConfig, version: Version, vector: np.ndarray, own: Any
+) -> list[dict[str, Any]]:
+    """The hits asked for, best first; ``own`` is the id of what they are to be like."""
+    wanted = config.limit + (own is not None)
+    condition = config.filter or None
+    while True:
+        if config.hybrid:
+            found = version.search_hybrid(vector, config.query, wanted, filter=condition)
+        else:
+            found = version.search(vector, wanted, filter=condition, exact=config.exact)
+        hits = found.to_pylist()
+        others = [hit for hit in hits if own is None or hit["id"] != own]
+        if not config.per_document:
+            return others[: config.limit]
+        best: dict[str, dict[str, Any]] = {}
+        for hit in others:  # the id of a passage is its document's, # and its number
+            best.setdefault(hit["id"].rpartition("#")[0], hit)
+        if own is not None:
+            best.pop(own.rpartition("#")[0], None)
+        if len(best) >= config.limit or len(hits) < wanted:
+            return list(best.values())[: config.limit]
+        wanted *= 4
 
 
 def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
@@ -91,7 +115,7 @@ def _answer(
 ) -> Answer:
     title = f"{config.store}: version {version.number}, {len(hits)} hits in {seconds * 1000:.1f} ms"
     notes = [title] if config.json else []
-    columns = ("score", "id", "cluster", "text")
+    columns = ("score", "document" if _holds_passages(version) else "id", "cluster", "text")
     if config.group_by == "none":
         return Answer(
             hits, title, columns, [_row(hit, str(hit["cluster_id"])) for hit in hits], notes
@@ -119,7 +143,11 @@ def cluster_names(version: Version) -> dict[int, str]:
 
 
 def _row(hit: dict[str, Any], cluster: str) -> list[str]:
-    return [f"{hit['score']:.4f}", str(hit["id"]), cluster, _shorten(hit["text"])]
+    where = str(hit["id"])
+    if {*_PASSAGE} <= hit.keys():
+        document, number, start, stop = (hit[name] for name in _PASSAGE)
+        where = f"{document}, passage {number}: {start:,} to {stop:,}"
+    return [f"{hit['score']:.4f}", where, cluster, _shorten(hit["text"])]
 
 
 def _shorten(text: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from pipelines.corpus.files import (
@@ -176,7 +176,7 @@ _WORKERS = re.compile(r"(\d+)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(EncoderConfig):
+class FinetuneConfig(CorpusOptions, EncoderConfig):
     """Tune a LoRA adapter on pairs of texts that mean the same."""
 
     adapter: str | None = None
@@ -253,6 +253,7 @@ class FinetuneConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_reading()
         self._check_sources()
         least = {
             "max_steps": 1, "batch_pairs": 2, "lora_rank": 1, "measure_every": 1,
@@ -313,6 +314,7 @@ class FinetuneConfig(EncoderConfig):
             label_column=self.label_column,
             crop_words=self.crop_words,
             seed=self.seed,
+            **asdict(self.reading),
         )
 
     @property
@@ -328,6 +330,7 @@ class FinetuneConfig(EncoderConfig):
             raise InputError("both --pairs and --corpus are given: pairs come from one of them")
         if not self.pairs:
             return
+        self.check_unused("with --pairs")
         defaults = FinetuneConfig.__dataclass_fields__
         for name in ("text_column", "id_column", "crop_words"):
             if getattr(self, name) != defaults[name].default:

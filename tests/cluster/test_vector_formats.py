@@ -66,6 +66,25 @@ def test_matrices_without_columns(tmp_path, name, write):
     check(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "b.npz", "a.fvecs", "a.fbin"])
+def test_a_matrix_is_read_in_shards_where_its_rows_can_be_found(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("cluster.vector_files.ROWS_PER_SHARD", 7)
+    names = [f"k{n}" for n in range(30)]
+    writers = {
+        "a.npy": lambda path: np.save(path, MATRIX.astype(np.float64)),
+        "a.npz": lambda path: np.savez(path, ids=np.array(names), vectors=MATRIX),
+        "b.npz": lambda path: np.savez_compressed(path, MATRIX, np.arange(30)),
+        "a.fvecs": write_fvecs,
+        "a.fbin": write_fbin,
+    }
+    writers[name](tmp_path / name)
+    source = open_vectors(str(tmp_path / name), Columns(), rows_per_shard=7)
+    assert [shard.rows for shard in source.shards] == ([30] if name == "b.npz" else [7] * 4 + [2])
+    blocks = [block for shard in source.shards[::-1] for block in read_blocks(source, shard)]
+    assert blocks[-1].ids.to_pylist()[0] == ("k0" if name == "a.npz" else 0)
+    check(tmp_path / name, names if name == "a.npz" else IDS)
+
+
 def test_an_npz_of_a_matrix_and_its_ids(tmp_path):
     names = [f"k{n}" for n in range(30)]
     np.savez(tmp_path / "a.npz", ids=np.array(names), vectors=MATRIX)

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import inline_ray
@@ -19,12 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trivial_workers import DigestEncoder, tokens_of, vector_of
 
+from pipelines.corpus.passages import cut_texts
 from pipelines.embedding import chunks, keys, plan, write
 from pipelines.embedding import job as embed
 from pipelines.embedding.chunks import documents_of
 from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
 from pipelines.embedding.encode import Workers, finish_chunk
 from pipelines.embedding.job import embed_corpus
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 
@@ -65,8 +68,8 @@ class Expected:
 
     rows: dict = field(default_factory=dict)
     rejected: Counter = field(default_factory=Counter)
+    repeated: list = field(default_factory=list)
     documents: int = 0
-    duplicates: int = 0
     owners: dict = field(default_factory=dict)
 
     def add(self, row_id, text, *, has_ids: bool) -> None:
@@ -82,7 +85,7 @@ class Expected:
                 if has_ids or self.owners[own]:
                     self.rejected[(own, "duplicate id")] += 1
                 else:
-                    self.duplicates += 1
+                    self.repeated.append(text)
                 return
             self.owners[own] = has_ids
             self.rows[own] = text
@@ -91,13 +94,21 @@ class Expected:
         texts = set(self.rows.values())
         good = {text for text in texts if not text.startswith(POISON)}
         lost = sum(text.startswith(POISON) for text in self.rows.values())
-        poisoned_repeats = self.documents - self.rejected.total() - len(self.rows)
         return {
             "documents": self.documents,
             "embedded": len(good),
             "rejected": self.rejected.total() + lost,
-            "duplicates": len(self.rows) - lost - len(good) + poisoned_repeats,
+            "duplicates": len(self.rows) - lost - len(good) + len(self.repeated),
         }
+
+    def in_passages(self, cut) -> "Expected":
+        """The same where documents are cut."""
+        rows = {}
+        for own, text in self.rows.items():
+            for number, (start, stop) in enumerate(cut(text)):
+                rows[f"{own}#{number}"] = text[start:stop]
+        repeated = [text[a:b] for text in self.repeated for a, b in cut(text)]
+        return replace(self, rows=rows, repeated=repeated)
 
 
 # ids that other documents may have because it is the hash of their text
@@ -162,8 +173,11 @@ def run(config: EmbedConfig, interrupt_at: int | None) -> None:
     files=st.lists(file, min_size=1, max_size=5).filter(lambda fs: any(rows for _, rows in fs)),
     interrupts=st.lists(st.integers(0, 60), max_size=3),
     chunk_tokens=st.sampled_from([60, 300, 5000]),
+    passages=st.sampled_from([("", 0), ("tokens:8", 0), ("tokens:9", 3)]),
 )
-def test_any_corpus_gives_the_rows_of_the_model(tiny_model_folder, files, interrupts, chunk_tokens):
+def test_any_corpus_gives_the_rows_of_the_model(
+    tiny_model_folder, files, interrupts, chunk_tokens, passages
+):
     files = [(kind, rows) for kind, rows in files if rows]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -176,7 +190,15 @@ def test_any_corpus_gives_the_rows_of_the_model(tiny_model_folder, files, interr
             keep_columns=("text",),
             chunk_tokens=chunk_tokens,
             max_rejected_fraction=1.0,
+            passages=passages[0],
+            passage_overlap=passages[1],
         )
+        if config.passages:
+            reader = PromptedTokenizer.load(EncoderConfig(model=config.model, prompt="one-word"))
+            cuts = config.cuts(256)
+            expected = expected.in_passages(
+                lambda text: cut_texts([text], cuts, reader)[0].tolist()
+            )
         for interrupt_at in interrupts:
             try:
                 run(config, interrupt_at)

@@ -17,7 +17,7 @@ DOCUMENTS = 200
 def measured(monkeypatch):
     """A sample that was measured: 10 tokens a document, 100 tokens a second of one actor."""
 
-    def estimate(files, columns, description, actors):
+    def estimate(files, columns, description, actors, cut=None):
         return Estimate(len(files), DOCUMENTS, 10 * DOCUMENTS, 100.0, 5.0 + 20.0 / actors.largest)
 
     monkeypatch.setattr(dry_run, "estimate_run", estimate)

@@ -62,6 +62,18 @@ def test_another_configuration_is_refused_by_field(tmp_path):
     assert require_complete(str(tmp_path))["config"]["corpus"] == "a.parquet"
 
 
+def test_a_setting_that_an_earlier_release_did_not_have_is_no_difference_while_it_is_off(tmp_path):
+    with RunRecord(str(tmp_path), "job", CONFIG):
+        pass
+    with RunRecord(str(tmp_path), "job", {**CONFIG, "passages": "", "overlap": 0}):
+        pass
+    folder = tmp_path / "other"
+    with RunRecord(str(folder), "job", CONFIG):
+        pass
+    with pytest.raises(InputError, match="its passages is None, this one's is 'tokens:9'"):
+        RunRecord(str(folder), "job", {**CONFIG, "passages": "tokens:9"}).__enter__()
+
+
 def test_another_job_is_refused(tmp_path):
     with RunRecord(str(tmp_path), "job", CONFIG):
         pass

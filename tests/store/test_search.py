@@ -204,3 +204,66 @@ def test_hits_are_put_together_by_cluster(search, worded):
     (group,) = json.loads(search(*flags, "--json", uri=worded.uri)[1])
     assert (group["name"], len(group["hits"])) == ("All of it", 3)
     assert "All of it" in search(*flags, uri=worded.uri)[1]
+
+
+@pytest.fixture(scope="module")
+def passages(encoder, tmp_path_factory):
+    """Each of four sentences twice, as passages of one document."""
+    store = Store.open_or_create(str(tmp_path_factory.mktemp("search") / "passages"))
+    kinds = {"document_id": pa.int64(), "passage": pa.int32(), "start": pa.int64()}
+    schema = document_schema(
+        pa.string(),
+        kinds | {"stop": pa.int64()},
+        encoder.dimension,
+        pa.float32(),
+        encoder.fingerprint,
+    )
+    texts = [SENTENCES[n // 2] + "!" * (n % 2) for n in range(8)]
+    table = pa.table(
+        {
+            "id": [f"{n // 2}#{n % 2}" for n in range(8)],
+            "text": texts,
+            "document_id": pa.array([n // 2 for n in range(8)], pa.int64()),
+            "passage": pa.array([n % 2 for n in range(8)], pa.int32()),
+            "start": pa.array([100 * (n % 2) for n in range(8)], pa.int64()),
+            "stop": pa.array([100 * (n % 2) + 50 for n in range(8)], pa.int64()),
+            "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+            "embedding": pa.FixedSizeListArray.from_arrays(
+                pa.array(encoder.encode(texts).ravel()), encoder.dimension
+            ),
+        }
+    )
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        candidate.upsert(table.to_batches(), schema=schema, when=when(0))
+        candidate.put("encoder.json", json.dumps(encoder.description.to_json()).encode())
+        store.publish(candidate.seal(counts={}, scores={}).number, lease)
+    return store
+
+
+def test_a_passage_is_shown_with_its_document(search, passages):
+    code, out, _ = search("--query", SENTENCES[1], "--limit", 1, uri=passages.uri)
+    assert code == 0
+    assert "1, passage 0: 0 to 50" in out
+    assert SENTENCES[1] in out
+
+
+def test_each_document_can_be_given_once(search, passages):
+    def hits(*flags):
+        return json.loads(search(*flags, "--json", uri=passages.uri)[1])
+
+    query = ("--query", SENTENCES[2], "--limit", 3)
+    assert len({hit["document_id"] for hit in hits(*query)}) < 3
+    once = hits(*query, "--per-document")
+    assert once[0]["document_id"] == 2
+    assert len({hit["document_id"] for hit in once}) == 3
+    everyone = hits("--query", SENTENCES[2], "--limit", 20, "--per-document")
+    assert sorted(hit["document_id"] for hit in everyone) == [0, 1, 2, 3]
+    others = hits("--similar-to", "2#0", "--per-document")
+    assert sorted(hit["document_id"] for hit in others) == [0, 1, 3]
+
+
+def test_whole_documents_have_no_passages_to_join(search):
+    code, _, error = search("--query", "sea", "--per-document")
+    assert code == 2
+    assert "holds whole documents, no passages" in error

@@ -1,0 +1,125 @@
+"""Nights over documents that are cut: what is embedded, deleted and refused."""
+
+import json
+
+import numpy as np
+import pytest
+from nights import night, rows_of, write_corpus
+from trivial_workers import tokens_of, topic_vector_of
+
+from pipelines.corpus.passages import PassageOptions, cut_texts
+from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import read_run
+from pipelines.store.store import Store
+from pipelines.store.verify import verify_store
+
+pytestmark = pytest.mark.usefixtures("no_model")
+HOW = {"passages": "sentences:16", "num_clusters": "3", "label_column": None, "max_deleted": 1.0}
+
+
+def sentence(number: int, place: int, version: int = 0) -> str:
+    return f"{'ABCDE'[(number + place) % 5]}bc {number} {place} {version}."
+
+
+def text_of(number: int, places=range(4)) -> str:
+    return " ".join(sentence(number, place) for place in places)
+
+
+TEXTS = {n: text_of(n) for n in range(12)} | {12: "Short."}
+
+
+def counts_of(store) -> dict[str, int]:
+    return {k: v for k, v in read_run(f"{store}/_work")["counts"].items() if v}
+
+
+def check(store, texts, model, number=None) -> dict:
+    """A version holds the passages of exactly these texts, each with its vector."""
+    reader = PromptedTokenizer.load(EncoderConfig(model=str(model), prompt="one-word"))
+    version = Store.open(str(store)).version(number)
+    settings = json.loads(version.read("run.json"))["config"]
+    cuts = PassageOptions(settings["passages"], settings["passage_overlap"]).cuts(256)
+    expected = {}
+    for row_id, text in texts.items():
+        for place, (start, stop) in enumerate(cut_texts([text], cuts, reader)[0].tolist()):
+            expected[f"{row_id}#{place}"] = (row_id, place, start, stop, text[start:stop])
+    rows = rows_of(store, number)
+    names = ("document_id", "passage", "start", "stop", "text")
+    assert {i: tuple(row[n] for n in names) for i, row in rows.items()} == expected
+    for row in rows.values():
+        assert np.array_equal(row["embedding"], topic_vector_of(tokens_of(row["text"])))
+    assert verify_store(Store.open(str(store))) == []
+    counts = version.record.counts
+    assert (counts["documents"], counts["passages"]) == (len(texts), len(expected))
+    return rows
+
+
+def write_lines(folder, texts) -> str:
+    folder.mkdir(exist_ok=True)
+    lines = (json.dumps({"id": i, "text": text}) for i, text in texts.items())
+    (folder / "part.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+@pytest.fixture(params=[write_corpus, write_lines], ids=["parquet", "jsonl"])
+def cut_night(request, tmp_path, tiny_model_folder):
+    def run(texts, **settings):
+        corpus = request.param(tmp_path / "corpus", texts)
+        return night(corpus, tmp_path / "store", tiny_model_folder, **{**HOW, **settings})
+
+    return run
+
+
+def test_a_night_embeds_only_the_passages_whose_text_changed(
+    cut_night, tmp_path, tiny_model_folder
+):
+    store = tmp_path / "store"
+    cut_night(TEXTS)
+    rows = check(store, TEXTS, tiny_model_folder)
+    first = counts_of(store)
+    assert (first["documents"], first["passages"]) == (13, len(rows)) == (13, 4 * 12 + 1)
+    assert "nothing changed" in cut_night(TEXTS).summary
+
+    texts = dict(TEXTS)
+    texts[3] = texts[3].replace(sentence(3, 2), sentence(3, 2, version=1))  # as long as before
+    texts[4] = text_of(4, (0, 1))  # shrinks
+    texts[5] = "A new one for 5. " + texts[5]  # what comes after has other numbers and places
+    texts[6] = texts[6].replace(sentence(6, 0), "Abc 6 0 longer.")  # and here other places
+    del texts[7]
+    assert not cut_night(texts).refusals
+    check(store, texts, tiny_model_folder)
+    counts = counts_of(store)
+    assert (counts["embedded"], counts["deleted"]) == (3, 2 + 4)
+    assert (counts["documents"], counts["passages"]) == (12, 9 * 4 + 2 + 5 + 1)
+    assert (counts["reused"], counts["retouched"]) == (4, 3)
+
+
+def test_rejected_documents_are_told_one_by_one(tmp_path, tiny_model_folder):
+    store = tmp_path / "store"
+    lines = [
+        {"id": "a", "text": text_of(1)},
+        {"id": "a", "text": text_of(2, range(6))},
+        {"id": "b", "text": " "},
+        {"id": "c", "text": text_of(1)},
+        {"id": "a#1", "text": text_of(3)},
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    night(str(tmp_path / "c.jsonl"), store, tiny_model_folder, **HOW, max_rejected_fraction=1.0)
+    check(store, {"a": text_of(1), "c": text_of(1), "a#1": text_of(3)}, tiny_model_folder)
+    counts = counts_of(store)
+    assert (counts["rejected"], counts["embedded"], counts["passages"]) == (2, 8, 12)
+
+
+@pytest.mark.parametrize(
+    "other", [{"passages": ""}, {"passages": "sentences:20"}, {"passages": "tokens:16"}]
+)
+def test_a_store_of_other_passages_is_refused(cut_night, other):
+    cut_night(TEXTS)
+    with pytest.raises(InputError, match="holds passages of sentences:16, and this night asks for"):
+        cut_night(TEXTS, **other)
+
+
+def test_a_store_of_whole_documents_takes_no_passages(tonight):
+    with pytest.raises(InputError, match=r"holds whole documents, and .* passages of tokens:20"):
+        tonight({1: "Abc"}, passages="tokens:20")

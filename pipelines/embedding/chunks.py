@@ -241,7 +241,8 @@ def known_cuts(settings: ScanSettings, names: Sequence[str]) -> Cutter:
         for name in names:
             cuts = bytes_to_table(read_bytes(join(*settings.keys_place(), f"{name}.cuts")))
             places = np.stack([cuts["start"].to_numpy(), cuts["stop"].to_numpy()], axis=1)
-            yield from np.split(places, np.flatnonzero(cuts["first"].to_numpy())[1:])
+            if len(places):
+                yield from np.split(places, np.flatnonzero(cuts["first"].to_numpy())[1:])
 
     known = documents()
     none = np.empty((0, 2), np.int64)  # more documents than before: the checksum will tell

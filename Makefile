@@ -34,9 +34,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/prompted --max-tokens 128
-	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/unprompted --max-tokens 128 --prompt none
-	$(BIN)/python jobs/cluster_corpus.py --embeddings $(DEMO)/prompted --output $(DEMO)/clusters \
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/default --max-tokens 128
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/prompt-alone --max-tokens 128 --adapter none
+	$(BIN)/python jobs/embed_corpus.py --output $(DEMO)/no-prompt --max-tokens 128 --adapter none \
+		--prompt none
+	$(BIN)/python jobs/cluster_corpus.py --embeddings $(DEMO)/default --output $(DEMO)/report \
 		--num-clusters 20 --label-column label
 	$(BIN)/python benchmarks/demo.py --demo $(DEMO)
 

@@ -8,6 +8,11 @@ k-means seeds; all-MiniLM-L6-v2 is scored on the same texts in the same way.
 Recipes are compared on other documents: ``--variants`` tunes its rows with one seed and scores
 them on training documents of both corpora that no pair is made of. Scores of runs that are already
 in the result file are kept while the recipe is the same, so the script can be stopped and started.
+
+``--encoders none packaged FOLDER ...`` scores the packaged model without an adapter, with its own
+and with those in folders, beside all-MiniLM-L6-v2, on four more corpora too
+(``labelled_corpora.py``), 600 documents each that no recipe was chosen by; ``--seeds`` with nothing
+after it leaves out the tuning.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ import pyarrow.parquet as pq
 import sklearn.cluster
 import sklearn.metrics
 import torch
+from labelled_corpora import CORPORA as OTHER_CORPORA  # type: ignore[import-not-found]
 
 from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
@@ -45,6 +51,7 @@ CORPORA: tuple[CorpusName, ...] = ("20newsgroups", "reuters-r8")
 DOCUMENTS = 600
 DEVELOPMENT_DOCUMENTS: dict[CorpusName, int] = {"20newsgroups": 400, "reuters-r8": 600}
 CUT_TOKENS = 64
+PEER = "all-MiniLM-L6-v2"
 KMEANS_SEEDS = 5
 RESULTS = Path(__file__).parent / "results" / "adapter_quality.json"
 # The recipe whose three seeds are the claim, and what each variant changes in it.
@@ -116,6 +123,30 @@ def test_documents() -> Texts:
     return {name: cut_documents(by_hash(name, "test", "")[:DOCUMENTS]) for name in CORPORA}
 
 
+def reach_documents() -> Texts:
+    """What the packaged adapter is measured by; corpora that cannot be had here are left out."""
+    others = {name: load()[-DOCUMENTS:] for name, load in OTHER_CORPORA.items()}
+    for name in [name for name, rows in others.items() if not rows]:
+        print(f"{name}: left out, Debian's package index is not to be had here")
+        del others[name]
+    return test_documents() | {name: cut_documents(rows) for name, rows in others.items()}
+
+
+def score_encoder(name: str, corpora: Texts) -> dict[str, Any]:
+    """Scores of the packaged model with an adapter, or of the peer."""
+    if name == PEER:
+        return {"v_measure": score(encode_with_minilm, corpora)}
+    encoder = Encoder.load(EncoderConfig(adapter=name, max_tokens=CUT_TOKENS))
+    started = time.process_time()
+    found = {
+        "fingerprint": encoder.fingerprint,
+        "dtype": encoder.description.dtype,
+        "pooling": encoder.description.pooling,
+        "v_measure": score(encoder.encode, corpora),
+    }
+    return found | {"cpu_minutes": round((time.process_time() - started) / 60, 1)}
+
+
 def development_documents() -> Texts:
     """What recipes are chosen by."""
     return {
@@ -165,7 +196,7 @@ def tune(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     write_pairs(PairsConfig(seed=seed, **made), pairs)
     output = folder / f"{name.replace(' ', '-')}-{digest}-{seed}"
     config = FinetuneConfig(
-        pairs=str(pairs), output=str(output), seed=seed, num_workers="0", **settings
+        pairs=str(pairs), output=str(output), adapter=None, seed=seed, num_workers="0", **settings
     )
     started, cpu = time.perf_counter(), time.process_time()
     with RunRecord(
@@ -194,14 +225,14 @@ def summarize(results: dict[str, Any]) -> None:
         summary[name] = {
             "mean": round(mean, 4),
             "standard_deviation": round(statistics.stdev(values), 4) if len(values) > 1 else None,
-            "lead_over_minilm": round(mean - results["baselines"]["all-MiniLM-L6-v2"][name], 4),
+            "lead_over_minilm": round(mean - results["baselines"][PEER][name], 4),
         }
     results["summary"] = {"seeds": len(runs), **summary}
 
 
 def begin_again(results: dict[str, Any]) -> dict[str, Any]:
     """Results of another recipe put aside: what was scored on the test documents is not hidden."""
-    kept = ("baselines", "development_baselines")
+    kept = ("baselines", "development_baselines", "reach")
     earlier = results.get("earlier", [])
     if "summary" in results:
         earlier = [*earlier, {key: results[key] for key in ("recipe", "runs", "summary")}]
@@ -219,6 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS))
+    parser.add_argument("--encoders", nargs="*", default=[], help="none, packaged, folders")
     arguments = parser.parse_args()
     configure_logging()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -243,10 +275,15 @@ def main() -> None:
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(section, name, json.dumps(found[name]), flush=True)
 
-    peer = "all-MiniLM-L6-v2"
+    if arguments.encoders:
+        reached = reach_documents()
+        for name in arguments.encoders:
+            results.get("reach", {}).pop(name, None)
+        for name in (PEER, *arguments.encoders):
+            keep("reach", name, functools.partial(score_encoder, name, reached))
     for name, texts in corpora.items():
         section = "baselines" if name == "test" else "development_baselines"
-        keep(section, peer, functools.partial(score, encode_with_minilm, texts))
+        keep(section, PEER, functools.partial(score, encode_with_minilm, texts))
     for seed in arguments.seeds:
         run = functools.partial(run_variant, "recipe", seed, corpora["test"])
         keep("runs", f"recipe {seed}", run)

@@ -162,7 +162,13 @@ def compare(
     ways = [Way(name, ask(connection, name)) for name in filter(wanted, connection.recv())]
     ours = {
         name: Encoder.load(
-            EncoderConfig(model=model, prompt=PROMPT, max_tokens=max_tokens, dtype=dtype),  # type: ignore[arg-type]
+            EncoderConfig(
+                adapter=None,
+                model=model,
+                prompt=PROMPT,
+                max_tokens=max_tokens,
+                dtype=dtype,  # type: ignore[arg-type]
+            ),
             device="cpu",
             compile_model=compiled,
         )
@@ -298,7 +304,13 @@ def paper_loop(name: str, max_tokens: int) -> Encode:
 def peer(name: str, max_tokens: int, dtype: str, batch: int, folder: str) -> Encode:
     """sentence-transformers on our own export: same model, prompt, cut and pooling."""
     if not Path(folder).exists():
-        config = EncoderConfig(model=name, prompt=PROMPT, max_tokens=max_tokens, dtype=dtype)  # type: ignore[arg-type]
+        config = EncoderConfig(
+            adapter=None,
+            model=name,
+            prompt=PROMPT,
+            max_tokens=max_tokens,
+            dtype=dtype,  # type: ignore[arg-type]
+        )
         export_sentence_transformer(describe_encoder(config), Path(folder))
     model = sentence_transformers.SentenceTransformer(
         folder, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)}

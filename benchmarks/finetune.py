@@ -89,7 +89,11 @@ def timed(step: Callable[[], int]) -> Speed:
 def measure_ours(pairs: pa.Table, dtype: DType, adapter: dict[str, Any]) -> Speed:
     """Speed of one of our steps, after a small one."""
     config = FinetuneConfig(
-        batch_pairs=len(pairs), dtype=dtype, activation_tokens=SPEED_HELD_TOKENS, **adapter
+        adapter=None,
+        batch_pairs=len(pairs),
+        dtype=dtype,
+        activation_tokens=SPEED_HELD_TOKENS,
+        **adapter,
     )
     trainer = AdapterTrainer(config.trainer, describe_encoder(config.encoder), torch.device("cpu"))
     trainer.step(1, pairs.slice(0, 4), 0)
@@ -131,7 +135,9 @@ def measure_paper(pairs: pa.Table) -> Speed:
 
 def measure_memory(pairs: int) -> None:
     """Print the peak memory in MiB of a process that takes one step of so many pairs."""
-    config = FinetuneConfig(batch_pairs=pairs, activation_tokens=MEMORY_TOKENS, prompt="none")
+    config = FinetuneConfig(
+        adapter=None, batch_pairs=pairs, activation_tokens=MEMORY_TOKENS, prompt="none"
+    )
     trainer = AdapterTrainer(config.trainer, describe_encoder(config.encoder), torch.device("cpu"))
     trainer.step(1, make_pairs(pairs, MEMORY_WORDS), 0)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -185,7 +185,7 @@ import os, sys, time, pyarrow.parquet as pq
 from pipelines.encoder.encoder import Encoder, EncoderConfig
 corpus, model, threads, encoders, ready = sys.argv[1:]
 texts = pq.read_table(corpus)["text"].to_pylist()
-config = EncoderConfig(model=model, max_tokens=64)
+config = EncoderConfig(model=model, adapter=None, max_tokens=64)
 encoder = Encoder.load(config, device="cpu", threads=int(threads))
 encoder.encode(texts[:8])
 encoder.stats.tokens = 0

@@ -129,6 +129,19 @@ def mean_and_deviation(scores: dict[str, Any]) -> str:
     return f"{scores['mean']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
+def reach() -> str:
+    """Encoders on corpora that the packaged adapter has read nothing of, with their means."""
+    found = read("adapter_quality")["reach"]
+    names = list(next(iter(found.values()))["v_measure"])
+    titles = {"none": "packaged model, no adapter", "packaged": "packaged model, its adapter"}
+    rows = []
+    for name, run in found.items():
+        scores = [run["v_measure"][corpus] for corpus in names]
+        cells = [f"{score:.3f}" for score in [*scores, sum(scores) / len(scores)]]
+        rows.append([titles.get(name, name), *cells])
+    return table(["encoder", *names, "mean"], rows)
+
+
 def adapter_variants() -> str:
     """What each change of the recipe does to documents that no pair is made of."""
     found = read("adapter_quality")
@@ -224,6 +237,7 @@ TABLES = {
     "gains": gains,
     "adapters": adapters,
     "adapter-variants": adapter_variants,
+    "reach": reach,
     "selection": selection,
     "selection-ranks": selection_ranks,
     "selection-cost": selection_cost,

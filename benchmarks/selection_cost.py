@@ -65,7 +65,7 @@ def seconds_of_embedding(texts: list[str], config: EncoderConfig, layers: int) -
 
 
 def main() -> None:
-    config = EncoderConfig(prompt=PROMPT, max_tokens=CUT_TOKENS)
+    config = EncoderConfig(adapter=None, prompt=PROMPT, max_tokens=CUT_TOKENS)
     texts = load_labelled_corpus("20newsgroups", "test")["text"].to_pylist()
     long_enough = [text for text in texts if len(text.split()) >= 8]
     texts = sorted(long_enough, key=text_digest)[:DOCUMENTS]

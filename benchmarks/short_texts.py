@@ -77,7 +77,9 @@ def main() -> None:
     options = parser.parse_args()
     configure_logging()
     texts, labels = one_liners("test", options.documents)
-    settings: dict[str, Any] = {"pooling": "last+mean", "max_tokens": 32, "dtype": "float32"}
+    settings: dict[str, Any] = {
+        "adapter": None, "pooling": "last+mean", "max_tokens": 32, "dtype": "float32",
+    }  # fmt: skip
     found = {"untuned": score(Encoder.load(EncoderConfig(**settings)), texts, labels)}
     training, _ = one_liners("train", 32 * options.steps + 64)
     for kind in options.kinds:

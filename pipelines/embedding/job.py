@@ -197,7 +197,7 @@ def prepare_encoder(
     if known is not None and (config.dtype != "int8" or not actors.gpus):
         return actors, known
     description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
-    require_as_trained(description, config.adapter)
+    require_as_trained(description, description.adapter)
     return actors, description
 
 

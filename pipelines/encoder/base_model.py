@@ -222,7 +222,10 @@ def merge_adapter(model: Any, adapter: Path) -> float:
         keys = {key for key in keys if key.startswith(prefix)}
     moved = _place_embeddings(model, adapter)
     tuned = _open_adapter(shell, adapter)
-    placed = {key.removeprefix(_PREFIX) for key in peft.get_peft_model_state_dict(tuned)}
+    placed = {
+        key.removeprefix(_PREFIX)
+        for key in peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    }
     unused = {key for key in keys - placed if not key.endswith(_EMBEDDINGS)}
     if unused:
         raise InputError(

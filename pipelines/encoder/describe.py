@@ -11,23 +11,34 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.encoder.adapters import added_tokens, foreign_class
 from pipelines.encoder.description import (
+    AUTO_ADAPTER,
     DEFAULT_LAYER,
     DEFAULT_MAX_TOKENS,
     DEFAULT_POOLING,
     DEFAULT_PROMPT,
     INT8_ROUNDING,
+    NO_ADAPTER,
     EncoderConfig,
     EncoderDescription,
     pooled_dimension,
     trained_encoder,
+    untrained_field,
 )
 from pipelines.encoder.prompts import PLACEHOLDER, PromptTemplate
-from pipelines.encoder.sources import ModelFiles, fetch_adapter, fetch_model, load_model_settings
+from pipelines.encoder.sources import (
+    PACKAGED_ADAPTER,
+    PACKAGED_MODEL,
+    ModelFiles,
+    fetch_adapter,
+    fetch_model,
+    load_model_settings,
+)
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.encoder.usage import ModelUsage, read_usage
 from pipelines.runtime.errors import InputError
@@ -55,6 +66,10 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
     """
     from pipelines.encoder.precision import resolve_dtype  # slow: it loads torch
 
+    if config.adapter == AUTO_ADAPTER:
+        return _describe_with_default_adapter(config, device)
+    if config.adapter == NO_ADAPTER:
+        config = replace(config, adapter=None)
     model = fetch_model(config.model, config.revision)
     adapter = None if config.adapter is None else fetch_adapter(config.adapter)
     trained = None if adapter is None else trained_encoder(adapter.folder)
@@ -124,6 +139,25 @@ def limited_tokenizer(
         trust_remote_code=config.trust_remote_code,
     )
     return tokenizer.limited(settle_max_tokens(config, settings, usage, tokenizer))
+
+
+def _describe_with_default_adapter(config: EncoderConfig, device: str) -> EncoderDescription:
+    """The packaged model with its adapter, unless other flags ask for what it was not trained in.
+
+    Other models have no adapter by default.
+    """
+    if config.model == PACKAGED_MODEL:
+        tuned = describe_encoder(replace(config, adapter=PACKAGED_ADAPTER), device=device)
+        trained = trained_encoder(fetch_adapter(PACKAGED_ADAPTER).folder)
+        other = None if trained is None else untrained_field(tuned, trained)
+        if other is None:
+            return tuned
+        log.warning(
+            "the packaged adapter was trained with %s %r, %r is asked for: the model is used "
+            "without it, as --adapter none does",
+            other, getattr(trained, other), getattr(tuned, other),
+        )  # fmt: skip
+    return describe_encoder(replace(config, adapter=None), device=device)
 
 
 def settle(

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
 from pipelines.encoder.prompts import PLACEHOLDER, PromptTemplate
 from pipelines.encoder.sources import (
+    PACKAGED_ADAPTER,
     PACKAGED_MODEL,
     ModelFiles,
     fetch_adapter,
@@ -46,6 +47,7 @@ def pooled_dimension(pooling: str, dimension: int) -> int:
 FILE_NAME = "encoder.json"
 _ELSEWHERE = "elsewhere"
 FORMAT = 1
+AUTO_ADAPTER, NO_ADAPTER = "auto", "none"
 DEFAULT_PROMPT = "one-word"
 DEFAULT_POOLING: Pooling = "last"
 DEFAULT_LAYER = -1
@@ -75,8 +77,9 @@ class EncoderConfig:
     """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    adapter: str | None = None
-    """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
+    adapter: str | None = AUTO_ADAPTER
+    """PEFT adapter to merge into the weights: a folder, local or remote, a hub id, packaged, or
+    none; auto is packaged with the packaged model, and none with any other."""
     prompt: str | None = None
     """Name of a prompt, or a template with {text}; by default the adapter's or the model's own,
     else one-word."""
@@ -352,24 +355,30 @@ def require_as_trained(
     trained = None if adapter is None else trained_encoder(fetch_adapter(adapter).folder)
     if trained is None:
         return
-    if _is_other_model(description.model_revision, trained.model_revision):
+    packaged = adapter == PACKAGED_ADAPTER and description.model == PACKAGED_MODEL
+    if not packaged and _is_other_model(description.model_revision, trained.model_revision):
         raise InputError(
             f"adapter {adapter} was trained with another base model: {trained.model!r} "
             f"({trained.model_revision}), but this {action} has {description.model!r} "
             f"({description.model_revision}): pass --model {trained.model}"
         )
-    for field, option in _OPTIONS.items():
+    field = untrained_field(description, trained)
+    if field is not None:
         mine, theirs = getattr(description, field), getattr(trained, field)
-        if mine != theirs:
-            way = (
-                "give --append-eos as in training"
-                if field == "append_eos"
-                else (f"leave --{option} out to take the adapter's")
-            )
-            raise InputError(
-                f"adapter {adapter} was trained with another {field}: {theirs!r}, but this "
-                f"{action} has {mine!r}: {way}, or use another adapter"
-            )
+        way = (
+            "give --append-eos as in training"
+            if field == "append_eos"
+            else (f"leave --{_OPTIONS[field]} out to take the adapter's")
+        )
+        raise InputError(
+            f"adapter {adapter} was trained with another {field}: {theirs!r}, but this "
+            f"{action} has {mine!r}: {way}, or use another adapter"
+        )
+
+
+def untrained_field(description: EncoderDescription, trained: EncoderDescription) -> str | None:
+    """The first setting in which an encoder is not as its adapter was trained; None if none."""
+    return next((f for f in _OPTIONS if getattr(description, f) != getattr(trained, f)), None)
 
 
 def _is_other_model(found: str, trained: str) -> bool:

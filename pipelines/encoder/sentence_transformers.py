@@ -17,6 +17,7 @@ import transformers
 
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.description import EncoderConfig, EncoderDescription
+from pipelines.encoder.gguf_files import share_weights
 from pipelines.encoder.prompts import PLACEHOLDER
 from pipelines.encoder.sources import fetch_model
 from pipelines.encoder.tokenization import PromptedTokenizer, apart_lead
@@ -66,6 +67,7 @@ def export_sentence_transformer(description: EncoderDescription, folder: Path) -
     )
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    share_weights(folder)
     tokenizer_with_prompt(PromptedTokenizer.load(description)).save_pretrained(folder)
     layer, count = description.layers[0], model.config.get_text_config().num_hidden_layers
     output = "last_hidden_state" if layer == count else ["hidden_states", layer]

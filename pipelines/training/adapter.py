@@ -126,7 +126,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def load_adapter(model: Any, folder: Path) -> None:
     """Take up the weights of the adapter in ``folder``; :class:`InputError` if they do not fit."""
-    mine = peft.get_peft_model_state_dict(model)
+    mine = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     theirs = adapter_keys(folder)
     if theirs != set(mine):
         odd = min(theirs ^ set(mine))
@@ -140,7 +140,7 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
     """Set the adapter's weights; :class:`InputError` where a shape differs."""
-    for name, weight in peft.get_peft_model_state_dict(model).items():
+    for name, weight in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if weights[name].shape != weight.shape:
             raise InputError(
                 f"adapter weight {name} has shape {tuple(weights[name].shape)}, this model and "
@@ -151,7 +151,7 @@ def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
 
 def adapter_weights(model: Any) -> dict[str, Tensor]:
     """A copy of the adapter's weights on the CPU, under the names PEFT saves them by."""
-    state = peft.get_peft_model_state_dict(model)
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: weight.detach().cpu().clone() for name, weight in state.items()}
 
 

@@ -10,9 +10,7 @@ from pipelines.corpus.files import (
     Columns,
     CorpusOptions,
 )
-from pipelines.encoder.description import (
-    EncoderConfig,
-)
+from pipelines.encoder.description import AUTO_ADAPTER, EncoderConfig
 from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -179,8 +177,9 @@ _WORKERS = re.compile(r"(\d+)(?::(\d+))?")
 class FinetuneConfig(CorpusOptions, EncoderConfig):
     """Tune a LoRA adapter on pairs of texts that mean the same."""
 
-    adapter: str | None = None
-    """Adapter to go on from: a folder, local or remote, or a hub id; by default a new one."""
+    adapter: str | None = AUTO_ADAPTER
+    """Adapter to go on from: a folder, local or remote, a hub id, packaged, or none for a new one;
+    auto is packaged with the packaged model if rank, alpha and targets are its own, else none."""
     pairs: str = ""
     """Pairs to train on: output of generate_pairs, or Parquet or CSV with anchor, positive."""
     corpus: str = ""
@@ -297,11 +296,9 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
 
     @property
     def encoder(self) -> EncoderConfig:
-        """The encoder that is tuned, without an adapter."""
+        """The encoder that is tuned, with the adapter that is gone on from."""
         names = EncoderConfig.__dataclass_fields__
-        settings = {
-            name: getattr(self, name) for name in names if name not in ("adapter", "dimensions")
-        }
+        settings = {name: getattr(self, name) for name in names if name != "dimensions"}
         return EncoderConfig(**settings)
 
     @property

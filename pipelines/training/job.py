@@ -16,14 +16,15 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from pipelines.encoder import sentence_transformers
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import EncoderDescription, require_as_trained
+from pipelines.encoder.description import AUTO_ADAPTER, EncoderDescription, require_as_trained
 from pipelines.encoder.precision import resolve_device
-from pipelines.encoder.sources import fetch_adapter
+from pipelines.encoder.sources import PACKAGED_ADAPTER, fetch_adapter
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -80,11 +81,12 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
         )
     device = "auto" if plan is None else "cuda" if plan.gpus else "cpu"
     require_quantization(config.quantize, resolve_device(device).type)
-    description = describe_base(config, device=device)
-    check_settings(config, description)
+    description, start = describe_base(config, device=device)
+    check_settings(config, description, start)
     counts, made_by = prepare_batches(config, work)
-    state = train_adapter(config, description, plan, work)
+    state = train_adapter(config, description, start, plan, work)
     metrics = measure_run(state, time.monotonic() - started)
+    metrics["start_adapter"] = start
     if made_by:
         metrics["made_by"] = made_by
     write_result(config, description, state, counts, metrics)
@@ -95,23 +97,39 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     return JobResult(counts, metrics, summarize(config, counts, metrics))
 
 
-def describe_base(config: FinetuneConfig, *, device: str) -> EncoderDescription:
-    """The encoder to tune, without an adapter; what is left open is as in the one gone on from."""
-    described = describe_encoder(replace(config.encoder, adapter=config.adapter), device=device)
-    return replace(described, adapter=None, adapter_revision=None)
+def describe_base(config: FinetuneConfig, *, device: str) -> tuple[EncoderDescription, str | None]:
+    """The encoder to tune, without an adapter, and the adapter to go on from, None for a new one.
+
+    What the flags leave open is as in the adapter.
+    """
+    encoder = config.encoder
+    all_layers = config.lora_targets == ("all-linear",)
+    if encoder.adapter == AUTO_ADAPTER and (
+        not all_layers or unlike_shape(config, PACKAGED_ADAPTER)
+    ):
+        encoder = replace(encoder, adapter=None)
+    described = describe_encoder(encoder, device=device)
+    return replace(described, adapter=None, adapter_revision=None), described.adapter
 
 
 def train_adapter(
-    config: FinetuneConfig, description: EncoderDescription, plan: WorkerPlan | None, work: str
+    config: FinetuneConfig,
+    description: EncoderDescription,
+    start: str | None,
+    plan: WorkerPlan | None,
+    work: str,
 ) -> TrainingState:
-    """Train on the batches in ``work``, in this process where there is no plan of workers."""
+    """Train on the batches in ``work``, in this process where there is no plan of workers.
+
+    ``start`` is the adapter to go on from.
+    """
     task = TrainingTask(
         config.trainer,
         LoopSettings(
             work, config.max_steps, config.batch_pairs, config.measure_every, config.patience
         ),
         description.to_json(),
-        config.adapter,
+        start,
         work,
     )
     if plan is None:
@@ -123,7 +141,9 @@ def train_adapter(
         return read_state(Path(folder))
 
 
-def check_settings(config: FinetuneConfig, description: EncoderDescription) -> None:
+def check_settings(
+    config: FinetuneConfig, description: EncoderDescription, start: str | None
+) -> None:
     """Refuse settings that do not go together with the encoder, and an adapter of another one."""
     too_long = [d for d in config.dimensions if d >= description.dimension]
     if too_long:
@@ -140,8 +160,8 @@ def check_settings(config: FinetuneConfig, description: EncoderDescription) -> N
         check_export(config, description)
     if config.workers == (0, 0) and "://" in config.output:
         raise InputError("--num-workers 0 trains in this process and writes to local folders only")
-    if config.adapter is not None:
-        check_start_adapter(config, description)
+    if start is not None:
+        check_start_adapter(config, description, start)
 
 
 def check_export(config: FinetuneConfig, description: EncoderDescription) -> None:
@@ -151,18 +171,26 @@ def check_export(config: FinetuneConfig, description: EncoderDescription) -> Non
     sentence_transformers.check_export(description)
 
 
-def check_start_adapter(config: FinetuneConfig, description: EncoderDescription) -> None:
+def check_start_adapter(
+    config: FinetuneConfig, description: EncoderDescription, start: str
+) -> None:
     """Refuse to go on from an adapter of another base model, prompt, pooling, layer or shape."""
-    assert config.adapter is not None
-    folder = str(fetch_adapter(config.adapter).folder)
-    lora = json.loads(read_bytes(join(folder, SETTINGS)))
+    option, theirs = unlike_shape(config, start) or ("", None)
+    if option:
+        raise InputError(
+            f"adapter {start} has {option} {theirs}, here it is {getattr(config, option)}: pass "
+            f"--{option.replace('_', '-')} {theirs}"
+        )
+    require_as_trained(description, start)
+
+
+def unlike_shape(config: FinetuneConfig, adapter: str) -> tuple[str, Any] | None:
+    """The option by which this run's adapter cannot have the weights of another, and its value."""
+    lora = json.loads(read_bytes(join(str(fetch_adapter(adapter).folder), SETTINGS)))
     for option, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
         if lora.get(key) != getattr(config, option):
-            raise InputError(
-                f"adapter {config.adapter} has {key} {lora.get(key)}, {option} is "
-                f"{getattr(config, option)}: pass --{option.replace('_', '-')} {lora.get(key)}"
-            )
-    require_as_trained(description, config.adapter)
+            return option, lora.get(key)
+    return None
 
 
 def prepare_batches(config: FinetuneConfig, work: str) -> tuple[dict[str, int], dict[str, int]]:

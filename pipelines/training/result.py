@@ -281,7 +281,9 @@ def write_result(
     write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
     tuned = describe_tuned(config, description)
     tuned.save(config.output)
-    if config.sentence_transformers and (state.best_step or config.adapter):  # it changes something
+    if config.sentence_transformers and (
+        state.best_step or metrics["start_adapter"]
+    ):  # it changes something
         folder = Path(config.output).expanduser() / "sentence_transformers"
         export_sentence_transformer(tuned, folder)
     card = write_model_card(config, tuned, counts, metrics, history)
@@ -312,10 +314,12 @@ def summarize(
         )
     made_by = ", ".join(f"{n:,} by {how}" for how, n in metrics.get("made_by", {}).items())
     labels = counts.get("label_pairs")
+    start = metrics.get("start_adapter")
     return {
         "pairs": f"{counts['training_pairs']:,} to train, {counts['heldout_pairs']:,} held out",
         **({"made of the corpus": made_by} if made_by else {}),
         **({"pairs of one label": f"{labels:,}"} if labels else {}),
+        "began with": f"the adapter {start}" if start else "a new adapter",
         "steps": f"{metrics['steps']}, best at {metrics['best_step']}",
         **changes,
         "tokens a second": f"{metrics['tokens_per_second']:,.0f}",

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -231,3 +232,15 @@ def test_weights_of_a_masked_model_without_its_pooler_are_whole(tmp_path):
 def test_names_and_shapes_alone_are_read_on_the_meta_device(folder):
     model = load_base_model(folder, dtype=torch.float32, device=torch.device("meta"))
     assert all(weight.is_meta for weight in model.parameters())
+
+
+def test_no_hub_is_asked_about_the_model_that_an_adapter_names(folder, tmp_path, monkeypatch):
+    adapter = Path(tune(folder, tmp_path / "adapter"))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "someone/some-model"
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub",
+        lambda *_args, **_more: pytest.fail("the hub was asked"),
+    )
+    load(folder, adapter=str(adapter))

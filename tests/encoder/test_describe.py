@@ -2,13 +2,17 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 
+from pipelines.encoder import describe as describe_module
+from pipelines.encoder import sources
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import EncoderConfig
+from pipelines.encoder.description import EncoderConfig, EncoderDescription, require_as_trained
 from pipelines.encoder.encoder import Encoder
+from pipelines.encoder.prompts import PROMPTS
 from pipelines.runtime.errors import InputError
 
 
@@ -188,3 +192,61 @@ def test_a_text_that_depends_on_its_batch_is_refused(tmp_path):
     description = describe(random_model(tmp_path / "model", config), pooling="mean")
     with pytest.raises(InputError, match="another vector beside a longer one than alone"):
         Encoder.load(description, device="cpu")
+
+
+@pytest.fixture
+def with_default_adapter(folder, tmp_path, monkeypatch):
+    """``folder`` as the packaged model, with an adapter of its own that was trained in a way."""
+    adapter = tiny_adapter(tmp_path / "packaged", folder)
+    monkeypatch.setattr(sources, "_PACKAGED_ADAPTER_FOLDER", adapter)
+    monkeypatch.setattr(describe_module, "PACKAGED_MODEL", str(folder))
+    describe(folder, adapter="packaged", prompt="topic", pooling="last+mean").save(str(adapter))
+    return folder
+
+
+def test_the_packaged_model_has_its_adapter_by_default(with_default_adapter):
+    found = describe(with_default_adapter)
+    assert found.adapter == "packaged"
+    assert (found.prompt, found.pooling) == (PROMPTS["topic"], "last+mean")
+    assert found.fingerprint == describe(with_default_adapter, adapter="packaged").fingerprint
+    loaded = Encoder.load(found, device="cpu")
+    assert loaded.adapter_effect["changed_layers"] > 0
+    assert EncoderDescription.from_json(found.to_json()) == found
+
+
+def test_none_is_the_plain_model_with_the_fingerprint_that_it_always_had(with_default_adapter):
+    plain = describe(with_default_adapter, adapter="none")
+    assert plain == describe(with_default_adapter, adapter=None)
+    assert plain.adapter is None
+    assert plain.pooling == "last"
+    assert plain.fingerprint != describe(with_default_adapter).fingerprint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"prompt": "one-word"}, {"pooling": "mean"}, {"layer": 1}, {"append_eos": True}],
+)
+def test_what_the_default_adapter_was_not_trained_in_goes_without_it(
+    with_default_adapter, settings, caplog
+):
+    found = describe(with_default_adapter, **settings)
+    assert found == describe(with_default_adapter, adapter="none", **settings)
+    assert "the model is used without it, as --adapter none does" in caplog.text
+    with pytest.raises(InputError, match="was trained with another"):
+        require_as_trained(
+            describe(with_default_adapter, adapter="packaged", **settings), "packaged"
+        )
+
+
+def test_other_models_have_no_adapter_by_default(with_default_adapter, tmp_path):
+    other = tiny_model(tmp_path / "other", seed=3)
+    assert describe(other).adapter is None
+
+
+def test_an_older_packaged_adapter_is_not_taken_for_the_one_of_today(with_default_adapter):
+    found = describe(with_default_adapter)
+    weights = sources._PACKAGED_ADAPTER_FOLDER / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({k: v * 2 for k, v in tensors.items()}, weights)
+    with pytest.raises(InputError, match="adapter 'packaged' is not the one described"):
+        found.fetch()

@@ -127,6 +127,8 @@ def test_scaled_positions_are_read(tmp_path, family, arch, ropes, scaling):
             rows.append(model(torch.tensor([ids])).last_hidden_state[0].mean(0))
     expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
     assert (found.encode(texts) * expected).sum(1).min() > 0.9999
+    modes = {path.stat().st_mode for path in found.description.fetch()[0].folder.iterdir()}
+    assert len(modes) == 1  # whoever may read the settings may read the weights
 
 
 def test_scaling_that_is_not_known_is_refused_by_name(tmp_path):

@@ -71,6 +71,8 @@ def test_the_adapter_is_exported_and_the_export_comes_back(tmp_path):
     _, vectors = there(tmp_path / "export")
     assert_same(encoder.encode(TEXTS), vectors)
     assert_same(imported(tmp_path / "export").encode(TEXTS), vectors)
+    modes = {path.stat().st_mode for path in (tmp_path / "export").iterdir() if path.is_file()}
+    assert len(modes) == 1  # whoever may read the settings may read the weights
 
 
 @pytest.mark.parametrize("settings", [{"pooling": "body-mean"}, {"layer": (1, 2)}])

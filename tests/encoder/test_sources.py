@@ -5,7 +5,9 @@ import struct
 import pytest
 
 from pipelines.encoder import sources as model_sources
+from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.sources import (
+    PACKAGED_ADAPTER,
     PACKAGED_MODEL,
     check_safetensors,
     digest_folder,
@@ -176,3 +178,17 @@ def test_a_folder_here_that_hides_a_hub_model_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"Qwen3-0\.6B was read, which hides a hub model"):
         fetch_model("Qwen/Qwen3-0.6B")
+
+
+def test_the_packaged_adapter_is_whole_small_and_says_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = fetch_adapter(PACKAGED_ADAPTER)
+    size = sum(path.stat().st_size for path in files.folder.iterdir())
+    assert size < 12_000_000
+    card = (files.folder / "README.md").read_text()
+    assert files.revision in card
+    for part in ("## Data", "## Licence", "## Made by"):
+        assert part in card
+    trained = EncoderDescription.load(str(files.folder))
+    assert trained.model == PACKAGED_MODEL
+    assert trained.adapter_revision == files.revision

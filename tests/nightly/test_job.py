@@ -13,9 +13,11 @@ from nights import (
     text_of,
     write_corpus,
 )
+from tiny_models import tiny_adapter
 
-from pipelines.encoder import precision
+from pipelines.encoder import describe, precision, sources
 from pipelines.nightly import changes
+from pipelines.nightly import job as night_job
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.job import reindex
 from pipelines.runtime.errors import InputError
@@ -155,6 +157,21 @@ def test_auto_is_the_stores_precision_on_whatever_machine(tonight, store, monkey
     assert not tonight(texts, dtype="auto").refusals
     assert counts_of(store)["embedded"] == 1
     assert json.loads(Store.open(str(store)).version().read("encoder.json"))["dtype"] == "float32"
+
+
+def test_a_store_of_vectors_without_an_adapter_gets_more_of_them(
+    tonight, store, tiny_model_folder, tmp_path, monkeypatch, caplog
+):
+    adapter = tiny_adapter(tmp_path / "packaged", tiny_model_folder)
+    monkeypatch.setattr(sources, "_PACKAGED_ADAPTER_FOLDER", adapter)
+    for module in (describe, night_job):
+        monkeypatch.setattr(module, "PACKAGED_MODEL", str(tiny_model_folder))
+    texts = {n: text_of(n) for n in range(DOCUMENTS + 1)}
+    with caplog.at_level("INFO"):
+        assert not tonight(texts).refusals
+    assert counts_of(store)["embedded"] == 1
+    assert "--adapter packaged embeds every document anew" in caplog.text
+    assert tonight(texts, adapter="packaged").refusals[0].startswith("encoder")
 
 
 def test_more_clusters_split_those_there_are(tonight, store):

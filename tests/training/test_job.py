@@ -13,6 +13,8 @@ import torch
 import transformers
 from tiny_models import SENTENCES, tiny_model
 
+from pipelines.encoder import describe as describe_module
+from pipelines.encoder import sources
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder
@@ -250,6 +252,28 @@ def test_training_goes_on_from_an_adapter(config):
     best = read_run(first.output)["metrics"]["best"]
     assert before["mrr"] == pytest.approx(best["mrr"], abs=1e-3)
     assert EncoderDescription.load(second.output).adapter == second.output
+
+
+def test_the_packaged_model_goes_on_from_its_adapter_where_the_shape_is_its_own(
+    config, base, monkeypatch
+):
+    first = config("first", pooling="last+mean")
+    run(first)
+    monkeypatch.setattr(sources, "_PACKAGED_ADAPTER_FOLDER", Path(first.output))
+    monkeypatch.setattr(describe_module, "PACKAGED_MODEL", base)
+    begun = {"second": {}, "third": {"lora_rank": 8}, "fourth": {"adapter": "none"}}
+    for name, settings in begun.items():
+        made = config(name, **settings)
+        result = run(made)
+        assert result.metrics["start_adapter"] == ("packaged" if name == "second" else None)
+        assert result.summary["began with"] == (
+            "the adapter packaged" if name == "second" else "a new adapter"
+        )
+        assert EncoderDescription.load(made.output).pooling == (
+            "last+mean" if name == "second" else "last"
+        )
+    best = read_run(first.output)["metrics"]["best"]
+    assert history(config("second").output)[0]["mrr"] == pytest.approx(best["mrr"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

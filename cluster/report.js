@@ -162,15 +162,20 @@
   }
 
   async function drawMap() {
-    const { x, y, cluster, text, id } = data.map;
-    const values = x.map((_, i) => ({ x: x[i], y: y[i], c: cluster[i], t: text[i], id: id[i], color: hue(cluster[i]), shape: shape(cluster[i]), k: cluster[i] < 0 ? "noise: in no dense region" : (byId.get(cluster[i]) || { keywords: [] }).keywords.slice(0, 4).join(", ") }));
+    const { x, y, cluster, text, id, levels } = data.map;
+    const chosen = document.getElementById("level");
+    const level = levels.length ? levels[chosen ? Number(chosen.value) : levels.length - 1] : { cluster, labels: [] };
+    const colors = theme();
+    const values = x.map((_, i) => ({ x: x[i], y: y[i], c: cluster[i], t: text[i], id: id[i], color: hue(level.cluster[i]), shape: shape(level.cluster[i]), k: cluster[i] < 0 ? "noise: in no dense region" : (byId.get(cluster[i]) || { keywords: [] }).keywords.slice(0, 4).join(", ") }));
     const holder = document.getElementById("map");
     const axis = { axis: null, scale: { zero: false, nice: false, padding: 12 } };
     const lit = "selected < 0 || datum.c == selected";
     const result = await embed("map", {
       width: holder.clientWidth, height: holder.clientHeight, autosize: { type: "fit", contains: "padding" }, padding: 0,
+      params: [{ name: "selected", value: selected }],
+      layer: [{
       data: { values },
-      params: [{ name: "selected", value: selected }, { name: "zoom", select: { type: "interval", zoom: "wheel![event.shiftKey]" }, bind: "scales" }],
+      params: [{ name: "zoom", select: { type: "interval", zoom: "wheel![event.shiftKey]" }, bind: "scales" }],
       mark: { type: "point", filled: true, cursor: "pointer", strokeWidth: 0 },
       encoding: {
         x: { field: "x", type: "quantitative", ...axis }, y: { field: "y", type: "quantitative", ...axis },
@@ -178,7 +183,11 @@
         opacity: { condition: [{ test: "datum.c < 0 && selected < 0", value: 0.35 }, { test: lit, value: 0.8 }], value: 0.07 },
         size: { condition: { test: `datum.c >= 0 && (${lit})`, value: values.length > 1500 ? 26 : 42 }, value: 18 },
         tooltip: [{ field: "c", title: "Cluster" }, ...(data.hasTexts ? [{ field: "k", title: "About" }, { field: "t", title: "Text" }] : []), { field: "id", title: "Id" }],
-      },
+      } }, ...(level.labels.length ? ["halo", "ink"] : []).map((part) => ({
+      data: { values: level.labels },
+      mark: { type: "text", fontSize: 12, fontWeight: 600, clip: true, tooltip: null, ...(part === "halo" ? { stroke: colors.ground, strokeWidth: 4, strokeJoin: "round", color: colors.ground } : { color: colors.text.color }) },
+      encoding: { x: { field: "x", type: "quantitative", ...axis }, y: { field: "y", type: "quantitative", ...axis }, text: { field: "t" } },
+      }))],
     });
     mapView = result.view;
     holder.__view = mapView;
@@ -187,12 +196,14 @@
 
   function drawSizes() {
     const colors = theme();
-    const values = data.sizes.map((size, rank) => ({ rank: rank * data.sizeStep + 1, size }));
+    const half = data.sizeStep / 2;
+    const values = data.sizes.map((size, place) => { const rank = place * data.sizeStep + 1; return { rank, size, left: rank - half, right: rank + half }; });
     return embed("sizes", {
       width: "container", height: 240, data: { values },
       mark: { type: "bar", color: colors.accent, binSpacing: values.length > 120 ? 0 : 1 },
       encoding: {
-        x: { field: "rank", type: "quantitative", title: "clusters, largest first", bin: { binned: true, step: data.sizeStep }, axis: { tickMinStep: 1, grid: false } },
+        x: { field: "left", type: "quantitative", title: "clusters, largest first", bin: { binned: true }, scale: { nice: false, zero: false }, axis: { tickMinStep: 1, grid: false, format: "d" } },
+        x2: { field: "right" },
         y: { field: "size", type: "quantitative", title: "documents" },
         tooltip: [{ field: "rank", title: "Rank" }, { field: "size", title: "Documents", format: "," }],
       },
@@ -242,6 +253,7 @@
   }
 
   setUpTable();
+  document.getElementById("level")?.addEventListener("change", drawMap);
   showDetail(data.clusters[0].id);
   draw();
   dark.addEventListener("change", draw);

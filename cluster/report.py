@@ -16,10 +16,11 @@ import pyarrow as pa
 from cluster.describe import Description
 from cluster.document_map import MapLayout
 from cluster.metrics import LABEL_SCORES, MEANINGS
-from cluster.outcome import Outcome, noise_in_words
+from cluster.outcome import Level, Outcome, noise_in_words
 from cluster.report_data import (
     Changes,
     Listing,
+    MapLevel,
     MappedDocuments,
     Report,
     inline_json,
@@ -52,6 +53,7 @@ def build_report(
         outcome.levels[-1].cluster_ids[: len(documents)],
         documents.ids.to_pylist(),
         texts,
+        [_map_level(level, len(documents)) for level in outcome.levels],
     )
     name = str(settings["embeddings"]).rstrip("/").rsplit("/", 1)[-1]
     return Report(
@@ -71,6 +73,11 @@ def build_report(
         ids=outcome.ids,
         changes=changes,
     )
+
+
+def _map_level(level: Level, count: int) -> MapLevel:
+    names = {c.cluster_id: c.name or ", ".join(c.keywords[:2]) for c in level.clusters}
+    return MapLevel(level.cluster_ids[:count], names)
 
 
 def _lead(outcome: Outcome, *, has_texts: bool) -> str:
@@ -189,6 +196,7 @@ def render_report(report: Report) -> str:
         notices=report.notices,
         figures=_figures(report),
         map_note=_map_note(report),
+        map_levels=[len(level.names) for level in report.mapped.levels],
         map_size=f"{len(report.mapped.cluster_ids):,}",
         columns=_columns(report),
         rows=_rows(report, shown),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,19 @@ _CONFUSION_CELLS = 3_000
 _SIZE_BARS = 1_000
 
 
+_LABELS = 40
+
+
+@dataclass(frozen=True)
+class MapLevel:
+    """One number of clusters, as the map shows it."""
+
+    cluster_ids: np.ndarray
+    """int (n,), of the documents on the map; -1 for noise."""
+    names: Mapping[int, str]
+    """What each cluster is about, in a word or two; clusters without are not labelled."""
+
+
 @dataclass(frozen=True)
 class MappedDocuments:
     """The documents on the map."""
@@ -28,6 +41,8 @@ class MappedDocuments:
     """int (n,)."""
     ids: Sequence[Any]
     texts: Sequence[str | None] | None
+    levels: Sequence[MapLevel] = ()
+    """By rising number of clusters, the finest last; none for a map without labels."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +106,33 @@ def page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
             "cluster": report.mapped.cluster_ids.tolist(),
             "text": [shorten(text, map_room) for text in texts],
             "id": [shorten(str(value), 64) for value in report.mapped.ids],
+            "levels": [_level_data(level, points) for level in report.mapped.levels],
         },
         "sizes": np.sort(report.census.sizes)[::-1][::size_step].tolist(),
         "sizeStep": size_step,
         "curve": report.curve,
         "curveTicks": _ticks([int(row["k"]) for row in report.curve or ()]),
         "confusion": _confusion(report.census, report.ids),
+    }
+
+
+def _level_data(level: MapLevel, points: np.ndarray) -> dict[str, Any]:
+    """Each document's cluster, and where the largest clusters' labels stand: at their medians."""
+    ids, sizes = np.unique(level.cluster_ids[level.cluster_ids >= 0], return_counts=True)
+    largest = ids[np.argsort(-sizes, kind="stable")].tolist()
+    labelled = [cluster for cluster in largest if level.names.get(cluster)][:_LABELS]
+    places = [np.median(points[level.cluster_ids == cluster], axis=0) for cluster in labelled]
+    return {
+        "clusters": len(level.names),
+        "cluster": level.cluster_ids.tolist(),
+        "labels": [
+            {
+                "x": round(float(x), 3),
+                "y": round(float(y), 3),
+                "t": shorten(level.names[cluster], 40),
+            }
+            for (x, y), cluster in zip(places, labelled, strict=True)
+        ],
     }
 
 

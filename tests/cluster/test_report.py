@@ -13,7 +13,7 @@ from cluster.describe import Description, Example
 from cluster.document_map import MapLayout, lay_out
 from cluster.metrics import score_clustering
 from cluster.report import render_report
-from cluster.report_data import MappedDocuments, Report
+from cluster.report_data import MapLevel, MappedDocuments, Report, page_data
 
 WIDE = "漢字" * 2_000
 
@@ -94,3 +94,19 @@ def test_the_chart_library_is_joined_once(tmp_path, monkeypatch):
     assert page._chart_library() == first
     assert "vegaEmbed" in first
     assert "</script" not in first
+
+
+def test_labels_stand_at_the_medians_of_the_largest_clusters_and_noise_has_none():
+    points = np.array([[0, 0], [2, 0], [4, 6], [9, 9], [7, 7]], dtype=np.float32)
+    ids = np.array([1, 1, 1, 0, -1])
+    mapped = MappedDocuments(
+        MapLayout(points, "PCA", ""), ids, range(5), None, [MapLevel(ids, {0: "small", 1: "large"})]
+    )
+    data = page_data(replace(report(2, "word"), mapped=mapped), [])
+    assert data["map"]["levels"] == [
+        {
+            "clusters": 2,
+            "cluster": ids.tolist(),
+            "labels": [{"x": 2, "y": 0, "t": "large"}, {"x": 9, "y": 9, "t": "small"}],
+        }
+    ]

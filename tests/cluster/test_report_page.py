@@ -8,14 +8,14 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
 from cluster.document_map import MapLayout
 from cluster.metrics import score_clustering
 from cluster.report import render_report
-from cluster.report_data import Listing, MappedDocuments, Report
+from cluster.report_data import Listing, MapLevel, MappedDocuments, Report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -66,6 +66,10 @@ def report(k=3):
             ids,
             [f"doc-{i}" for i in range(60)],
             [f"{HOSTILE} {i}" for i in range(60)],
+            [
+                MapLevel(ids // 2, {0: "coarse", 1: HOSTILE}),
+                MapLevel(np.where(np.arange(60) < 2, -1, ids), {0: "fine", 1: "", 2: HOSTILE}),
+            ],
         ),
         facts={"setting": HOSTILE},
         curve=[
@@ -237,3 +241,21 @@ def test_dark_follows_the_system(page):
     dark = page.execute_script("return getComputedStyle(document.body).backgroundColor")
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert light != dark
+
+
+SHOWN = """
+  const items = document.querySelector('#map').__view.scenegraph().root.items[0].items
+    .flatMap((g) => g.items || []);
+  return [items.filter((i) => i.text).map((i) => i.text),
+          new Set(items.filter((i) => i.datum && i.datum.id).map((i) => i.fill)).size];
+"""
+
+
+def test_the_map_shows_the_labels_and_colours_of_the_level_that_is_chosen(page):
+    labels, colours = page.execute_script(SHOWN)
+    assert "fine" in labels
+    assert "coarse" not in labels
+    assert colours == 4  # three clusters, and noise
+    Select(page.find_element(By.ID, "level")).select_by_value("0")
+    WebDriverWait(page, 10).until(lambda p: "coarse" in p.execute_script(SHOWN)[0])
+    assert page.execute_script(SHOWN)[1] == 2

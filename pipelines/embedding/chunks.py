@@ -52,6 +52,8 @@ from pipelines.runtime.segments import (
 from pipelines.runtime.units import read_receipts, take_unit
 
 CHUNK_BYTES = 64 << 20
+# Of a chunk: the first of a group, so that vectors, and with them a mistake, are seen at once.
+FIRST_SHARE = 1 / 32
 MOST_BUCKETS = 1024
 FOLDERS = {REPEAT: "repeats", KNOWN: "known", RETOUCH: "retouched"}
 STAGE = "read"
@@ -179,7 +181,7 @@ def _cut(
     """Chunks of a group: estimated tokens and documents; leaves the receipt at the end."""
     aside = _Aside(settings, name)
     pending: list[pa.Table] = []
-    share, current, chunks = 0.0, 0, 0
+    share, current, chunks = 1 - FIRST_SHARE, 0, 0
     for documents in _documents(settings, unit, aside):
         tokens = estimate_tokens(documents["text"], settings.scan)
         size = len(documents) * settings.row_bytes + documents.nbytes

@@ -1,9 +1,11 @@
-"""Chunks of documents to vectors: tokenizer tasks feed a pool of encoder actors.
+"""Chunks of documents to vectors: tasks that read feed a pool of encoder actors.
 
 One pipeline of documents on Ray Data: tasks read shards, check them, drop what is not to be
-encoded, cut the rest into chunks and tokenize these; actors encode chunks and write them. The two
-kinds of workers overlap and scale apart: the next chunks wait in Ray's object store while the
-actors compute. Out: ``vectors/CHUNK.parquet``, a row a document in the chunk's order.
+encoded and cut the rest into chunks; actors encode chunks and write them. The two kinds of workers
+overlap and scale apart: the next chunks wait in Ray's object store while the actors compute. Tasks
+also tokenize where the actors have GPUs, which must not wait for it; where they compute on the CPU
+they tokenize themselves, a small part of their work, and no third kind of process loads the
+tokenizer. Out: ``vectors/CHUNK.parquet``, a row a document in the chunk's order.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
 _ADAPTER_EFFECT = "adapter_effect.json"
+_TOKENIZERS: dict[str, Any] = {}
+"""This process's tokenizer, by the JSON of its encoder's description."""
 
 
 @dataclass
@@ -130,10 +135,37 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def read_and_tokenize(
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What every worker has to know beside its chunk; ``encoder`` is its description's JSON."""
+
+    results: ResultSettings
+    encoder: str
+    actors: ActorPlan
+    compile_model: bool = False
+    vectors: GivenVectors | None = None
+    """Those that the corpus brings along."""
+
+
+Tokenize = Callable[..., pa.Table]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What runs on the Ray cluster: a function of a chunk of texts, a class of actors of tokens.
+
+    ``tokenize(batch, settings=...)`` gives the chunk :func:`with_tokens`; ``encoder(settings)`` is
+    called with that and gives what :func:`finish_chunk` does. Both see one chunk a batch.
+    """
+
+    tokenize: Tokenize
+    encoder: type
+
+
+def read_group(
     batch: pa.Table, *, reading: ReadSettings, settings: EncodeSettings, tokenize: Tokenize
 ) -> Iterator[pa.Table]:
-    """A group of shards to its chunks, tokenized.
+    """A group of shards to its chunks, tokenized where actors do not do it themselves.
 
     One task does both. Ray Data would keep a reader's CPU while its chunks wait for a tokenizer's,
     which on a small Ray cluster is the same one.
@@ -141,7 +173,7 @@ def read_and_tokenize(
     name = batch["name"][0].as_py()
     with blame("read", name):
         for chunk in read_chunks(batch, settings=reading):
-            yield tokenize(chunk, settings=settings)
+            yield tokenize(chunk, settings=settings) if settings.actors.gpus else chunk
 
 
 @dataclass(frozen=True)
@@ -170,6 +202,23 @@ def with_tokens(batch: pa.Table, ids: Sequence[Sequence[int]]) -> pa.Table:
     documents = documents_of(batch).drop_columns("text")
     documents = documents.append_column("tokens", pa.array(ids, pa.list_(pa.int32())))
     return chunk_row(batch["name"][0].as_py(), batch["expected"][0].as_py(), documents)
+
+
+class ChunkActor:
+    """An actor of a pool: the encoder, and the tokenizer where its CPU does both."""
+
+    def __init__(self, settings: EncodeSettings, workers: Workers) -> None:
+        # as many as it computes with; by itself the tokenizer takes every core of the machine
+        os.environ.setdefault("RAYON_NUM_THREADS", str(settings.actors.threads))
+        self.settings, self.tokenize = settings, workers.tokenize
+        self.encoder = workers.encoder(settings)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A chunk to what it was."""
+        if not self.settings.actors.gpus:
+            with blame("tokenize", batch["name"][0].as_py()):
+                batch = self.tokenize(batch, settings=self.settings)
+        return self.encoder(batch)
 
 
 class ChunkEncoder:
@@ -262,6 +311,7 @@ def _load_encoder(settings: EncodeSettings) -> Any:
         compile_model=settings.compile_model,
     )
     log.info("encoder loaded on %s in %.1f s", device, time.monotonic() - started)
+    _TOKENIZERS[settings.encoder] = encoder.tokenizer
     if encoder.adapter_effect is not None:
         content = json.dumps(dict(encoder.adapter_effect))
         write_bytes(join(settings.results.work, _ADAPTER_EFFECT), content.encode())
@@ -276,11 +326,13 @@ def read_adapter_effect(work: str) -> dict[str, float] | None:
         return None
 
 
-@functools.lru_cache(maxsize=1)
 def _tokenizer(encoder: str) -> Any:
-    from pipelines.encoder.tokenization import PromptedTokenizer
+    if encoder not in _TOKENIZERS:
+        from pipelines.encoder.tokenization import PromptedTokenizer
 
-    return PromptedTokenizer.load(_description(encoder))
+        _TOKENIZERS.clear()
+        _TOKENIZERS[encoder] = PromptedTokenizer.load(_description(encoder))
+    return _TOKENIZERS[encoder]
 
 
 def _description(encoder: str) -> EncoderDescription:
@@ -297,33 +349,6 @@ def _pick_device(gpus: float) -> str:
         return "cuda"
     log.warning("Ray gave this actor a GPU, but torch sees none here: encoding on the CPU")
     return "cpu"
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """What every worker has to know beside its chunk; ``encoder`` is its description's JSON."""
-
-    results: ResultSettings
-    encoder: str
-    actors: ActorPlan
-    compile_model: bool = False
-    vectors: GivenVectors | None = None
-    """Those that the corpus brings along."""
-
-
-Tokenize = Callable[..., pa.Table]
-
-
-@dataclass(frozen=True)
-class Workers:
-    """What runs on the Ray cluster: a function of a chunk of texts, a class of actors of tokens.
-
-    ``tokenize(batch, settings=...)`` gives the chunk :func:`with_tokens`; ``encoder(settings)`` is
-    called with that and gives what :func:`finish_chunk` does. Both see one chunk a batch.
-    """
-
-    tokenize: Tokenize
-    encoder: type
 
 
 TAKE_VECTORS = Workers(no_tokens, VectorTaker)
@@ -405,7 +430,7 @@ def encode_chunks(
     try:  # a chunk is a block: none waits for its neighbours to fill one
         tokens = unit_dataset(units).map_batches(
             functools.partial(
-                read_and_tokenize, reading=reading, settings=settings, tokenize=workers.tokenize
+                read_group, reading=reading, settings=settings, tokenize=workers.tokenize
             ),
             batch_size=1,
             batch_format="pyarrow",
@@ -417,8 +442,8 @@ def encode_chunks(
             tokens
             if not most_actors
             else tokens.map_batches(
-                workers.encoder,
-                fn_constructor_args=(settings,),
+                ChunkActor,
+                fn_constructor_args=(settings, workers),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(

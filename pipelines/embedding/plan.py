@@ -25,7 +25,7 @@ WORK_FOLDER = "_work"
 PARTITION_BYTES = 64 << 20
 MOST_PARTITIONS = 1024
 MOST_CHUNKS = 20_000
-LAYOUT = 2
+LAYOUT = 3
 """Of the files below ``_work/``; work that another layout was begun with is not gone on with."""
 _KEY_BYTES = 60  # digests of id and text, and where the document is
 _SHORTEST_DOCUMENT_BYTES = 20  # a guess for formats whose rows only reading can count

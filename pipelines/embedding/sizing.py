@@ -139,11 +139,10 @@ def storage_bytes(sizing: Sizing) -> dict[str, float]:
     """Bytes of what is kept, and of the folder of unfinished work at its fullest."""
     row = sizing.dimension * FLOAT_BYTES + ID_BYTES
     vectors = float(sizing.documents * row)
-    work = MEASURED["work_bytes"] + sizing.characters_per_document
     return {
         "embeddings": vectors,
         "assignments": float(sizing.documents * (ID_BYTES + 24)),
-        "unfinished work": sizing.documents * work + vectors,
+        "unfinished work": sizing.documents * MEASURED["work_bytes"] + vectors,
     }
 
 

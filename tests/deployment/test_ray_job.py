@@ -176,7 +176,7 @@ def test_accelerators_encode_and_train_cpu_nodes_read_and_cluster_the_head_does_
                 found.setdefault(row[name], set()).add(roles[row["node_id"]])
     places = {what: where for what, where in found.items() if "JobSupervisor" not in what}
     assert "head" not in set().union(*found.values()), found
-    encoders = [where for what, where in places.items() if "ChunkEncoder" in what]
+    encoders = [where for what, where in places.items() if "ChunkActor" in what]
     assert encoders, places
     assert all(where == {"accelerator"} for where in encoders), places
     others = {

@@ -165,6 +165,8 @@ def test_a_failed_run_goes_on_where_it_was(config, monkeypatch):
     assert read_run(config.output)["status"] == "failed"
     vectors = sorted(Path(config.output, "_work", "vectors").iterdir())
     assert len(vectors) > 3
+    first, *rows = (pq.read_metadata(path).num_rows for path in vectors)
+    assert first < max(rows) / 8  # so that it comes soon
     kept = {path: path.stat().st_mtime_ns for path in vectors[1:]}
     vectors[0].unlink()
     monkeypatch.setattr(embed_module, "write_result", real)

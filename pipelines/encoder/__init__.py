@@ -13,6 +13,7 @@
 ``precision``              device and precision where the hardware decides them
 ``prompts``                the words around a text
 ``tokenization``           a text to token ids; none can lose its prompt's suffix
+``sentencepiece``          a tokenizer.model as a fast tokenizer
 ``padded``                 the forward pass of any model
 ``packed``                 a faster one for Llama-like models, without padding
 ``packed_attention``       its attention

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pipelines.encoder.sentencepiece import put_around
 from pipelines.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,6 @@ def split_as_trained(tokenizer: Any, fields: dict[str, Any]) -> None:
 
 def open_as_trained(tokenizer: Any, fields: dict[str, Any]) -> None:
     """Let the tokenizer put its opening and closing tokens as llama.cpp does."""
-    from tokenizers import processors
-
     pre, kind = fields.get("tokenizer.ggml.pre"), fields.get("tokenizer.ggml.model")
     opens = fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _OPENED)
     closes = fields.get("tokenizer.ggml.add_eos_token", False)
@@ -117,17 +116,8 @@ def open_as_trained(tokenizer: Any, fields: dict[str, Any]) -> None:
         *around[1],
         *([tokenizer.eos_token_id] if closes and tokenizer.eos_token_id is not None else []),
     ]
-    if around[0] == wanted:
-        return
-    named = [
-        (token, tokenizer.convert_tokens_to_ids(token))
-        for token in (tokenizer.bos_token, tokenizer.eos_token)
-        if token
-    ]
-    single = [tokenizer.bos_token if opens else None, "$A", tokenizer.eos_token if closes else None]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=[piece for piece in single if piece], special_tokens=named
-    )
+    if around[0] != wanted:
+        put_around(tokenizer, opens=opens, closes=closes)
 
 
 def scale_positions(config: Any, fields: dict[str, Any], tensors: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from pipelines.encoder.description import (
     EncoderDescription,
 )
 from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.sentencepiece import FILE_NAME, read_sentencepiece
 from pipelines.encoder.sources import fetch_model
 from pipelines.runtime.errors import InputError
 
@@ -257,6 +258,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a model's folder; :class:`InputError` where it cannot be read."""
     import transformers  # slow, and a job's --help does not need it
 
+    if (folder / FILE_NAME).is_file() and not (folder / "tokenizer.json").is_file():
+        return read_sentencepiece(folder)
     try:
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code

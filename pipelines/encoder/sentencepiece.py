@@ -88,6 +88,7 @@ def _backend(proto: Any, settings: Mapping[str, Any], folder: Path) -> Any:
             f"{folder / FILE_NAME} splits texts in a way that has no equal here: save it as "
             "tokenizer.json, which a fast tokenizer's save_pretrained writes"
         )
+    model: Any
     if spec.model_type == _UNIGRAM:
         model = models.Unigram(scores, spec.unk_id, spec.byte_fallback)
     else:
@@ -99,7 +100,7 @@ def _backend(proto: Any, settings: Mapping[str, Any], folder: Path) -> Any:
             byte_fallback=spec.byte_fallback,
         )
     backend = Tokenizer(model)
-    steps = []
+    steps: list[Any] = []
     if rules.precompiled_charsmap:
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
@@ -140,7 +141,7 @@ def _merges(scores: list[tuple[str, float]]) -> list[tuple[str, str]]:
 
 
 def _parse(path: Path) -> Any:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from transformers.convert_slow_tokenizer import import_protobuf
 
     try:

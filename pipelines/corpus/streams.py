@@ -6,8 +6,10 @@ cannot be decompressed any further raises ``OSError``.
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import io
+import itertools
 import lzma
 import re
 from collections.abc import Iterator
@@ -192,39 +194,44 @@ def split_lines(
     ranged = not compression and encoding == UTF_8
     begin = max(0, start - 1) if ranged else 0
     with open_stream(path, compression, encoding, begin) as stream:
-        lines = _lines_of(stream, newline.encode())
-        position = begin
-        if ranged and start:
-            position += next(lines)[1]
-        first = position == 0
-        for line, size in lines:
+        position, is_within = begin, bool(ranged and start)  # a line that another shard has
+        for lines, size in _lines_of(stream, newline.encode()):
+            if position == 0 and lines[0] is not None:
+                lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+            if ranged:
+                sizes = [size, *(len(line or b"") + 1 for line in lines[1:])]
+                begins = list(itertools.accumulate(sizes, initial=position))
+                position = begins.pop()
+                if stop is not None and begins[-1] >= stop:
+                    lines = lines[: bisect.bisect_left(begins, stop)]
+            else:
+                position += size
+            if is_within:
+                lines, is_within = lines[1:], False
+            yield from [line and line.removesuffix(b"\r") for line in lines]
             if ranged and stop is not None and position >= stop:
                 return
-            position += size
-            if line is not None:
-                line = line.removeprefix(codecs.BOM_UTF8) if first else line
-                line = line.removesuffix(b"\r")
-            first = False
-            yield line
 
 
-def _lines_of(stream: Any, end: bytes) -> Iterator[tuple[bytes | None, int]]:
-    """Each line without its newline (None if it is too long) and its size with it."""
+def _lines_of(stream: Any, end: bytes) -> Iterator[tuple[list[bytes | None], int]]:
+    """Lines without their newlines, those that end in one block, and the size of the first with it.
+
+    The first can be None, too long; no other can, since a block is no longer than a line may be.
+    """
     parts: list[bytes] = []
     size = 0
     read = getattr(stream, "read1", stream.read)  # as much as comes in one go
     while block := read(BLOCK_BYTES):
-        first, *others = block.split(end)
-        size += len(first)
+        lines: list[bytes | None] = block.split(end)
+        size += len(lines[0] or b"")
         if size <= LONGEST_LINE_BYTES:
-            parts.append(first)
+            parts.append(lines[0] or b"")
         else:
             parts = []
-        if others:
-            yield (None if size >= LONGEST_LINE_BYTES else b"".join(parts)), size + 1
-            last = others.pop()
-            for line in others:
-                yield line, len(line) + 1
+        if len(lines) > 1:
+            last = lines.pop() or b""
+            lines[0] = None if size >= LONGEST_LINE_BYTES else b"".join(parts)
+            yield lines, size + 1
             parts, size = [last], len(last)
     if size:
-        yield (None if size > LONGEST_LINE_BYTES else b"".join(parts)), size
+        yield [None if size > LONGEST_LINE_BYTES else b"".join(parts)], size

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.corpus.files import CorpusOptions
 from pipelines.encoder.description import (
+    AUTO_ADAPTER,
     POOLINGS,
     DType,
     EncoderConfig,
     Pooling,
 )
 from pipelines.encoder.prompts import PromptTemplate
-from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.encoder.sources import PACKAGED_ADAPTER, PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     default_output,
@@ -52,8 +53,9 @@ class SelectConfig(CorpusOptions):
     """Branch, tag or commit of a hub model."""
     adapter: str | None = None
     """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
-    adapters: tuple[str, ...] = ()
-    """PEFT adapters to try too, each with the prompt, pooling and layer it was trained with."""
+    adapters: tuple[str, ...] = (AUTO_ADAPTER,)
+    """PEFT adapters to try too, each with the prompt, pooling and layer it was trained with; auto
+    is the packaged one with the packaged model, and none with any other."""
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     """Prompts to try: names, or templates with {text}; each costs one forward pass."""
     poolings: tuple[Pooling, ...] = DEFAULT_POOLINGS
@@ -104,6 +106,14 @@ class SelectConfig(CorpusOptions):
             dtype=self.dtype, append_eos=self.append_eos,
             trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
+
+    @property
+    def tried_adapters(self) -> tuple[str, ...]:
+        """The adapters to try, by name."""
+        own = self.model == PACKAGED_MODEL and self.adapter is None
+        auto = (PACKAGED_ADAPTER,) if own else ()
+        named = [auto if name == AUTO_ADAPTER else (name,) for name in self.adapters]
+        return tuple(name for names in named for name in names)
 
     def candidate(self, prompt: str, pooling: Pooling, layer: int) -> EncoderConfig:
         """The encoder of one candidate."""

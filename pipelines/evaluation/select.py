@@ -179,7 +179,7 @@ def describe_candidates(config: SelectConfig) -> dict[str, EncoderDescription]:
         prompt: describe_encoder(config.encoder(prompt), device=device) for prompt in config.prompts
     }
     as_trained = replace(config.encoder(config.prompts[0]), prompt=None, pooling=None, layer=None)
-    for adapter in config.adapters:
+    for adapter in config.tried_adapters:
         encoder = describe_encoder(replace(as_trained, adapter=adapter), device=device)
         if len(encoder.layers) > 1 or encoder.pooling not in POOLINGS:
             raise InputError(
@@ -193,7 +193,7 @@ def describe_candidates(config: SelectConfig) -> dict[str, EncoderDescription]:
 
 def plan_of(encoder: EncoderDescription, plan: TrialPlan, config: SelectConfig) -> TrialPlan:
     """What one candidate's encoder is tried with: an adapter with what it was trained with."""
-    if encoder.adapter not in config.adapters:
+    if encoder.adapter not in config.tried_adapters:
         return plan
     return replace(plan, layers=encoder.layers, poolings=(cast(Pooling, encoder.pooling),))
 

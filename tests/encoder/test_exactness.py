@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -44,7 +45,7 @@ def texts():
 @pytest.fixture(scope="module")
 def encoders(texts):
     return {
-        dtype: Encoder.load(EncoderConfig(dtype=dtype, max_tokens=128), device="cpu")
+        dtype: Encoder.load(EncoderConfig(adapter=None, dtype=dtype, max_tokens=128), device="cpu")
         for dtype in ("float32", "bfloat16", "int8")
     }
 
@@ -75,6 +76,21 @@ def test_vectors_equal_the_plain_formula(encoders, texts, reference, dtype, cosi
     assert least_cosine(encoders[dtype].encode(texts), reference) >= cosine
 
 
+def test_the_default_is_the_model_with_its_adapter_as_peft_runs_it(texts):
+    encoder = Encoder.load(EncoderConfig(dtype="float32", max_tokens=128), device="cpu")
+    model, adapter = encoder.description.fetch()
+    base = transformers.AutoModel.from_pretrained(model.folder, dtype=torch.float32)
+    tuned = peft.PeftModel.from_pretrained(base, str(adapter.folder)).eval()
+    texts = texts[::3]
+    rows = []
+    for ids in encoder.tokenizer.tokenize(texts):
+        with torch.no_grad():
+            states = tuned(torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+        rows.append(torch.cat([states[-1], states.mean(dim=0)]))
+    expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+    assert least_cosine(encoder.encode(texts), expected) >= 0.9999
+
+
 @pytest.mark.parametrize(
     ("dtype", "cosine"), [("float32", 0.99999), ("bfloat16", 0.9995), ("int8", 0.99)]
 )
@@ -98,7 +114,9 @@ def test_lower_precision_clusters_as_well_as_float32():
     corpus = corpus.take(chosen)
     scores = {}
     for dtype in ("float32", "bfloat16", "int8"):
-        encoder = Encoder.load(EncoderConfig(dtype=dtype, max_tokens=24), device="cpu")
+        encoder = Encoder.load(
+            EncoderConfig(adapter=None, dtype=dtype, max_tokens=24), device="cpu"
+        )
         vectors = encoder.encode(corpus["text"].to_pylist())
         scores[dtype] = np.mean(
             [
@@ -113,7 +131,9 @@ def test_lower_precision_clusters_as_well_as_float32():
 def test_layers_above_the_wanted_one_are_not_run(texts):
     products = {}
     for layer in (-1, 10):
-        encoder = Encoder.load(EncoderConfig(layer=layer, max_tokens=64), device="cpu")
+        encoder = Encoder.load(
+            EncoderConfig(adapter=None, layer=layer, max_tokens=64), device="cpu"
+        )
         with FlopCounterMode(display=False) as counter:
             encoder.encode(texts[:12])
         products[layer] = counter.get_total_flops()

@@ -339,3 +339,11 @@ def test_a_sample_is_the_same_for_any_order_of_files_and_rows(tmp_path):
     assert len(sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-d")).texts) == 200
     every = sample_corpus(str(tmp_path / "a"), str(tmp_path / "work-e"), distinct=False)
     assert len(every.texts) == 201
+
+
+def test_the_packaged_models_own_adapter_is_tried_by_default():
+    assert SelectConfig().tried_adapters == ("packaged",)
+    assert SelectConfig(adapters=("auto", "mine")).tried_adapters == ("packaged", "mine")
+    assert SelectConfig(adapters=()).tried_adapters == ()
+    assert SelectConfig(model="other").tried_adapters == ()
+    assert SelectConfig(adapter="mine").tried_adapters == ()

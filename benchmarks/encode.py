@@ -50,7 +50,7 @@ from pipelines.runtime.packaged import load_labelled_corpus
 
 RESULTS = Path(__file__).parent / "results" / "encode.json"
 PROMPT = "one-word"
-MATRIX_SIZE, MATRIX_PRODUCTS = 2048, 20
+MATRIX_SIZE, MATRIX_PRODUCTS = 2048, 5
 SHORT_TOKENS = 20
 REFERENCE = "Shoal, float32"
 OURS = {
@@ -109,14 +109,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1, help="times that all slices are encoded")
     parser.add_argument("--openvino-python", help="an interpreter with openvino, optimum-intel")
     parser.add_argument("--shape", choices=SHAPES, help="a model of random weights instead")
-    parser.add_argument("--only", nargs="*", help="words, one of which a way's name must hold")
+    parser.add_argument("--without", nargs="*", default=[], help="words of ways to leave out")
+    parser.add_argument("--folder", help="keeps exported models from run to run")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the other process too
     torch.set_num_threads(arguments.threads)
     corpus = load_labelled_corpus("20newsgroups", "test")["text"].to_pylist()
     texts = corpus[:: len(corpus) // arguments.texts][: arguments.texts]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or temporary
         model = PACKAGED_MODEL
         if arguments.shape:
             model = make_model(Path(folder, arguments.shape), arguments.shape)
@@ -132,10 +134,8 @@ def main() -> None:
             (f"short, cut at {SHORT_TOKENS} tokens", SHORT_TOKENS),
         ):
             results[title] = compare(texts, max_tokens, folder, model, arguments)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    for name, content in results.items():
-        if isinstance(content, dict):
-            show(name, content)
+            show(title, results[title])
+            arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def make_model(folder: Path, shape: str) -> str:
@@ -156,7 +156,7 @@ def compare(
     """Encode the same texts every way, in turns; rates in tokens a second."""
 
     def wanted(name: str) -> bool:
-        return not arguments.only or any(word in name for word in arguments.only)
+        return not any(word in name for word in arguments.without)
 
     connection, process = start_usual_ways(max_tokens, folder, model)
     ways = [Way(name, ask(connection, name)) for name in filter(wanted, connection.recv())]
@@ -173,7 +173,7 @@ def compare(
             compile_model=compiled,
         )
         for name, (dtype, compiled) in OURS.items()
-        if wanted(name) or name == REFERENCE
+        if wanted(name)
     }
     ways += [Way(name, partial(on_the_clock, encoder.encode)) for name, encoder in ours.items()]
     peers = contextlib.ExitStack()
@@ -250,7 +250,9 @@ def serve_usual_ways(connection: Connection, max_tokens: int, folder: str, model
     for dtype in ("float32", "bfloat16"):
         for batch in (16, 64):
             name = f"sentence-transformers, {dtype}, batch {batch}"
-            ways[name] = peer(model, max_tokens, dtype, batch, f"{folder}/{max_tokens}-{dtype}")
+            ways[name] = peer(
+                model, max_tokens, dtype, batch, f"{folder}/{Path(model).name}-{max_tokens}-{dtype}"
+            )
     connection.send(list(ways))
     while True:
         name, texts = connection.recv()

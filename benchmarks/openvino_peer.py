@@ -30,7 +30,7 @@ def export(model: str, folder: Path, *, int8: bool) -> Path:
     """The model in OpenVINO's format, made at the first call."""
     from optimum.intel import OVModelForFeatureExtraction
 
-    target = folder / ("int8" if int8 else "float")
+    target = folder / f"{Path(model).name}-openvino-{'int8' if int8 else 'float'}"
     if not target.exists():
         exported = OVModelForFeatureExtraction.from_pretrained(
             model, export=True, load_in_8bit=int8, compile=False

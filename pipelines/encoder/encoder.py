@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from pipelines.encoder.decoder import choose_decoder, load_tuned_model, vector_head
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription, difference
+from pipelines.encoder.packed import PackedDecoder
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
@@ -46,7 +47,7 @@ def keep_freed_memory() -> None:
 
 # On a CPU 1024 and 2048 measure alike and best in floating point, 1024 in int8: large enough for
 # full matrix products, small enough that a layer's activations stay in cache.
-_CPU_BUDGET_TOKENS = 1024
+_CPU_BUDGET_TOKENS, _LEAST_CPU_BUDGET_TOKENS = 1024, 256
 _LEAST_CUDA_BUDGET_TOKENS, _MOST_CUDA_BUDGET_TOKENS = 2048, 131072
 _SHARE_OF_FREE_MEMORY = 0.25
 
@@ -143,6 +144,8 @@ class Encoder:
         self._decoder = choose_decoder(
             model, description, tokenizer, self._head, compile_model=compile_model
         )
+        # The model's own pass, and compiled functions, are not made for several threads.
+        self._side_by_side = isinstance(self._decoder, PackedDecoder) and not compile_model
         self._boundary = switch_length(model.config.get_text_config())
 
     @classmethod
@@ -244,22 +247,17 @@ class Encoder:
             raise InputError(f"text {lengths.index(0)} of this batch is empty and has no prompt")
         started = time.perf_counter()
         vectors = np.empty((len(token_ids), self.dimension), np.float32)
-        batches = deque(self._batches(lengths))
-        while batches:
-            batch = batches.popleft()
-            try:
-                found = self._encode_batch([token_ids[index] for index in batch])
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or len(batch) == 1:
-                    raise
-                found = None
-            if found is None:  # outside the handler, which keeps the failed batch's memory alive
-                self._halve_budget()
-                half = len(batch) // 2
-                batches.extendleft([batch[half:], batch[:half]])
-                continue
-            vectors[batch] = found
-            self.stats.padded_tokens += self._decoder.padded_tokens([lengths[i] for i in batch])
+        waiting = list(self._batches(lengths))
+        while waiting:
+            batches, waiting = waiting, []
+            for batch, rows in zip(batches, self._encode_batches(batches, token_ids), strict=True):
+                if rows is None:
+                    self._halve_budget()
+                    half = len(batch) // 2
+                    waiting += [batch[:half], batch[half:]]
+                    continue
+                vectors[batch] = rows
+                self.stats.padded_tokens += self._decoder.padded_tokens([lengths[i] for i in batch])
         self.stats.texts += len(token_ids)
         self.stats.tokens += sum(lengths)
         self.stats.seconds += time.perf_counter() - started
@@ -267,13 +265,56 @@ class Encoder:
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Batches, those whose positions count in another way apart."""
+        budget = self._even_budget(lengths)
         if self._boundary is None or max(lengths) <= self._boundary:
-            yield from token_budget_batches(lengths, self.budget_tokens)
+            yield from token_budget_batches(lengths, budget)
             return
         for long in (True, False):
             some = [i for i, n in enumerate(lengths) if (n > self._boundary) == long]
-            for batch in token_budget_batches([lengths[i] for i in some], self.budget_tokens):
+            for batch in token_budget_batches([lengths[i] for i in some], budget):
                 yield [some[i] for i in batch]
+
+    def _even_budget(self, lengths: Sequence[int]) -> int:
+        """Tokens of a batch, at most the budget, of which every thread gets equally many."""
+        threads = self._threads()
+        if threads == 1:
+            return self.budget_tokens
+        rounds = math.ceil(sum(lengths) / (self.budget_tokens * threads))
+        even = math.ceil(sum(lengths) / (rounds * threads)) + max(lengths)
+        return min(self.budget_tokens, max(even, _LEAST_CPU_BUDGET_TOKENS))
+
+    def _threads(self) -> int:
+        """Batches that may be encoded at once."""
+        beside = self._side_by_side and self.device.type == "cpu"
+        return torch.get_num_threads() if beside else 1
+
+    def _encode_batches(
+        self, batches: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]
+    ) -> Iterator[np.ndarray | None]:
+        """Vectors of each batch; None where memory ran out.
+
+        Threads that take a batch each do not wait for one another, as those of one product do.
+        """
+        chosen = ([token_ids[index] for index in batch] for batch in batches)
+        threads = min(self._threads(), len(batches))
+        if threads == 1:
+            yield from map(self._try_batch, chosen)
+            return
+        all_threads = torch.get_num_threads()
+        alone = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            with alone:
+                yield from alone.map(self._try_batch, chosen)
+        finally:  # what a thread sets holds for those that begin later too
+            torch.set_num_threads(all_threads)
+
+    def _try_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray | None:
+        try:
+            return self._encode_batch(token_ids)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(token_ids) == 1:
+                raise
+        return None  # outside the handler, which keeps the failed batch's memory alive
 
     @torch.inference_mode()
     def _encode_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 from tiny_models import tiny_adapter, tiny_model
 
 from pipelines.encoder import precision
@@ -116,22 +115,20 @@ def test_auto_dtype_is_settled_by_where_the_encoder_will_run(folder):
     assert describe_encoder(config, device="cpu").dtype in ("bfloat16", "float32")
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "vendor", "preferred"),
-    [
-        ({"avx512_bf16": True}, "AuthenticAMD", True),
-        ({"avx512_bf16": True}, "GenuineIntel", False),
-        ({"avx512_bf16": True, "amx_bf16": True}, "GenuineIntel", True),
-        ({"avx512_bf16": False}, "AuthenticAMD", False),
-        ({"bf16": True}, None, True),
-    ],
-)
-def test_auto_is_bfloat16_on_cpus_where_that_is_faster(
-    monkeypatch, capabilities, vendor, preferred
-):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    monkeypatch.setattr(precision, "cpu_vendor", lambda: vendor)
-    assert precision.cpu_prefers_bfloat16() is preferred
+@pytest.mark.parametrize(("gain", "dtype"), [(2.1, "bfloat16"), (1.1, "float32"), (0.5, "float32")])
+def test_auto_is_what_was_measured_faster_once(folder, tmp_path, monkeypatch, gain, dtype):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    monkeypatch.setattr(precision, "measure_gain", lambda: gain)
+    assert describe_encoder(EncoderConfig(model=str(folder)), device="cpu").dtype == dtype
+    monkeypatch.setattr(precision, "measure_gain", lambda: 1 / gain)  # in a busy moment
+    assert describe_encoder(EncoderConfig(model=str(folder)), device="cpu").dtype == dtype
+    monkeypatch.setattr(precision, "cpu_name", lambda: "another processor")
+    other = describe_encoder(EncoderConfig(model=str(folder)), device="cpu").dtype
+    assert other == ("bfloat16" if dtype == "float32" and gain < 0.8 else "float32")
+
+
+def test_a_gain_is_measured():
+    assert 0.01 < precision.measure_gain() < 100
 
 
 def test_int8_of_an_earlier_rounding_is_told_apart_and_not_run(folder):

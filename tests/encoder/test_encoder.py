@@ -163,6 +163,22 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(folder, monkeypatch):
     assert encoder.budget_tokens < before
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_threads_that_take_a_batch_each_give_the_same_and_are_as_many_after(folder, dtype):
+    encoder = load(folder, dtype=dtype)
+    texts = [f"{text} {number}" for number in range(40) for text in TEXTS[:3]]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = encoder.encode(texts)
+        torch.set_num_threads(3)
+        encoder.budget_tokens = 300
+        assert_close(encoder.encode(texts), expected, 0.9999 if dtype == "float32" else 0.999)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_other_errors_are_not_retried(folder, monkeypatch):
     encoder = load(folder)
 

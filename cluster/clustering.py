@@ -23,7 +23,7 @@ from cluster.census import (
     merge_censuses,
 )
 from cluster.comparison import check_comparable, compare, comparison_section
-from cluster.config import MAY_CHANGE, ClusterConfig, Workers
+from cluster.config import ClusterConfig, Workers
 from cluster.document_map import MapLayout, join_maps, lay_out
 from cluster.duplicate_search import Part, SearchPlan
 from cluster.hierarchy import Nesting, divide, nest
@@ -59,7 +59,7 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.runtime.machines import find_nodes
-from pipelines.runtime.run_record import RunRecord, require_unchanged
+from pipelines.runtime.run_record import RunRecord, deciding_settings, require_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def cluster_corpus(
         )
     if config.compare is not None:
         check_comparable(config.compare)
-    work = Work.begin(config.output, {"vectors": digest, "settings": _deciding(config)})
+    work = Work.begin(config.output, {"vectors": digest, "settings": deciding_settings(config)})
     outcome, layout = find_clusters(source, config, work)
     if config.name_model is not None and namer is not None:
         outcome = name_clusters(outcome, partial(namer, config.name_model))
@@ -119,11 +119,6 @@ def cluster_corpus(
         record.complete()
     work.end()
     return result
-
-
-def _deciding(config: ClusterConfig) -> dict[str, Any]:
-    """The settings without those that decide no result."""
-    return {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
 
 
 def find_clusters(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -11,6 +11,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     default_output,
 )
+from pipelines.runtime.run_record import may_change
 
 DECIDES_CLUSTERS = {"decides": "clusters"}
 """Metadata of a field on which the clusters of given vectors depend."""
@@ -95,11 +96,11 @@ def require_at_least_one(config: object, name: str) -> None:
 class Workers:
     """Who reads and assigns vectors; decides no result."""
 
-    num_workers: int = 0
+    num_workers: int = may_change(0)
     """Workers that read and assign; 0 for one a CPU of the Ray cluster."""
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: float = may_change(1.0)
     """CPUs that Ray reserves for a worker."""
-    gpus_per_worker: int = 0
+    gpus_per_worker: int = may_change(0)
     """GPUs that Ray reserves for a worker; FAISS uses them where its GPU build is installed."""
 
     def check_workers(self) -> None:
@@ -110,10 +111,6 @@ class Workers:
                 f"--gpus-per-worker {self.gpus_per_worker}; CPUs must be above 0, the others not "
                 "below"
             )
-
-
-MAY_CHANGE = tuple(f.name for f in fields(Workers))
-"""Settings with which a run may go on that began with others."""
 
 
 @dataclass(frozen=True)

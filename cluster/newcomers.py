@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cluster.assign import NearestCentroids
 from cluster.clustering import digest_of, pool_of
-from cluster.config import MAY_CHANGE, AssignConfig
+from cluster.config import AssignConfig
 from cluster.describe import find_keywords
 from cluster.distances import squared_distances_to
 from cluster.document_map import TableWriter
@@ -45,7 +45,7 @@ from pipelines.runtime.files import (
     make_folder,
     write_table,
 )
-from pipelines.runtime.run_record import RunRecord, require_unchanged
+from pipelines.runtime.run_record import RunRecord, deciding_settings, require_unchanged
 
 SAMPLED = 5_000
 """Novel documents that are looked at together, and others that their words are compared with."""
@@ -84,8 +84,7 @@ def assign_clusters(
         return JobResult(
             summary={"nothing to do": f"{config.output} is complete, as are its inputs"}
         )
-    settings = {k: v for k, v in asdict(config).items() if k not in MAY_CHANGE}
-    work = Work.begin(config.output, {"inputs": digest, "settings": settings})
+    work = Work.begin(config.output, {"inputs": digest, "settings": deciding_settings(config)})
     assigned = assign_all(source, known, config, work)
     summary = describe_novel(assigned, known, config.seed)
     write_table(join(config.output, "novel_clusters.parquet"), summary)

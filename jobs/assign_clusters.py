@@ -4,7 +4,7 @@ Run ``python jobs/assign_clusters.py --embeddings NEW --clusters CLUSTERED --out
 it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/assign_clusters.py …``.
 """
 
-from cluster.config import MAY_CHANGE, AssignConfig
+from cluster.config import AssignConfig
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord
@@ -36,6 +36,5 @@ if __name__ == "__main__":
         AssignConfig,
         assign,
         inputs=("embeddings", "clusters"),
-        may_change=MAY_CHANGE,
         keep_complete=True,
     )

@@ -6,7 +6,7 @@ submit it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/
 
 from collections.abc import Sequence
 
-from cluster.config import MAY_CHANGE, ClusterConfig
+from cluster.config import ClusterConfig
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.run_record import RunRecord
 
@@ -30,6 +30,5 @@ if __name__ == "__main__":
         ClusterConfig,
         cluster,
         inputs=("embeddings",),
-        may_change=MAY_CHANGE,
         keep_complete=True,
     )

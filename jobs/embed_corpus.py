@@ -4,7 +4,7 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/embed_corpus.p
 option at all it embeds the demo corpus with the packaged model, and keeps its text and label.
 """
 
-from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.run_record import RunRecord
 
@@ -17,4 +17,4 @@ def embed(config: EmbedConfig, record: RunRecord) -> JobResult:
 
 
 if __name__ == "__main__":
-    run_job("embed_corpus", EmbedConfig, embed, may_change=MAY_CHANGE, keep_complete=True)
+    run_job("embed_corpus", EmbedConfig, embed, keep_complete=True)

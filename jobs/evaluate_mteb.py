@@ -4,7 +4,7 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/evaluate_mteb.
 option at all it scores the packaged model on the two packaged corpora, without a network.
 """
 
-from pipelines.evaluation.config import MAY_CHANGE, EvaluateConfig
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.run_record import RunRecord
 
@@ -17,4 +17,4 @@ def evaluate(config: EvaluateConfig, record: RunRecord) -> JobResult:
 
 
 if __name__ == "__main__":
-    run_job("evaluate_mteb", EvaluateConfig, evaluate, may_change=MAY_CHANGE, keep_complete=True)
+    run_job("evaluate_mteb", EvaluateConfig, evaluate, keep_complete=True)

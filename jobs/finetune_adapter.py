@@ -6,7 +6,7 @@ option at all it tunes the packaged model on crops of the packaged training corp
 
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.run_record import RunRecord
-from pipelines.training.config import MAY_CHANGE, FinetuneConfig
+from pipelines.training.config import FinetuneConfig
 
 
 def finetune(config: FinetuneConfig, record: RunRecord) -> JobResult:
@@ -17,4 +17,4 @@ def finetune(config: FinetuneConfig, record: RunRecord) -> JobResult:
 
 
 if __name__ == "__main__":
-    run_job("finetune_adapter", FinetuneConfig, finetune, may_change=MAY_CHANGE, keep_complete=True)
+    run_job("finetune_adapter", FinetuneConfig, finetune, keep_complete=True)

@@ -4,7 +4,7 @@ On a Ray cluster: ``ray job submit --working-dir . -- python jobs/select_encoder
 option at all it chooses for the demo corpus, without a look at its labels.
 """
 
-from pipelines.evaluation.config import MAY_CHANGE, SelectConfig
+from pipelines.evaluation.config import SelectConfig
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.run_record import RunRecord
 
@@ -17,4 +17,4 @@ def select(config: SelectConfig, record: RunRecord) -> JobResult:
 
 
 if __name__ == "__main__":
-    run_job("select_encoder", SelectConfig, select, may_change=MAY_CHANGE)
+    run_job("select_encoder", SelectConfig, select)

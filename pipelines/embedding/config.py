@@ -14,30 +14,23 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     default_output,
 )
+from pipelines.runtime.run_record import may_change
 
 
 @dataclass(frozen=True)
 class ActorOptions:
     """What a person may say of encoder actors; it decides no vector."""
 
-    num_actors: str = ""
+    num_actors: str = may_change("")
     """Encoder actors: N, or MIN:MAX; found from the Ray cluster by default."""
-    cpus_per_actor: float | None = None
+    cpus_per_actor: float | None = may_change(None)
     """CPUs, and so threads, of one encoder actor."""
-    gpus_per_actor: float | None = None
+    gpus_per_actor: float | None = may_change(None)
     """GPUs of one encoder actor; 1 by default where the Ray cluster has any."""
 
 
 RESERVED_COLUMNS = ("text_sha256", "embedding")
 DEMO_KEPT_COLUMNS = ("text", "label")
-MAY_CHANGE = (
-    "num_actors",
-    "cpus_per_actor",
-    "gpus_per_actor",
-    "max_rejected_fraction",
-    "skip_unreadable_files",
-    "compile_model",
-)
 
 
 @dataclass(frozen=True)
@@ -54,9 +47,9 @@ class EmbedConfig(CorpusOptions, PassageOptions, ActorOptions, EncoderConfig):
     """Column of the id; by default `id` where a file has it, else the text's SHA-256 is the id."""
     keep_columns: tuple[str, ...] = ()
     """Columns to carry along, such as text or a label."""
-    max_rejected_fraction: float = 0.5
+    max_rejected_fraction: float = may_change(0.5)
     """Fail where a larger share of the documents is rejected."""
-    skip_unreadable_files: bool = False
+    skip_unreadable_files: bool = may_change(False)
     """Go on without files that cannot be read, and list them in rejected/."""
     target_file_mib: int = 128
     """About how large a file of the result should be, in MiB."""
@@ -64,7 +57,7 @@ class EmbedConfig(CorpusOptions, PassageOptions, ActorOptions, EncoderConfig):
     """Store vectors in half precision."""
     chunk_tokens: int = 0
     """Tokens of a unit of work, which a kill can cost; 0 suits the hardware."""
-    compile_model: bool = False
+    compile_model: bool = may_change(False)
     """Fuse the encoder's work between matrix products: slower to start, then faster."""
     dry_run: bool = False
     """Print what would be done, and how long it would take; write nothing."""

@@ -18,9 +18,8 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     default_output,
 )
+from pipelines.runtime.run_record import may_change
 
-MAY_CHANGE = ("num_actors", "cpus_per_actor", "skip_unreachable_tasks")
-"""Settings with which a run may go on that began with others."""
 DEFAULT_PROMPTS = ("one-word", "cluster", "summary", "classification", "none")
 # Not "first": a decoder's first token has seen nothing of the text.
 DEFAULT_POOLINGS: tuple[Pooling, ...] = (
@@ -74,9 +73,9 @@ class SelectConfig(CorpusOptions):
     """Put the end-of-sequence token after the prompt."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; only for models whose author you trust."""
-    num_actors: int = 0
+    num_actors: int = may_change(0)
     """Prompts tried at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
-    cpus_per_actor: float | None = None
+    cpus_per_actor: float | None = may_change(None)
     """CPUs, and so threads, for each."""
     seed: int = 0
     """Another one draws other documents and other starts of k-means."""
@@ -208,11 +207,11 @@ class EvaluateConfig(CorpusOptions, EncoderConfig):
     task_prompts: tuple[str, ...] = ()
     """Other prompts for some tasks, as KEY=PROMPT; KEY is a task's name, a task type (Clustering),
     or a type and side (Retrieval-query)."""
-    num_actors: int = 0
+    num_actors: int = may_change(0)
     """Encoders at work at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
-    cpus_per_actor: float | None = None
+    cpus_per_actor: float | None = may_change(None)
     """CPUs, and so threads, of one of them."""
-    skip_unreachable_tasks: bool = False
+    skip_unreachable_tasks: bool = may_change(False)
     """Go on without tasks whose data cannot be had, and list them in scores.json."""
 
     def __post_init__(self) -> None:

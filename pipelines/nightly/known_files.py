@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.corpus.files import CorpusFile, listing_of
-from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.job import EmbedRun
 from pipelines.runtime.files import (
     join,
@@ -27,6 +27,7 @@ from pipelines.runtime.files import (
     remove_folder,
     with_retries,
 )
+from pipelines.runtime.run_record import deciding_settings
 
 FOLDER = "keys"
 YOUNG_NS = 2_000_000_000
@@ -61,7 +62,7 @@ def corpus_digest(
     """
     if any(not file.modified_ns or file.modified_ns > began_ns - YOUNG_NS for file in files):
         return None
-    settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    settings = deciding_settings(config)
     settings.pop("output")
     return _digest([settings, config.skip_unreadable_files, listing_of(files), fingerprint])
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.chunks import FOLDERS, STAGE, Groups
-from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.keys import KNOWN
 from pipelines.embedding.plan import WORK_FOLDER, WorkPlan
 from pipelines.embedding.write import (
@@ -40,6 +40,7 @@ from pipelines.runtime.files import (
     read_bytes,
     remove_folder,
 )
+from pipelines.runtime.run_record import deciding_settings
 from pipelines.runtime.segments import bytes_to_table, digest_column, digest_matrix, read_segment
 from pipelines.runtime.units import Receipt, read_receipts, run_stage
 from pipelines.store.backfill import Backfill, end_backfill, open_backfills
@@ -64,7 +65,7 @@ def night_folder(
     versions: Sequence[int],
 ) -> str:
     """The folder of this night under ``root``; ``versions`` are those it is compared with."""
-    settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    settings = deciding_settings(config)
     settings.pop("output")
     deciding = [settings, listing_of(files), fingerprint, list(versions)]
     text = json.dumps(deciding, sort_keys=True, default=str)

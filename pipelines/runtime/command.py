@@ -31,7 +31,13 @@ from pipelines.runtime.errors import InputError, find_told_error
 from pipelines.runtime.files import read_bytes
 from pipelines.runtime.listing import refuse_own_output
 from pipelines.runtime.logs import configure_logging, job_logging, mark_lines, show_controls
-from pipelines.runtime.run_record import RunRecord, describe_input, read_run, require_complete
+from pipelines.runtime.run_record import (
+    RunRecord,
+    describe_input,
+    names_that_may_change,
+    read_run,
+    require_complete,
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +116,6 @@ def run_job(
     function: Callable[[Config, RunRecord], Any],
     *,
     inputs: Sequence[str] = (),
-    may_change: Sequence[str] = (),
     keep_complete: bool = False,
 ) -> NoReturn:
     """Run one job from ``sys.argv`` and exit: 0 done, 2 bad input, 1 anything else.
@@ -120,7 +125,6 @@ def run_job(
         config_class: frozen dataclass with at least ``output: str``.
         function: does the work; returns an object with ``counts``, ``metrics``, ``summary``.
         inputs: names of settings that hold another job's output folder, which must be complete.
-        may_change: names of settings that may differ from those of the run that is gone on with.
         keep_complete: leave the record of a complete output folder as it is.
 
     With a setting ``dry_run`` that is true, nothing is recorded.
@@ -145,7 +149,7 @@ def run_job(
             job,
             settings,
             seed=settings.get("seed", 0),
-            may_change=may_change,
+            may_change=names_that_may_change(config_class),
             keep_complete=keep_complete,
             inputs=made_from,
         )

@@ -14,7 +14,7 @@ import platform
 import time
 import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,22 @@ _RECORDED_PACKAGES = ("shoal", "ray", "torch", "transformers", "peft", "faiss-cp
 _SOURCE = ("pipelines", "cluster", "jobs")
 
 log = logging.getLogger(__name__)
+
+
+def may_change(default: Any) -> Any:
+    """A field of a configuration that decides no result, so that a run may go on with another."""
+    return field(default=default, metadata={"may_change": True})
+
+
+def names_that_may_change(config_class: Any) -> frozenset[str]:
+    """The fields of a configuration that are declared with :func:`may_change`."""
+    return frozenset(f.name for f in fields(config_class) if f.metadata.get("may_change"))
+
+
+def deciding_settings(config: Any) -> dict[str, Any]:
+    """The settings of a configuration without those that decide no result."""
+    free = names_that_may_change(type(config))
+    return {name: value for name, value in asdict(config).items() if name not in free}
 
 
 @dataclass

@@ -16,10 +16,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     default_output,
 )
-
-# What may change between a killed run and the one that goes on with it, as it decides no result.
-MAY_CHANGE = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures")
-
+from pipelines.runtime.run_record import may_change
 
 Quantize = Literal["none", "8bit", "4bit"]
 """Bits of a base model's weights in training; ``none`` leaves them in the encoder's dtype."""
@@ -239,13 +236,13 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
     """Stop after so many measures without a new best; 0 never stops early."""
     sentence_transformers: bool = False
     """Also write the merged model as a folder that sentence-transformers opens; local outputs."""
-    num_workers: str = "1"
+    num_workers: str = may_change("1")
     """Training workers: N, or MIN:MAX to go on with fewer; 0 trains in the driver's process."""
-    cpus_per_worker: float | None = None
+    cpus_per_worker: float | None = may_change(None)
     """CPUs, and so threads, of a worker; by default its share of the machine."""
-    gpus_per_worker: float | None = None
+    gpus_per_worker: float | None = may_change(None)
     """GPUs of a worker; 1 by default where the Ray cluster has any."""
-    max_failures: int = 3
+    max_failures: int = may_change(3)
     """Lost workers after which the run gives up; it can be gone on with."""
     seed: int = 0
     """Decides everything random: the adapter's start, the crops, the batches, dropout."""

@@ -11,9 +11,9 @@ from inline_ray import run_inline
 
 from cluster import clustering, vectors, work
 from cluster.clustering import cluster_corpus
-from cluster.config import MAY_CHANGE, ClusterConfig
+from cluster.config import ClusterConfig
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
 
 
 class PoweredOffError(Exception):
@@ -52,7 +52,11 @@ def config_of(tmp_path, output="out", **settings):
 
 def run(config):
     record = RunRecord(
-        config.output, "cluster_corpus", asdict(config), may_change=MAY_CHANGE, keep_complete=True
+        config.output,
+        "cluster_corpus",
+        asdict(config),
+        may_change=names_that_may_change(ClusterConfig),
+        keep_complete=True,
     )
     with record:
         return cluster_corpus(config, record)

@@ -20,14 +20,14 @@ import pytest
 import ray
 
 from pipelines.embedding import job as embed_module
-from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.encode import ChunkEncoder, Progress, Workers, tokenize_chunk
 from pipelines.embedding.job import embed_corpus
 from pipelines.embedding.write import Chunk, plan_parts
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.machines import plan_actors
-from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
 
 WORDS = ["sea", "guitar", "market", "orbit", "planet", "eggs", "flour", "law", "court", "goal", "a"]
 
@@ -42,7 +42,11 @@ def texts(count: int, start: int = 0) -> list[str]:
 def run(config: EmbedConfig) -> dict:
     """What the job's command does; the counts."""
     record = RunRecord(
-        config.output, "embed_corpus", asdict(config), may_change=MAY_CHANGE, keep_complete=True
+        config.output,
+        "embed_corpus",
+        asdict(config),
+        may_change=names_that_may_change(EmbedConfig),
+        keep_complete=True,
     )
     with record:
         embed_corpus(config, record)

@@ -8,11 +8,11 @@ import pyarrow.dataset as pads
 import pytest
 from tiny_models import SENTENCES
 
-from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.job import embed_corpus
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 LONG = " ".join(SENTENCES)
@@ -28,7 +28,11 @@ ROWS = [
 
 def run(config: EmbedConfig) -> dict:
     record = RunRecord(
-        config.output, "embed_corpus", asdict(config), may_change=MAY_CHANGE, keep_complete=True
+        config.output,
+        "embed_corpus",
+        asdict(config),
+        may_change=names_that_may_change(EmbedConfig),
+        keep_complete=True,
     )
     with record:
         embed_corpus(config, record)

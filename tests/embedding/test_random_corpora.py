@@ -23,13 +23,13 @@ from pipelines.corpus.passages import cut_texts
 from pipelines.embedding import chunks, keys, plan, write
 from pipelines.embedding import job as embed
 from pipelines.embedding.chunks import documents_of
-from pipelines.embedding.config import MAY_CHANGE, EmbedConfig
+from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.encode import Workers, finish_chunk
 from pipelines.embedding.job import embed_corpus
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
 
 TEXTS = [f"text {n} " + "word " * (n % 9) for n in range(25)]
 POISON = "poison"
@@ -160,7 +160,11 @@ def run(config: EmbedConfig, interrupt_at: int | None) -> None:
                 raise Interrupted
 
     record = RunRecord(
-        config.output, "embed_corpus", asdict(config), may_change=MAY_CHANGE, keep_complete=True
+        config.output,
+        "embed_corpus",
+        asdict(config),
+        may_change=names_that_may_change(EmbedConfig),
+        keep_complete=True,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inline_ray, "before_unit", count)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
-from pipelines.evaluation.config import MAY_CHANGE, EvaluateConfig
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.contestants import distinct, parse_contestant
 from pipelines.evaluation.evaluate import evaluate_encoders, progress_table
 from pipelines.evaluation.leaderboard import (
@@ -44,7 +44,7 @@ from pipelines.evaluation.tasks import (
     why_unreachable,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
 
 TOPICS = {
     "sea": ["boat", "wave", "sail", "shore"],
@@ -89,7 +89,11 @@ def config(corpus, tiny_model_folder, tmp_path):
 
 def run(config):
     with RunRecord(
-        config.output, "evaluate_mteb", asdict(config), may_change=MAY_CHANGE, keep_complete=True
+        config.output,
+        "evaluate_mteb",
+        asdict(config),
+        may_change=names_that_may_change(EvaluateConfig),
+        keep_complete=True,
     ) as record:
         return evaluate_encoders(config, record)
 

@@ -21,7 +21,7 @@ from pipelines.encoder.description import POOLINGS, EncoderConfig, EncoderDescri
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation import select as selection
-from pipelines.evaluation.config import MAY_CHANGE, SelectConfig
+from pipelines.evaluation.config import SelectConfig
 from pipelines.evaluation.ranking import rank_candidates
 from pipelines.evaluation.select import select_encoder
 from pipelines.evaluation.trial import (
@@ -34,7 +34,7 @@ from pipelines.evaluation.trial import (
     plan_runs,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
 
 TOPICS = {
     "sea": ["boat", "wave", "sail", "shore"],
@@ -68,7 +68,10 @@ def config(corpus, tiny_model_folder, tmp_path):
 
 def run(config):
     with RunRecord(
-        config.output, "select_encoder", asdict(config), may_change=MAY_CHANGE
+        config.output,
+        "select_encoder",
+        asdict(config),
+        may_change=names_that_may_change(SelectConfig),
     ) as record:
         select_encoder(config, record)
     return pq.read_table(Path(config.output) / "candidates.parquet").to_pandas()

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.runtime.command import JobResult, load_config, parse, report_error, run_job
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.run_record import deciding_settings, may_change
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Options:
     keep_columns: tuple[str, ...] = ()
     layer: int = -1
     seed: int = 0
+    num_workers: int = may_change(1)
 
 
 def run(monkeypatch, arguments, function, inputs=()):
@@ -128,3 +130,26 @@ def test_told_errors_are_found_below_what_ray_wraps(capsys):
 
     assert report_error(WrappedError("task failed")) == 2
     assert capsys.readouterr().err == "error: bad row\n"
+
+
+def test_a_failed_run_goes_on_with_other_workers_and_with_nothing_else_that_is_other(
+    monkeypatch, tmp_path, capsys
+):
+    arguments = ["--corpus", "c", "--output", str(tmp_path / "out")]
+
+    def fail(options, record):
+        (tmp_path / "out" / "part").write_text("half")
+        raise InputError("no more")
+
+    def end(options, record):
+        return JobResult()
+
+    assert run(monkeypatch, arguments, fail) == 2
+    assert run(monkeypatch, [*arguments, "--layer", "3"], end) == 2
+    assert "its layer is" in capsys.readouterr().err
+    assert run(monkeypatch, [*arguments, "--num-workers", "4"], end) == 0
+
+
+def test_settings_that_may_change_decide_nothing():
+    options = Options(corpus="c")
+    assert set(vars(options)) - set(deciding_settings(options)) == {"num_workers"}

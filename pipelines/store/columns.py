@@ -20,6 +20,8 @@ EMBEDDING = "embedding"
 TIME = pa.timestamp("us", "UTC")
 OWN_COLUMNS = ("cluster_id", "distance", "first_seen", "last_changed")
 """What the store adds to a document."""
+PASSAGE_COLUMNS = ("document_id", "passage", "start", "stop")
+"""What documents have that are passages of longer ones."""
 CARRIED = ("id", "text_sha256", *OWN_COLUMNS)
 """What is looked up of a document that the store has already."""
 READ_ROWS = 8192

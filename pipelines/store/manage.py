@@ -26,7 +26,7 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.store.backfill import show_backfills
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.columns import EMBEDDING, PASSAGE_COLUMNS, matrix
 from pipelines.store.compare import compare_versions
 from pipelines.store.config import (
     BackfillConfig,
@@ -116,22 +116,24 @@ def _export_parquet(version: Version, output: str) -> Exported:
 def _export_faiss(version: Version, output: str) -> Exported:
     """``index.faiss``, an exact inner-product index of unit vectors, and ``ids.parquet``.
 
-    Row n of ``ids.parquet`` (columns ``position``, ``id``) is vector n of the index.
+    Row n of ``ids.parquet`` (columns ``position``, ``id``, and of passages whose they are and
+    where) is vector n of the index.
     """
     make_folder(output)
-    kind = version.schema.field("id").type
+    names = ["id", *(name for name in PASSAGE_COLUMNS if name in version.schema.names)]
     rows, dimension = version.count(), version.schema.field(EMBEDDING).type.list_size
     index = faiss.IndexFlatIP(dimension)
     index.codes.resize(rows * index.code_size)  # `add` would grow it by copying
     index.ntotal = rows
     vectors = faiss.rev_swig_ptr(index.get_xb(), rows * dimension).reshape(rows, dimension)
-    ids, start = [], 0
-    for batch in version.batches(["id", EMBEDDING]):
+    batches, start = [], 0
+    for batch in version.batches([*names, EMBEDDING]):
         vectors[start : start + batch.num_rows] = unit(matrix(batch.column(EMBEDDING)))
-        ids.append(batch.column("id"))
+        batches.append(batch.select(names))
         start += batch.num_rows
-    positions = pa.array(range(rows), pa.int64())
-    table = pa.table({"position": positions, "id": pa.chunked_array(ids, kind)})
+    schema = pa.schema([version.schema.field(name) for name in names])
+    table = pa.Table.from_batches(batches, schema)
+    table = table.add_column(0, "position", pa.array(range(rows), pa.int64()))
     with atomic_output(join(output, "ids.parquet")) as sink:
         pq.write_table(table, sink)
     _write_index(index, join(output, "index.faiss"))

@@ -14,14 +14,12 @@ import pyarrow.parquet as pq
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.columns import EMBEDDING, PASSAGE_COLUMNS, matrix
 from pipelines.store.config import SearchConfig
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 _TEXT_CHARACTERS = 300
-_PASSAGE = ("document_id", "passage", "start", "stop")
-"""Columns that a store of passages has."""
 
 
 def search_store(config: SearchConfig) -> Answer:
@@ -44,7 +42,7 @@ def search_store(config: SearchConfig) -> Answer:
 
 
 def _holds_passages(version: Version) -> bool:
-    return {*_PASSAGE} <= {*version.schema.names}
+    return {*PASSAGE_COLUMNS} <= {*version.schema.names}
 
 
 def _best(
@@ -144,8 +142,8 @@ def cluster_names(version: Version) -> dict[int, str]:
 
 def _row(hit: dict[str, Any], cluster: str) -> list[str]:
     where = str(hit["id"])
-    if {*_PASSAGE} <= hit.keys():
-        document, number, start, stop = (hit[name] for name in _PASSAGE)
+    if {*PASSAGE_COLUMNS} <= hit.keys():
+        document, number, start, stop = (hit[name] for name in PASSAGE_COLUMNS)
         where = f"{document}, passage {number}: {start:,} to {stop:,}"
     return [f"{hit['score']:.4f}", where, cluster, _shorten(hit["text"])]
 

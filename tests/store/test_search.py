@@ -5,6 +5,7 @@ import json
 import sys
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_models import SENTENCES
 from tiny_stores import table_of, when
@@ -14,6 +15,7 @@ from pipelines.runtime.command import run_query
 from pipelines.store.columns import document_schema
 from pipelines.store.config import SearchConfig
 from pipelines.store.full_text import fuse
+from pipelines.store.manage import export
 from pipelines.store.search import search_store
 from pipelines.store.store import Store
 
@@ -267,3 +269,12 @@ def test_whole_documents_have_no_passages_to_join(search):
     code, _, error = search("--query", "sea", "--per-document")
     assert code == 2
     assert "holds whole documents, no passages" in error
+
+
+def test_an_exported_index_says_whose_passages_its_vectors_are(passages, tmp_path):
+    export(passages.version(), str(tmp_path / "out"), "faiss")
+    rows = pq.read_table(tmp_path / "out" / "ids.parquet").to_pylist()
+    assert [row["position"] for row in rows] == list(range(8))
+    for row in rows:
+        assert row["id"] == f"{row['document_id']}#{row['passage']}"
+        assert row["stop"] == row["start"] + 50 == 100 * row["passage"] + 50

@@ -20,7 +20,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,7 @@ from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_pa
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderDescription, require_as_trained
+from pipelines.encoder.sources import fetch_model
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -101,9 +102,12 @@ class EmbedRun:
     scan: ScanSettings
 
 
-def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
+def embed_corpus(
+    config: EmbedConfig, record: RunRecord, connect: Callable[[], None] = lambda: None
+) -> JobResult:
     """Embed a corpus into ``config.output``, going on with what an earlier run has left there.
 
+    ``connect`` joins or starts a Ray cluster; it is called once corpus and model are there.
     Raises :class:`InputError` for a corpus, an encoder or a Ray cluster that does not do, for
     files that cannot be read, and where too much was rejected.
     """
@@ -112,6 +116,8 @@ def embed_corpus(config: EmbedConfig, record: RunRecord) -> JobResult:
     files = listing.files
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
+    fetch_model(config.model, config.revision)
+    connect()
     run = prepare_run(config, files)
     if config.dry_run:
         from pipelines.embedding.estimate import estimate_run, estimate_table  # torch

@@ -117,6 +117,7 @@ def run_job(
     *,
     inputs: Sequence[str] = (),
     keep_complete: bool = False,
+    connects: bool = False,
 ) -> NoReturn:
     """Run one job from ``sys.argv`` and exit: 0 done, 2 bad input, 1 anything else.
 
@@ -126,6 +127,7 @@ def run_job(
         function: does the work; returns an object with ``counts``, ``metrics``, ``summary``.
         inputs: names of settings that hold another job's output folder, which must be complete.
         keep_complete: leave the record of a complete output folder as it is.
+        connects: ``function`` calls :func:`connect_ray` itself, once its inputs are there.
 
     With a setting ``dry_run`` that is true, nothing is recorded.
 
@@ -156,7 +158,8 @@ def run_job(
         with contextlib.nullcontext() if settings.get("dry_run") else record:
             if not record.settled:
                 mark_lines(job, record.run_id)
-                connect_ray()
+                if not connects:
+                    connect_ray()
             result = function(config, record)
             record.counts.update(result.counts)
             record.metrics.update(result.metrics)

@@ -230,6 +230,16 @@ def test_a_corpus_where_everything_is_rejected_fails_and_keeps_the_reasons(confi
     assert len(rejected(config.output)) == 2
 
 
+@pytest.mark.parametrize("missing", ["corpus", "model"])
+def test_what_is_not_there_is_told_before_ray_starts(tmp_path, missing):
+    (tmp_path / "a.txt").write_text("one\n")
+    config = EmbedConfig(corpus=str(tmp_path / "a.txt"), output=str(tmp_path / "out"))
+    bad = replace(config, **{missing: str(tmp_path / "none")})
+    record = RunRecord(bad.output, "embed_corpus", asdict(bad))
+    with pytest.raises(InputError, match="no such"):
+        embed_corpus(bad, record, lambda: pytest.fail("Ray was started"))
+
+
 def test_a_corpus_without_a_document_is_an_error(config):
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), Path(config.corpus, "a.parquet"))
     with pytest.raises(InputError, match="no document"):

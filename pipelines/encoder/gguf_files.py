@@ -46,20 +46,40 @@ def convert_gguf(source: Path, folder: Path) -> None:
     try:
         reader = gguf.GGUFReader(source)
         fields = {name: _value(field) for name, field in reader.fields.items()}
+        refuse_parts(source, fields)
+        config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+        width = fields.get(f"{fields['general.architecture']}.attention.key_length")
+        if width is not None and hasattr(config, "head_dim"):
+            config.head_dim = width  # it is not read for every architecture
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source.parent, gguf_file=source.name, trust_remote_code=False
         )
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them
             dtype=torch.float32,
             trust_remote_code=False,
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
+    except InputError:
+        raise
     except (ValueError, KeyError, OSError, IndexError) as error:
         raise InputError(
             f"{source} cannot be read as a GGUF model: {str(error).splitlines()[0]}"
         ) from error
+    for name, stored, wanted in sorted(report["mismatched_keys"])[:1]:
+        raise InputError(
+            f"{source} has {name} of shape {tuple(stored)}, its settings call for {tuple(wanted)}: "
+            "fetch it again, or give the model as safetensors"
+        )
+    if report["missing_keys"]:
+        raise InputError(
+            f"{source} lacks {min(report['missing_keys'])}, which would be random: fetch it again, "
+            "or give the model as safetensors"
+        )
     tensors = {t.name: t.data for t in reader.tensors if t.name.startswith("rope_")}
     try:
         split_as_trained(tokenizer, fields)
@@ -70,6 +90,8 @@ def convert_gguf(source: Path, folder: Path) -> None:
         raise InputError(f"{source} cannot be used: {error}") from error
     model.to(torch.bfloat16).save_pretrained(folder)
     share_weights(folder)
+    # HF_HUB_OFFLINE would be written down, and a folder's content is its revision
+    tokenizer.init_kwargs["local_files_only"] = False
     tokenizer.save_pretrained(folder)
 
 
@@ -77,6 +99,16 @@ def share_weights(folder: Path) -> None:
     """Let weights be read by all who may read the rest: safetensors 0.8 lets their owner alone."""
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / "config.json").stat().st_mode)
+
+
+def refuse_parts(source: Path, fields: dict[str, Any]) -> None:
+    """Refuse a file that holds some of a model's weights, whose others would be random."""
+    parts = fields.get("split.count", 1)
+    if parts > 1:
+        raise InputError(
+            f"{source} is one of {parts} parts of a model: join them (llama-gguf-split --merge) "
+            "and give the whole"
+        )
 
 
 def split_as_trained(tokenizer: Any, fields: dict[str, Any]) -> None:

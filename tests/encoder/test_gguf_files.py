@@ -31,12 +31,15 @@ def interleave(weight, heads):
 
 
 def write_gguf(
-    folder, path, arch="llama", *, pre="llama-bpe", scaling=None, tensors=None, bos=None
-):
-    """The model in ``folder`` as a GGUF file in float32."""
+    folder, path, arch="llama", *, pre="llama-bpe", scaling=None, tensors=None, bos=None,
+    without=None, parts=None,
+):  # fmt: skip
+    """The model in ``folder`` as a GGUF file in float32, maybe ``without`` a weight."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     config, writer = model.config, gguf.GGUFWriter(str(path), arch)
+    if parts is not None:
+        writer.add_uint16("split.count", parts)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -67,6 +70,8 @@ def write_gguf(
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
+        if name == without:
+            continue
         array = weight.float().numpy()
         if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
@@ -113,8 +118,6 @@ def llama3_factors(folder):
 )  # fmt: skip
 def test_scaled_positions_are_read(tmp_path, family, arch, ropes, scaling):
     settings = {} if ropes is None else {"rope_parameters": {**ROPE, **ropes}}
-    if family == "qwen3":
-        settings["head_dim"] = 128  # the one that all models of this family have
     folder = rounded_model(tmp_path / family, family, **settings)
     tensors = {"rope_freqs.weight": llama3_factors(folder)} if ropes is LLAMA3 else {}
     path = write_gguf(folder, tmp_path / "tiny.gguf", arch, scaling=scaling, tensors=tensors)
@@ -135,6 +138,32 @@ def test_scaling_that_is_not_known_is_refused_by_name(tmp_path):
     folder = rounded_model(tmp_path / "llama", "llama")
     path = write_gguf(folder, tmp_path / "tiny.gguf", scaling="spiral")
     with pytest.raises(InputError, match="scaled by 'spiral'"):
+        fetch_model(str(path))
+
+
+def test_a_folder_made_offline_is_the_same(tmp_path, monkeypatch):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny.gguf")
+    revisions = set()
+    for offline in (True, False):
+        monkeypatch.setenv("SHOAL_HOME", str(tmp_path / f"home {offline}"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        revisions.add(fetch_model(str(path)).revision)
+    assert len(revisions) == 1
+
+
+def test_a_part_of_a_model_is_refused(tmp_path):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny-00001-of-00003.gguf", parts=3)
+    with pytest.raises(InputError, match="is one of 3 parts of a model: join them"):
+        fetch_model(str(path))
+
+
+def test_weights_that_the_file_lacks_are_named(tmp_path):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    lost = "model.layers.1.mlp.up_proj.weight"
+    path = write_gguf(folder, tmp_path / "tiny.gguf", without=lost)
+    with pytest.raises(InputError, match=f"lacks {lost}, which would be random"):
         fetch_model(str(path))
 
 

@@ -226,11 +226,22 @@ def _means(detail: Mapping[str, Any], places: np.ndarray) -> dict[str, float]:
     return {**means, "half_agreement": agreement, "topics": (means["mrr"] + agreement) / 2}
 
 
-def judge_gain(gain: Mapping[str, Mapping[str, float]], best_step: int) -> str:
-    """Whether to use the adapter, in one sentence."""
+def judge_gain(
+    gain: Mapping[str, Mapping[str, float]],
+    best_step: int,
+    made_by: Mapping[str, int] | None = None,
+) -> str:
+    """Whether to use the adapter, in one sentence; ``made_by`` counts pairs by their method.
+
+    Two halves of a headline have little in common: pairs of them that find each other better are
+    no sign that labels do.
+    """
     topics = gain["topics"]
     if best_step == 0:
         return "none: no step was better, keep the encoder as it was"
+    made_by = made_by or {}
+    if made_by.get("crop", 0) < sum(made_by.values()) / 2:
+        return "no proof, as most texts are short: compare with the encoder as it was before use"
     if topics["gain"] < 2 * topics["error"]:
         return "within its error: try both encoders, or more and other text"
     return "more than twice its error: use the adapter"
@@ -310,7 +321,7 @@ def summarize(
     if gain:
         changes["gain in topics, without labels"] = (
             f"{gain['topics']['gain']:+.3f} ± {gain['topics']['error']:.3f}, "
-            f"{judge_gain(gain, metrics['best_step'])}"
+            f"{judge_gain(gain, metrics['best_step'], metrics.get('made_by'))}"
         )
     made_by = ", ".join(f"{n:,} by {how}" for how, n in metrics.get("made_by", {}).items())
     labels = counts.get("label_pairs")

@@ -26,6 +26,7 @@ from pipelines.training.config import FinetuneConfig
 from pipelines.training.job import finetune_adapter
 from pipelines.training.loop import topic_score
 from pipelines.training.loss import shared_keys
+from pipelines.training.result import judge_gain
 from pipelines.training.trainer import AdapterTrainer, pair_keys
 
 
@@ -399,6 +400,18 @@ def test_gain_is_told_with_its_error_and_never_below_the_start(config, monkeypat
     assert gain["heldout_loss"]["gain"] < 0 < gain["heldout_loss"]["error"]
     assert topic_score(best) >= topic_score(before)
     assert "±" in result.summary["gain in topics, without labels"]
+
+
+@pytest.mark.parametrize(
+    ("made_by", "verdict"),
+    [
+        ({}, "use the adapter"),
+        ({"crop": 60, "halves": 40}, "use the adapter"),
+        ({"crop": 40, "halves": 50, "noise": 10}, "no proof, as most texts are short"),
+    ],
+)
+def test_a_gain_on_halves_of_short_texts_is_no_proof(made_by, verdict):
+    assert verdict in judge_gain({"topics": {"gain": 0.1, "error": 0.01}}, 20, made_by)
 
 
 def test_an_adapter_that_knows_less_of_topics_is_not_kept(config, monkeypatch):

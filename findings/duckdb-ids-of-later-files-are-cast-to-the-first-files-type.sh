@@ -2,8 +2,7 @@
 # duckdb 2.0.1: several Parquet files read as one take the types of the first, and values of the others
 # are cast without a word: where the first has integer ids, the string id "007" of the second is 7 and
 # "8.6" is 9, so they meet ids 7 and 9 of the first. Which it is depends on the order of the names. With
-# union_by_name=true all are strings and stay as they are. pyarrow, Polars, DataFusion and datasets
-# raise on these files.
+# union_by_name=true all are strings and stay as they are. pyarrow and Polars raise on these files.
 #
 # Guess that failed: an error for a column of two types.
 # Seen, ids of (7, 9) and ("007", "8.6"): [7, 9, 7, 9]; other order ["007", "8.6", "7", "9"];

@@ -3,7 +3,7 @@
 # is cut to the column's width and one that is too short is continued with the fill value, so a vector
 # of another encoder enters the table as if it were of this one. "drop" and "null" know it for bad.
 #
-# Guess that failed: every number becomes the fill value, as the docs say of bad vectors.
+# Guess that failed: every number of a bad vector becomes the fill value.
 # Seen (width 2, fill value 0): (3, 4, 5) -> (3, 4), (3) -> (3, 0); "null" gives None, "drop" no row
 set -euo pipefail
 folder=$(mktemp -d)

@@ -111,9 +111,9 @@ def cut_texts(texts: Sequence[str], cuts: Cuts, reader: TokenReader) -> list[np.
     A passage ends after ``cuts.tokens`` of the text's tokens or, with ``cuts.sentences``, at the
     last end of a sentence before that (a longer sentence is cut by tokens). Read on its own it may
     have more tokens than as a part of the text; it then ends that much earlier. It overlaps with
-    the one before by exactly ``cuts.overlap`` tokens of the text, but for a cut that would part the
-    tokens of one character: then by fewer. No passage is longer than asked unless it is a single
-    character.
+    the one before by exactly ``cuts.overlap`` tokens of the text, or by fewer where a cut would
+    part the tokens of one character, or the passage would hold nothing new. None is longer than
+    asked unless it is a single character.
     """
     done: list[np.ndarray] = []
     start = 0
@@ -190,8 +190,9 @@ class _Plan:
             ends = following[_sentence_ends(self.text)]
             self.best = self.places[np.isin(self.begins[self.places], ends)]
             self.best = np.union1d(self.best, [count])
-        self.start, self.most = 0, self.cuts.tokens
+        self.start, self.most = self._solid(0), self.cuts.tokens
         self.ahead: list[tuple[int, int]] = []
+        self.reached = 0
         whole = (int(following[0]), int(before[len(self.text)]))
         # what is known of its tokens as a part of the text holds for all of it
         self.done = not count or (count <= self.cuts.tokens and whole == (0, len(self.text)))
@@ -215,10 +216,15 @@ class _Plan:
         for (start, stop), tokens in zip(self.ahead, counts, strict=True):
             excess = tokens - self.cuts.tokens
             self.start, self.most = start, stop - start - excess
-            if excess > 0 and self._cut_before(start, start + self.most) < stop:
+            shorter = self._cut_before(start, start + self.most)
+            if excess > 0 and shorter < stop:
+                if shorter <= self.reached:  # it would hold nothing new: begin later
+                    self.start = self._solid(self._place_from(start + 1))
+                    self.most = self.cuts.tokens
                 return
             self.passages.append((int(self.begins[start]), int(self.finishes[stop])))
             self.start, self.most = self._next_start(start, stop), self.cuts.tokens
+            self.reached = stop
             self.done = stop >= len(self.offsets)
 
     def _cut_before(self, start: int, limit: int) -> int:
@@ -233,9 +239,21 @@ class _Plan:
         return int(self.places[np.searchsorted(self.places, start, side="right")])
 
     def _next_start(self, start: int, stop: int) -> int:
-        """The first token of the next passage, tokens of blanks passed over."""
-        wanted = max(stop - self.cuts.overlap, start + 1)
-        place = self.places[np.searchsorted(self.places, wanted)]
+        """The first token of the next passage, which reaches further than this one."""
+        place = self._place_from(max(stop - self.cuts.overlap, start + 1))
+        while place < stop:
+            first = self._solid(place)
+            if self._cut_before(first, first + self.cuts.tokens) > stop:
+                return first
+            place = self._place_from(place + 1)
+        return self._solid(stop)
+
+    def _place_from(self, place: int) -> int:
+        """The first cut at ``place`` or after it."""
+        return int(self.places[np.searchsorted(self.places, place)])
+
+    def _solid(self, place: int) -> int:
+        """The first token from ``place`` on that is not of blanks only."""
         return int(np.searchsorted(self.begins, self.begins[place], side="right")) - 1
 
 

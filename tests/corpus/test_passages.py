@@ -132,6 +132,13 @@ def test_a_sentence_that_is_too_long_is_cut_by_tokens():
     assert passages[-1].endswith("Short two.")
 
 
+def test_leading_blanks_take_no_place_of_a_passage():
+    text = "".join(SENTENCES)
+    plain = cut_texts([text], Cuts(20), READERS["bytes"])[0]
+    blanks = cut_texts(["\n" * 30 + text], Cuts(20), READERS["bytes"])[0]
+    assert np.array_equal(blanks, plain + 30)
+
+
 def test_a_text_that_fits_is_one_passage_without_its_outer_blanks():
     places = cut_texts(["  a word \n", "\u200b", "a"], Cuts(8), READERS["bytes"])
     assert [some.tolist() for some in places] == [[[2, 8]], [[0, 1]], [[0, 1]]]

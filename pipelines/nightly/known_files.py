@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.job import EmbedRun
+from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.files import (
     join,
     open_filesystem,
@@ -62,8 +63,10 @@ def corpus_digest(
     """
     if any(not file.modified_ns or file.modified_ns > began_ns - YOUNG_NS for file in files):
         return None
-    settings = deciding_settings(config)
-    settings.pop("output")
+    # the fingerprint says what the encoder is; --dtype auto becomes the store's after a first night
+    left_out = {"output", *(option.name for option in fields(EncoderConfig))}
+    asked = deciding_settings(config)
+    settings = {name: value for name, value in asked.items() if name not in left_out}
     return _digest([settings, config.skip_unreadable_files, listing_of(files), fingerprint])
 
 

@@ -170,10 +170,13 @@ def run_job(
 
 
 def run_unrecorded_job(
-    job: str, config_class: type[Config], function: Callable[[Config], JobResult]
+    job: str,
+    config_class: type[Config],
+    function: Callable[[Config, Callable[[], None]], JobResult],
 ) -> NoReturn:
     """Like :func:`run_job` for a job that has no output folder but keeps its own records.
 
+    The function is also given what joins or starts a Ray cluster, to be called where it needs one.
     Exits with :data:`REFUSED` where the result has refusals.
     """
     try:
@@ -183,8 +186,7 @@ def run_unrecorded_job(
         refuse_credentials(settings)
         refuse_own_output(settings)
         print_config(job, settings)
-        connect_ray()
-        result = function(config)
+        result = function(config, connect_ray)
         print_summary(job, result.summary)
     except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
         sys.exit(report_error(error))

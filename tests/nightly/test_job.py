@@ -23,7 +23,7 @@ from pipelines.nightly.job import reindex
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
 from pipelines.runtime.run_record import read_run
-from pipelines.store.compare import compare_neighbours
+from pipelines.store.compare import Side, compare, compare_neighbours
 from pipelines.store.full_text import find_words
 from pipelines.store.lease import LeaseHeldError
 from pipelines.store.store import Store
@@ -326,3 +326,33 @@ def test_a_refused_encoder_shows_what_it_would_change(tonight, store):
     report = version.read("report.html").decode()
     assert "From cluster to cluster" in report
     assert "are the same under the two encoders" in " ".join(report.split())
+
+
+def test_every_candidate_is_compared_with_the_version_before_in_its_report(tonight, store):
+    texts = {n: text_of(n) for n in range(5, DOCUMENTS)} | {50: text_of(50, topic="e", version=1)}
+    assert not tonight(texts).refusals
+    version = Store.open(str(store)).version()
+    compared = json.loads(version.read("compare.json"))
+    assert (compared["old"]["version"], compared["new"]["version"]) == (1, 2)
+    assert compared["documents"] == {"both": DOCUMENTS - 5, "only_old": 5, "only_new": 0}
+    assert compared["moved"]["reasons"] == {"edit": 0, "text": 1, "encoder": 0, "centroid": 0}
+    assert compared["moved"]["first"]["text"][0]["id"] == 50
+    assert compared["neighbours"]["overlap"] is None  # one encoder: vectors are as they were
+    assert compared["new"]["recall_at_10"] == 1.0
+    report = version.read("report.html").decode()
+    assert "Compared with version 1" in report
+    assert "Moved by another text" in report
+    sides = Side.of(Store.open(str(store)).version(1)), Side.of(version)
+    by_hand = compare(*sides, sample=0, seed=0)
+    assert {**by_hand, "new": compared["new"]} == compared
+
+
+def test_a_refused_encoder_change_shows_what_it_would_change(tonight, store):
+    texts = {n: text_of(n) for n in range(DOCUMENTS)}
+    assert tonight(texts, prompt="none").refusals
+    version = Store.open(str(store)).version(2)
+    compared = json.loads(version.read("compare.json"))
+    assert not compared["same_encoder"]
+    assert compared["neighbours"]["documents"] == DOCUMENTS
+    assert any(reason.startswith("encoder") for reason in compared["new"]["reasons"])
+    assert "same 10 nearest" in version.read("report.html").decode()

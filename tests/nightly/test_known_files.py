@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from inline_ray import run_inline
-from nights import WORKERS, check_rows, config_for, text_of
+from nights import WORKERS, check_rows, config_for, text_of, write_corpus
 
 from pipelines.corpus import documents as corpus_documents
 from pipelines.embedding import job as embed
@@ -136,3 +136,21 @@ def test_a_state_is_not_trusted_that_was_read_within_a_tick_of_its_writing(corpu
     assert set(corpus.read) == {"1"}
     assert corpus.night()["unchanged"] == FILES * A_FILE
     assert set(corpus.read) == {"1"}
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_where_nothing_changed_no_file_is_opened_and_no_ray_started(
+    tmp_path, tiny_model_folder, no_model, monkeypatch, dtype
+):
+    corpus = Path(write_corpus(tmp_path / "corpus", {n: text_of(n) for n in range(50)}))
+    os.utime(corpus / "part.parquet", (1_700_000_000, 1_700_000_000))
+    config = config_for(str(corpus), tmp_path / "store", tiny_model_folder, dtype=dtype)
+    assert not reindex(config).refusals
+    monkeypatch.setattr("pipelines.nightly.job.find_changes", None)
+
+    def connect():
+        raise AssertionError("Ray is started")
+
+    assert "nothing changed" in reindex(config, connect).summary
+    counts = read_run(str(tmp_path / "store" / "_work"))["counts"]
+    assert (counts["documents"], counts["unchanged"]) == (50, 50)

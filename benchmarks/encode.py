@@ -158,8 +158,8 @@ def compare(
     def wanted(name: str) -> bool:
         return not any(word in name for word in arguments.without)
 
-    connection, process = start_usual_ways(max_tokens, folder, model)
-    ways = [Way(name, ask(connection, name)) for name in filter(wanted, connection.recv())]
+    connection, process = start_usual_ways(max_tokens, folder, model, arguments.without)
+    ways = [Way(name, ask(connection, name)) for name in connection.recv()]
     ours = {
         name: Encoder.load(
             EncoderConfig(
@@ -209,12 +209,14 @@ def compare(
     }
 
 
-def start_usual_ways(max_tokens: int, folder: str, model: str) -> tuple[Connection, Any]:
+def start_usual_ways(
+    max_tokens: int, folder: str, model: str, without: list[str]
+) -> tuple[Connection, Any]:
     """The other process, and the connection to it."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
     process = context.Process(
-        target=serve_usual_ways, args=(theirs, max_tokens, folder, model), daemon=True
+        target=serve_usual_ways, args=(theirs, max_tokens, folder, model, without), daemon=True
     )
     process.start()
     theirs.close()  # else a process that ended would be waited for, for ever
@@ -240,19 +242,22 @@ def openvino_process(
             process.wait()
 
 
-def serve_usual_ways(connection: Connection, max_tokens: int, folder: str, model: str) -> None:
+def serve_usual_ways(
+    connection: Connection, max_tokens: int, folder: str, model: str, without: list[str]
+) -> None:
     """Load the ways that are not ours, send their names, then encode by them as asked."""
-    ways = (
-        {"paper's loop, float32": paper_loop(model, max_tokens)}
-        if max_tokens > SHORT_TOKENS
-        else {}
-    )
+    makers: dict[str, Callable[[], Encode]] = {}
+    if max_tokens > SHORT_TOKENS:
+        makers["paper's loop, float32"] = partial(paper_loop, model, max_tokens)
     for dtype in ("float32", "bfloat16"):
         for batch in (16, 64):
-            name = f"sentence-transformers, {dtype}, batch {batch}"
-            ways[name] = peer(
-                model, max_tokens, dtype, batch, f"{folder}/{Path(model).name}-{max_tokens}-{dtype}"
+            exported = f"{folder}/{Path(model).name}-{max_tokens}-{dtype}"
+            makers[f"sentence-transformers, {dtype}, batch {batch}"] = partial(
+                peer, model, max_tokens, dtype, batch, exported
             )
+    ways = {
+        name: make() for name, make in makers.items() if not any(word in name for word in without)
+    }
     connection.send(list(ways))
     while True:
         name, texts = connection.recv()

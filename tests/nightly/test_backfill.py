@@ -18,7 +18,7 @@ from pipelines.store.verify import verify_store
 pytestmark = pytest.mark.usefixtures("no_model")
 DOCUMENTS = 200
 TEXTS = {n: text_of(n) for n in range(DOCUMENTS)}
-A_CHUNK = {"max_embed_hours": 1e-9, "chunk_tokens": 300}
+A_CHUNK = {"max_embed_hours": 1e-9, "chunk_tokens": 9600}
 NEW = {"prompt": "none", "accept": ("encoder", "drift")}
 
 
@@ -128,7 +128,7 @@ def test_texts_with_a_vector_are_not_embedded_again(tonight, store):
 def test_without_the_flag_the_rest_is_embedded_in_one_night(tonight, store):
     tonight(TEXTS, **A_CHUNK, **NEW)
     (under_way,) = open_backfills(Store.open(str(store)))
-    assert not tonight(TEXTS, **NEW, chunk_tokens=300).refusals
+    assert not tonight(TEXTS, **NEW, chunk_tokens=9600).refusals
     assert read_run(f"{store}/_work")["counts"]["embedded"] >= DOCUMENTS - under_way.embedded
     check_rows(store, TEXTS, 2)
     assert not work_of(store)

@@ -25,8 +25,8 @@ TESTS = Path(__file__).parents[1]
 FIRST = {n: text_of(n) for n in range(150)}
 SECOND = {n: text_of(n) for n in range(3, 155)} | {40: text_of(40, version=1)}
 THIRD = SECOND | {41: text_of(41, version=2), 300: text_of(300)}
-PART = {"max_embed_hours": 1e-9, "chunk_tokens": 300}
-NEW = {"prompt": "none", "accept": ("encoder", "drift"), "chunk_tokens": 300}
+PART = {"max_embed_hours": 1e-9, "chunk_tokens": 9600}
+NEW = {"prompt": "none", "accept": ("encoder", "drift"), "chunk_tokens": 9600}
 PUBLISH = STEPS.index("publish") + 1
 
 

@@ -20,7 +20,7 @@ SETTINGS = {
     "max_deleted": 1.0, "max_drift": 1.0, "max_score_drop": 9.0, "max_imbalance": 1.0,
     "accept": ("edits", "encoder"), "novel_documents": 9999,
 }  # fmt: skip
-A_PART = {"max_embed_hours": 1e-9, "chunk_tokens": 300}
+A_PART = {"max_embed_hours": 1e-9, "chunk_tokens": 9600}
 PROMPTS = ("one-word", "none", "topic")
 
 

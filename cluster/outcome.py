@@ -115,6 +115,12 @@ class Outcome:
             ids=ids,
         )
 
+    def with_names(self, names: Mapping[int, str]) -> Outcome:
+        """The same with the finest level's clusters called as said, by cluster id."""
+        finest = self.levels[-1]
+        clusters = [replace(c, name=names[c.cluster_id]) for c in finest.clusters]
+        return replace(self, levels=[*self.levels[:-1], replace(finest, clusters=clusters)])
+
     @property
     def fit(self) -> Fit:
         """The finest level's fit."""

@@ -7,7 +7,7 @@ unless another of its level has that name already.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import ray
@@ -47,12 +47,15 @@ class GroupNamer:
         """Raises :class:`InputError` for a model that follows no instructions."""
         self._chat = ChatModel(model)
 
-    def name(self, groups: Sequence[Group]) -> list[str | None]:
+    def name(
+        self, groups: Sequence[Group], taken: Mapping[str, Group] | None = None
+    ) -> list[str | None]:
         """A name for each group of one level, no two alike; None where there is no such title.
 
-        A group whose title an earlier one has is asked for again, with that one's keywords.
+        A group whose title an earlier one has, or one of ``taken``, is asked for again, with that
+        one's keywords.
         """
-        owners: dict[str, Group] = {}
+        owners = {name.casefold(): group for name, group in (taken or {}).items()}
         names: list[str | None] = []
         for group in groups:
             title = self._title(prompt_of(group))
@@ -72,16 +75,23 @@ class GroupNamer:
         return None if answer is None else title_of(answer)
 
 
-def name_levels(model: str, levels: Sequence[Sequence[Group]]) -> list[list[str | None]]:
-    """A name for each group of each level, by ``model`` on one worker (with a GPU if any)."""
+def name_levels(
+    model: str, levels: Sequence[Sequence[Group]], *, taken: Mapping[str, Group] | None = None
+) -> list[list[str | None]]:
+    """A name for each group of each level, by ``model`` on one worker (with a GPU if any).
+
+    ``taken`` are names that none may get, with the groups that have them.
+    """
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     ask = ray.remote(num_cpus=1, num_gpus=gpus)(_name)
-    return ray.get(ask.remote(model, [list(groups) for groups in levels]))
+    return ray.get(ask.remote(model, [list(groups) for groups in levels], dict(taken or {})))
 
 
-def _name(model: str, levels: Sequence[Sequence[Group]]) -> list[list[str | None]]:
+def _name(
+    model: str, levels: Sequence[Sequence[Group]], taken: Mapping[str, Group]
+) -> list[list[str | None]]:
     namer = GroupNamer(model)
-    return [namer.name(groups) for groups in levels]
+    return [namer.name(groups, taken) for groups in levels]
 
 
 def prompt_of(group: Group, *, rival: tuple[str, Group] | None = None) -> str:

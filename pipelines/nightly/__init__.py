@@ -11,6 +11,7 @@
 ``clusters``  a candidate clustered from yesterday's centroids, under yesterday's ids
 ``parts``     centroids of a fit, and the clusters that they are published as
 ``edits``     people's names, merges, splits and pins, applied
+``titles``    names that a model writes, kept while a cluster lives
 ``novelty``   who fits none of the clusters, and who of them are alike
 ``checks``    what must hold before a version is published
 ``version_files``  tables, scores and report of the new version

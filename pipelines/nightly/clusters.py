@@ -48,7 +48,7 @@ from pipelines.nightly.edits import (
     AssignIds,
     Pins,
     describe_published,
-    name_clusters,
+    names_given,
     place_pins,
     split_starts,
 )
@@ -61,6 +61,7 @@ from pipelines.nightly.parts import (
     published_clusters,
     read_parts,
 )
+from pipelines.nightly.titles import read_titles, write_titles
 from pipelines.runtime.files import exists, join
 from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
@@ -84,12 +85,15 @@ class Earlier:
     """As they were published."""
     parts: Parts
     """As they were fitted."""
+    titles: dict[int, str]
+    """By cluster id, what a model called it."""
 
     @classmethod
     def read(cls, version: Version, *, same_encoder: bool) -> Earlier:
         """Those of a version; without centroids where they are another encoder's."""
         parts = read_parts(version, same_encoder=same_encoder)
-        return cls(version, published_clusters(version, parts), parts)
+        titles = {i: title for i, (title, _) in read_titles(version).items()}
+        return cls(version, published_clusters(version, parts), parts, titles)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ class NightClusters:
     """Clusters are called by their ids."""
     published: Published
     names: list[str]
-    """Of the published clusters, people's among them."""
+    """Of the published clusters: a person's, else a model's, else by the keywords."""
+    titles: dict[int, str]
+    """By cluster id, what a model called it."""
     pins: Pins
     split: dict[int, int]
     """By cluster that people wanted split: the new one that came out of it."""
@@ -184,10 +190,13 @@ def cluster_candidate(
         most_searched=settings.sample_documents,  # pairs of all would be the night's largest part
     )
     asked = [] if earlier is None else [int(earlier.parts.ids[place]) for place in starts]
-    return _identify(candidate, earlier, edits, counted, outcome, next_id, asked, source, novelty)
+    return _identify(
+        config, candidate, earlier, edits, counted, outcome, next_id, asked, source, novelty
+    )
 
 
 def _identify(
+    config: NightConfig,
     candidate: Candidate,
     earlier: Earlier | None,
     edits: Sequence[Edit],
@@ -214,11 +223,19 @@ def _identify(
     published = publish_parts(edits, old, before, new, shared, identity)
     places = AssignIds(fit.centroids, np.arange(len(fit.centroids)), source.unit_norm)
     pins, published = place_pins(edits, candidate, published, places)
-    names = name_clusters(edits, published.identity)
-    outcome = describe_published(outcome, published, names)
+    ids, by_keywords = published.identity.ids.tolist(), published.identity.names
+    outcome = describe_published(outcome, published, by_keywords)
+    given = names_given(edits)
+    titles = write_titles(
+        config.name_model, outcome.levels[-1].clusters, {} if earlier is None else earlier.titles,
+        given,
+    )  # fmt: skip
+    called = titles | given
+    names = [called.get(i, name) for i, name in zip(ids, by_keywords, strict=True)]
+    outcome = outcome.with_names(dict(zip(ids, names, strict=True)))
     old_ids = np.empty(0, np.int64) if old is None else old.ids
     return NightClusters(
-        outcome, published, names, pins, split, fit, source.unit_norm, novelty, old_ids
+        outcome, published, names, titles, pins, split, fit, source.unit_norm, novelty, old_ids
     )
 
 

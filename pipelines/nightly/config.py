@@ -86,6 +86,9 @@ class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, E
     percent of the documents that changed, 1 to 25."""
     label_column: str | None = field(default=None, metadata=DECIDES_CLUSTERS)
     """Column of known labels to score against; carried along."""
+    name_model: str | None = None
+    """Instruct LLM that names clusters from their keywords and documents; a name is kept while its
+    cluster lives, also in nights without this."""
     map_method: Literal["pca", "tsne"] = "pca"
     """How the report's map is made: pca is quick and moves little from night to night."""
     max_deleted: float = 0.2

@@ -171,10 +171,9 @@ def place_pins(
     return Pins(pinned, moves, missing), moved
 
 
-def name_clusters(edits: Sequence[Edit], identity: Identity) -> list[str]:
-    """The names of clusters, people's where they gave one."""
-    given = {e.clusters[0]: e.text for e in edits if e.action == "name"}
-    return [given.get(int(i), name) for i, name in zip(identity.ids, identity.names, strict=True)]
+def names_given(edits: Sequence[Edit]) -> dict[int, str]:
+    """By cluster id the name that a person gave it."""
+    return {e.clusters[0]: e.text for e in edits if e.action == "name"}
 
 
 def broken_pairs(edits: Sequence[Edit], identity: Identity) -> list[Edit]:

@@ -53,6 +53,7 @@ from pipelines.nightly.reuse import (
     find_leftovers,
     night_folder,
 )
+from pipelines.nightly.titles import TITLES
 from pipelines.nightly.version_files import scores_of, stored_counts, write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
@@ -361,6 +362,8 @@ def is_settled(
     if prompt != encoder.to_json().get("query_prompt"):
         return False
     if config.full_text and not has_text_index(base.documents):
+        return False
+    if config.name_model is not None and TITLES not in base.record.artifacts:
         return False
     newest = edits[-1].number if edits else 0
     seen = base.record.details.get(EDITS_KEY, 0)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
 from cluster.identity import Event, Identity, NewClusters, OldClusters, related_event
+from pipelines.nightly.titles import read_titles
 from pipelines.store.columns import matrix
 from pipelines.store.edits import Edit, merge_targets, read_applied
 from pipelines.store.version import Version
@@ -70,11 +71,12 @@ def read_parts(version: Version, *, same_encoder: bool) -> Parts:
 def published_clusters(version: Version, parts: Parts) -> OldClusters:
     """A version's clusters by rising id, the parts of one taken together.
 
-    A cluster that a person named goes by the name that its keywords gave it: a person's name says
-    nothing about whether those still fit.
+    A cluster that a person or a model named goes by the name that its keywords gave it: the other
+    says nothing about whether those still fit.
     """
     table = _table(version, CLUSTERS)
     names = dict(zip(table["cluster_id"].to_pylist(), table["name"].to_pylist(), strict=True))
+    names.update({i: by_keywords for i, (_, by_keywords) in read_titles(version).items()})
     for row in read_applied(version).to_pylist():
         if row["action"] == "name" and row["status"] == "applied":
             names[row["cluster_ids"][0]] = row["overrode"]

@@ -27,6 +27,7 @@ from pipelines.nightly.edits import applied_table
 from pipelines.nightly.night import Night
 from pipelines.nightly.novelty import NOVEL
 from pipelines.nightly.parts import CENTROIDS, CLUSTERS
+from pipelines.nightly.titles import TITLES, titles_table
 from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.store.candidate import Candidate
 from pipelines.store.compare import Side, compare, describe_neighbours, figures_of, summary_rows
@@ -63,6 +64,10 @@ def write_artifacts(
     candidate.put("encoder.json", to_json(changes.compared.run.description.to_json()))
     candidate.put_table(CENTROIDS, published.parts.table())
     candidate.put_table(CLUSTERS, clusters_table(outcome.clusters, outcome.documents.ids.type))
+    if clusters.titles:
+        identity = published.identity
+        by_keywords = dict(zip(identity.ids.tolist(), identity.names, strict=True))
+        candidate.put_table(TITLES, titles_table(clusters.titles, by_keywords))
     applied = applied_table(
         night.active, night.edits, night.before.base, candidate.number, clusters.published,
         clusters.pins, clusters.split,

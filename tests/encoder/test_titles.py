@@ -82,3 +82,6 @@ def test_groups_of_one_level_have_distinct_names():
     asked_again = namer._chat.questions[2]
     assert "Another group, about orbit," in asked_again and "Keywords: lunar" in asked_again
     assert namer.name(groups[:1]) == ["Space flight"]
+    taken = {"SPACE FLIGHT": groups[4]}
+    assert namer.name(groups[1:2], taken) == ["Moon landings"]
+    assert "Another group, about silence," in namer._chat.questions[-1]

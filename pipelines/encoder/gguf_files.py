@@ -47,7 +47,9 @@ def convert_gguf(source: Path, folder: Path) -> None:
         reader = gguf.GGUFReader(source)
         fields = {name: _value(field) for name, field in reader.fields.items()}
         refuse_parts(source, fields)
-        config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+        config = transformers.AutoConfig.from_pretrained(
+            source.parent, gguf_file=source.name, trust_remote_code=False
+        )
         width = fields.get(f"{fields['general.architecture']}.attention.key_length")
         if width is not None and hasattr(config, "head_dim"):
             config.head_dim = width  # it is not read for every architecture

@@ -80,7 +80,7 @@ def load_base_model(
         options["device_map"] = "meta"
     with quiet_loading(), without_adapter(folder) as plain:
         if device.type == "meta" and method == WHEN_LOADED:
-            model, missing = bare_model(plain, options), set[str]()
+            model, missing = bare_model(plain, options, trust_remote_code), set[str]()
         else:
             kind = transformers.AutoModel
             model, missing = _load(kind, plain, folder, options, trust_remote_code)

@@ -75,12 +75,15 @@ def plain_options(method: str | None) -> dict[str, Any]:
     return {"quantization_config": getattr(transformers, _AS_READ[method])(dequantize=True)}
 
 
-def bare_model(folder: Path, options: Mapping[str, Any]) -> Any:
+def bare_model(folder: Path, options: Mapping[str, Any], trust_remote_code: bool) -> Any:
     """Names and shapes of a model whose weights are plain only once they are loaded."""
-    config = options.get("config") or transformers.AutoConfig.from_pretrained(folder)
+    trust = {"trust_remote_code": trust_remote_code}
+    config = options.get("config") or transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=trust_remote_code
+    )
     del config.quantization_config
     with torch.device("meta"):
-        return transformers.AutoModel.from_config(config, dtype=options["dtype"])
+        return transformers.AutoModel.from_config(config, dtype=options["dtype"], **trust)
 
 
 def made_plain(model: Any, method: str | None, dtype: torch.dtype) -> Any:

@@ -40,19 +40,21 @@ def run_on_shards(
     num_gpus: int = 0,
     stage: str = "",
 ) -> Iterator[dict[str, pa.Table]]:
-    """``function(shard)`` for every shard, streamed by Ray Data over a pool of workers.
+    """``function(shard)`` for every shard, streamed by Ray Data over ``num_workers`` workers.
+
+    Workers without a GPU are tasks: Ray keeps their processes for the stages to come.
 
     Yields the tables of each result as it comes, in no particular order. An exception of the
     function ends the run and arrives as it was raised. ``stage`` names the work in
     logs and metrics.
     """
     call = functools.partial(_do_shard, function, tuple(shards))
-    placement = _placement(num_gpus) if num_gpus else {}
+    how: dict[str, Any] = {"most_tasks": num_workers}
+    if num_gpus:
+        how = {"num_actors": num_workers, **_placement(num_gpus)}
     units = {shard.name: number for number, shard in enumerate(shards)}
     assert len(units) == len(shards)
-    for batch in stream_units(
-        stage, units, call, num_actors=num_workers, num_cpus=num_cpus, **placement
-    ):
+    for batch in stream_units(stage, units, call, num_cpus=num_cpus, **how):
         yield {
             name: pa.ipc.open_stream(batch.column(name)[0].as_buffer()).read_all()
             for name in batch.column_names

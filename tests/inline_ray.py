@@ -60,6 +60,7 @@ def run_inline(patch: pytest.MonkeyPatch) -> None:
     """Make nights run in this process."""
     patch.setattr(stages, "unit_dataset", inline_units)
     patch.setattr(vectors, "unit_dataset", inline_units)
+    patch.setattr(stages, "is_one_machine", lambda: False)  # so that each unit can be interrupted
     for module in (work, clusters):
         patch.setattr(module, "run_on_shards", _on_shards)
     for module in (reindex, clusters):

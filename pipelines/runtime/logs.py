@@ -23,7 +23,7 @@ RUN = "shoal_run"
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FORMATS = ("text", "json")
-_NOISY = ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore")
+_NOISY = ("httpx", "httpcore", "urllib3", "filelock", "fsspec", "botocore", "faiss.loader")
 
 
 def log_format() -> str:

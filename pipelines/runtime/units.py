@@ -67,9 +67,13 @@ def stream_units(
     *,
     load: Callable[[], Any] | None = None,
     num_actors: int = 0,
+    most_tasks: int | None = None,
     **resources: Any,
 ) -> Iterator[pa.Table]:
     """What becomes of every unit, as it comes, in no particular order.
+
+    A single unit on a Ray cluster of one machine is done in this process: a worker would first have
+    to start.
 
     An exception of a worker ends the run and arrives as it was raised, with a note that names the
     stage and the unit; one of ``load`` too.
@@ -81,11 +85,19 @@ def stream_units(
             it gives a table of one row.
         load: what an actor loads once.
         num_actors: how many actors there are; without any, units are done in tasks.
+        most_tasks: how many of these at a time; None for as many as there is room for.
         resources: what Ray is told of one task or actor: ``num_cpus``, ``num_gpus`` and, where it
             may not run wherever the job's work may, ``label_selector``.
     """
     # as it was raised, not wrapped: messages for users keep their exit code
     ray.data.DataContext.get_current().raise_original_map_exception = True
+    metrics = StageMetrics(stage, len(units))
+    is_simple = load is None and not resources.get("num_gpus")
+    if is_simple and len(units) == 1 and is_one_machine():
+        for name, unit in units.items():
+            yield _call_unit(one_unit(name, unit), stage=stage, function=function)
+            metrics.done()
+        return
     dataset = unit_dataset(units)
     if num_actors:
         results = dataset.map_batches(
@@ -99,9 +111,12 @@ def stream_units(
     else:
         call = functools.partial(_call_unit, stage=stage, function=function)
         results = dataset.map_batches(
-            call, batch_size=1, batch_format="pyarrow", **{"num_cpus": 1, **resources}
+            call,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=most_tasks),
+            **{"num_cpus": 1, **resources},
         )
-    metrics = StageMetrics(stage, len(units))
     try:
         for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             metrics.done()
@@ -217,8 +232,13 @@ def _with_receipt(
 def map_on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """``function`` of every item, each in a task of one CPU, in order, a few of them ahead.
 
-    For what is to come back as the object that it is; an exception keeps its kind.
+    For what is to come back as the object that it is; an exception keeps its kind. A single item
+    on a Ray cluster of one machine is done in this process.
     """
+    items = list(items)
+    if len(items) == 1 and is_one_machine():
+        yield from map(function, items)
+        return
     selector = ray.data.DataContext.get_current().execution_options.label_selector
     task = ray.remote(num_cpus=1, label_selector=selector)(_call)  # takes no functools.partial
     most = _WAITING_A_CPU * find_nodes().cpus
@@ -268,6 +288,17 @@ def unit_dataset(units: Mapping[str, Any]) -> ray.data.Dataset:
     """Units as a dataset of ``name`` and ``unit`` (JSON), one unit a block and so a task."""
     rows = [{"name": name, "unit": json.dumps(unit)} for name, unit in units.items()]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def one_unit(name: str, unit: Any) -> pa.Table:
+    """A unit as a task of :func:`unit_dataset` is given it."""
+    return pa.table({"name": [name], "unit": [json.dumps(unit)]})
+
+
+def is_one_machine() -> bool:
+    """Whether the Ray cluster is this machine and no more, and will not grow."""
+    nodes = find_nodes()
+    return nodes.count == 1 and nodes.nodes[0]["NodeID"] == nodes.driver
 
 
 def take_unit(batch: pa.Table) -> tuple[str, Any]:

@@ -1,10 +1,12 @@
 """Units of work run by tasks and by actors, and their errors arrive as they were raised."""
 
 import functools
+import os
 
 import pyarrow as pa
 import pytest
 
+from pipelines.runtime import units
 from pipelines.runtime.command import report_error
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.units import map_on_ray, run_actor_stage, run_stage, stream_units
@@ -16,6 +18,14 @@ def double(name, unit):
 
 def refuse(name, *_):
     raise InputError(f"{name} cannot be used")
+
+
+def refuse_all(*_):
+    raise InputError("it cannot be used")
+
+
+def process_of(*_):
+    return {"process": os.getpid()}
 
 
 def add(name, unit, loaded):
@@ -49,6 +59,16 @@ def test_units_are_done_once_and_their_receipts_come_in_order(work):
     assert run_stage(work, "doubles", UNITS, refuse) == receipts
 
 
+def test_a_single_unit_on_one_machine_is_done_in_this_process(work, monkeypatch):
+    here = {"process": os.getpid()}
+    assert list(run_stage(work, "one", {"a": 1}, process_of).values()) == [here]
+    assert list(map_on_ray(process_of, [1])) == [here]
+    assert here not in run_stage(work, "many", UNITS, process_of).values()
+    monkeypatch.setattr(units, "is_one_machine", lambda: False)
+    assert here not in run_stage(work, "elsewhere", {"a": 1}, process_of).values()
+    assert here not in map_on_ray(process_of, [1])
+
+
 def test_actors_do_units_with_what_they_loaded_once(work):
     told = []
     receipts = run_actor_stage(
@@ -67,18 +87,21 @@ def test_actors_do_units_with_what_they_loaded_once(work):
 @pytest.mark.parametrize(
     ("run", "line"),
     [
-        (lambda work: run_stage(work, "tasks", {"a": 1}, refuse), "a cannot be used"),
+        (lambda work: run_stage(work, "tasks", UNITS, refuse_all), "it cannot be used"),
+        (lambda work: run_stage(work, "here", {"a": 1}, refuse_all), "it cannot be used"),
         (
-            lambda work: run_actor_stage(work, "calls", {"a": 1}, refuse, load_ten, num_actors=1),
-            "a cannot be used",
+            lambda work: run_actor_stage(
+                work, "calls", {"a": 1}, refuse_all, load_ten, num_actors=1
+            ),
+            "it cannot be used",
         ),
         (
             lambda work: run_actor_stage(work, "loads", {"a": 1}, add, load_nothing, num_actors=1),
             "the adapter belongs to another model",
         ),
-        (lambda _: list(map_on_ray(refuse, ["a"])), "a cannot be used"),
+        (lambda _: list(map_on_ray(refuse_all, ["a", "b", "c"])), "it cannot be used"),
     ],
-    ids=["task", "actor's call", "actor's constructor", "map"],
+    ids=["task", "this process", "actor's call", "actor's constructor", "map"],
 )
 def test_a_users_mistake_arrives_as_one_line_with_its_exit_code(work, capsys, run, line):
     with pytest.raises(Exception) as caught:

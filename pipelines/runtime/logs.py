@@ -74,19 +74,24 @@ def job_logging() -> Any:
     return ray.LoggingConfig("JSON", log_level(), additional_log_standard_attrs=["name"])
 
 
+# Not read off the factory of records: Ray puts one of its own around ours when it is imported.
+_run: tuple[str, str] | None = None
+
+
 def mark_lines(job: str, run_id: str) -> None:
     """Give every line of this process from now on the run that it belongs to."""
+    global _run
     if not run_id or current_run() == (job, run_id):
         return
     before = logging.getLogRecordFactory()
     make = before.make if isinstance(before, _MarkedRecords) else before
     logging.setLogRecordFactory(_MarkedRecords(make, (job, run_id)))
+    _run = (job, run_id)
 
 
 def current_run() -> tuple[str, str] | None:
     """Job and run id that this process's lines are marked with, None where they are not."""
-    factory = logging.getLogRecordFactory()
-    return factory.run if isinstance(factory, _MarkedRecords) else None
+    return _run
 
 
 @dataclass(frozen=True)

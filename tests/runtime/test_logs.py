@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from pipelines.runtime import logs
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.logs import job_logging, log_format, log_level, mark_lines
 
@@ -28,13 +29,28 @@ def test_unknown_format_and_level_are_errors(monkeypatch):
         log_level()
 
 
-def test_marked_lines_name_job_and_run(caplog):
+@pytest.fixture
+def unmarked(monkeypatch):
+    """This process's lines as they are before any run; afterwards again."""
     factory = logging.getLogRecordFactory()
-    try:
-        mark_lines("embed_corpus", "abc123")
-        logging.getLogger("somewhere").warning("hello")
-        logging.getLogger("somewhere").warning("of another", extra={"shard": "s1"})
-    finally:
-        logging.setLogRecordFactory(factory)
+    monkeypatch.setattr(logs, "_run", None)
+    yield
+    logging.setLogRecordFactory(factory)
+
+
+@pytest.mark.usefixtures("unmarked")
+def test_marked_lines_name_job_and_run(caplog):
+    mark_lines("embed_corpus", "abc123")
+    mark_lines("embed_corpus", "abc123")
+    logging.getLogger("somewhere").warning("hello")
+    logging.getLogger("somewhere").warning("of another", extra={"shard": "s1"})
     assert [(r.job, r.run_id) for r in caplog.records] == [("embed_corpus", "abc123")] * 2
     assert caplog.records[1].shard == "s1"
+
+
+@pytest.mark.usefixtures("unmarked")
+def test_the_run_is_known_also_when_another_makes_the_records():
+    mark_lines("embed_corpus", "abc123")
+    ours = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(lambda *args, **kwargs: ours(*args, **kwargs))  # as Ray's import
+    assert logs.current_run() == ("embed_corpus", "abc123")

@@ -296,7 +296,9 @@ def one_unit(name: str, unit: Any) -> pa.Table:
 
 
 def is_one_machine() -> bool:
-    """Whether the Ray cluster is this machine and no more, and will not grow."""
+    """Whether this process's Ray cluster is this machine and no more, and will not grow."""
+    if not ray.is_initialized():
+        return False
     nodes = find_nodes()
     return nodes.count == 1 and nodes.nodes[0]["NodeID"] == nodes.driver
 

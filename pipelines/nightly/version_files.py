@@ -64,7 +64,7 @@ def write_artifacts(
     candidate.put("encoder.json", to_json(changes.compared.run.description.to_json()))
     candidate.put_table(CENTROIDS, published.parts.table())
     candidate.put_table(CLUSTERS, clusters_table(outcome.clusters, outcome.documents.ids.type))
-    if clusters.titles:
+    if clusters.titles or night.config.name_model is not None:  # also none is an answer
         identity = published.identity
         by_keywords = dict(zip(identity.ids.tolist(), identity.names, strict=True))
         candidate.put_table(TITLES, titles_table(clusters.titles, by_keywords))

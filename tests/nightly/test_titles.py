@@ -73,6 +73,23 @@ def test_a_night_that_has_its_titles_has_nothing_to_do(asked, tonight, store):
     assert len(asked) == 1
 
 
+def test_a_model_that_finds_no_name_is_not_asked_again_where_nothing_changed(
+    asked, monkeypatch, tonight, store
+):
+    def nothing(model, levels, *, taken=None):
+        asked.append(levels)
+        return [[None] * len(groups) for groups in levels]
+
+    monkeypatch.setattr("pipelines.encoder.titles.name_levels", nothing)
+    before = names_of(store)
+    tonight(corpus(), name_model="writer")
+    version = Store.open(str(store)).version().number
+    tonight(corpus(), name_model="writer")
+    assert len(asked) == 1
+    assert Store.open(str(store)).version().number == version
+    assert names_of(store) == before
+
+
 def test_a_new_cluster_is_asked_for_beside_the_names_that_are_taken(asked, tonight, store):
     texts = corpus() | {n: text_of(n, "a", 7) for n in range(0, 200, 10)}
     tonight(texts, name_model="writer", max_drift=1.0)

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import (
-    default_output,
-)
+from pipelines.runtime.files import default_output
 from pipelines.runtime.run_record import may_change
 
 DECIDES_CLUSTERS = {"decides": "clusters"}

@@ -103,12 +103,12 @@ class Cells:
         limits = np.empty_like(scores)
         for start in range(0, len(units), _VISIT_ROWS):
             block = units[start : start + _VISIT_ROWS]
-            found = np.matmul(block, self._factors, out=scores[: len(block)])
-            found += self._norms
-            home = found.argmin(axis=1)
-            found -= found[np.arange(len(block)), home][:, None]
-            found -= np.take(self._limits, home, axis=0, out=limits[: len(block)])
-            row, cell = np.nonzero(found <= 0)
+            above = np.matmul(block, self._factors, out=scores[: len(block)])
+            above += self._norms
+            home = above.argmin(axis=1)
+            above -= above[np.arange(len(block)), home][:, None]
+            above -= np.take(self._limits, home, axis=0, out=limits[: len(block)])
+            row, cell = np.nonzero(above <= 0)
             rows.append(start + row)
             cells.append(cell)
             homes.append(home)

@@ -14,7 +14,7 @@ from pipelines.embedding import job as embed
 from pipelines.embedding import plan as work_plan
 from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.job import embed_corpus
-from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
+from pipelines.runtime.run_record import RunRecord, read_run
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fault_driver"])
@@ -58,13 +58,7 @@ def serve(connection: Connection, address: str) -> None:
         settings, workers = connection.recv()
         embed.WORKERS = getattr(trivial_workers, workers)
         config = EmbedConfig(**settings)
-        record = RunRecord(
-            config.output,
-            "embed_corpus",
-            settings,
-            may_change=names_that_may_change(EmbedConfig),
-            keep_complete=True,
-        )
+        record = RunRecord.of("embed_corpus", config, keep_complete=True)
         try:
             with record:
                 embed_corpus(config, record)

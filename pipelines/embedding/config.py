@@ -11,9 +11,7 @@ from pipelines.corpus.files import (
 from pipelines.corpus.passages import PASSAGE_COLUMNS, PassageOptions
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import (
-    default_output,
-)
+from pipelines.runtime.files import default_output
 from pipelines.runtime.run_record import may_change
 
 

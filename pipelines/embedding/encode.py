@@ -66,6 +66,7 @@ class Progress:
     padded_tokens: int = 0
     done_tokens: int = 0
     _first_seconds: float | None = None
+    _first_tokens: int = 0
     _started: float = field(default_factory=time.monotonic)
     _printed: float = 0.0
 
@@ -87,6 +88,7 @@ class Progress:
         self.done_tokens += expected_tokens
         if self._first_seconds is None:
             self._first_seconds = time.monotonic() - self._started
+            self._first_tokens = expected_tokens
         for metric, name in (
             (self._texts_metric, "texts"),
             (self._tokens_metric, "tokens"),
@@ -111,14 +113,16 @@ class Progress:
         }
 
     def line(self) -> str:
-        """The state as one line."""
+        """The state as one line, with the time left from the second chunk on."""
         seconds = max(1e-9, time.monotonic() - self._started)
-        left = seconds * (self.expected_tokens / max(1, self.done_tokens) - 1)
+        # the first chunk is small, and its time is mostly the start of actors
+        since, done = seconds - (self._first_seconds or 0.0), self.done_tokens - self._first_tokens
+        left = max(0, self.expected_tokens - self.done_tokens) * since / done if done else None
         return (
             f"embed: {self.texts:,} of {self.expected_texts:,} texts"
             f" | {self.texts / seconds:,.1f} texts/s | {self.tokens / seconds:,.0f} tokens/s"
             f" | padding {padding_waste(self.tokens, self.padded_tokens):.1%}"
-            f" | {self.rejected:,} rejected | {duration(max(0.0, left))} left"
+            f" | {self.rejected:,} rejected{'' if left is None else f' | {duration(left)} left'}"
         )
 
 

@@ -15,9 +15,7 @@ from pipelines.encoder.description import (
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.encoder.sources import PACKAGED_ADAPTER, PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import (
-    default_output,
-)
+from pipelines.runtime.files import default_output
 from pipelines.runtime.run_record import may_change
 
 DEFAULT_PROMPTS = ("one-word", "cluster", "summary", "classification", "none")

@@ -34,7 +34,6 @@ from pipelines.runtime.logs import configure_logging, job_logging, mark_lines, s
 from pipelines.runtime.run_record import (
     RunRecord,
     describe_input,
-    names_that_may_change,
     read_run,
     require_complete,
 )
@@ -146,15 +145,7 @@ def run_job(
             folder = settings[name]
             if read_run(folder) is not None:
                 made_from[name] = describe_input(require_complete(folder))
-        record = RunRecord(
-            settings["output"],
-            job,
-            settings,
-            seed=settings.get("seed", 0),
-            may_change=names_that_may_change(config_class),
-            keep_complete=keep_complete,
-            inputs=made_from,
-        )
+        record = RunRecord.of(job, config, keep_complete=keep_complete, inputs=made_from)
         with contextlib.nullcontext() if settings.get("dry_run") else record:
             if not record.settled:
                 mark_lines(job, record.run_id)

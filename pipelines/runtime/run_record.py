@@ -77,6 +77,13 @@ class RunRecord:
     settled: bool = field(default=False, init=False)
     """Whether the record is complete already and leaving will not change it."""
 
+    @classmethod
+    def of(cls, job: str, config: Any, **settings: Any) -> Self:
+        """The record of a run of ``job`` in ``config.output``, with ``config`` as its settings."""
+        free = names_that_may_change(type(config))
+        seed = getattr(config, "seed", 0)
+        return cls(config.output, job, asdict(config), seed=seed, may_change=free, **settings)
+
     def __enter__(self) -> Self:
         if not self.take_over:
             self.previous = check_output_folder(

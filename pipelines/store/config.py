@@ -9,9 +9,7 @@ import tyro
 
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import (
-    default_output,
-)
+from pipelines.runtime.files import default_output
 
 Format = Literal["parquet", "faiss"]
 

@@ -13,9 +13,7 @@ from pipelines.corpus.files import (
 from pipelines.encoder.description import AUTO_ADAPTER, EncoderConfig
 from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import (
-    default_output,
-)
+from pipelines.runtime.files import default_output
 from pipelines.runtime.run_record import may_change
 
 Quantize = Literal["none", "8bit", "4bit"]

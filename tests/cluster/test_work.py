@@ -1,7 +1,6 @@
 """A stopped clustering goes on; a finished one is confirmed; nothing foreign is deleted."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from cluster import clustering, vectors, work
 from cluster.clustering import cluster_corpus
 from cluster.config import ClusterConfig
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
+from pipelines.runtime.run_record import RunRecord, read_run
 
 
 class PoweredOffError(Exception):
@@ -51,13 +50,7 @@ def config_of(tmp_path, output="out", **settings):
 
 
 def run(config):
-    record = RunRecord(
-        config.output,
-        "cluster_corpus",
-        asdict(config),
-        may_change=names_that_may_change(ClusterConfig),
-        keep_complete=True,
-    )
+    record = RunRecord.of("cluster_corpus", config, keep_complete=True)
     with record:
         return cluster_corpus(config, record)
 

@@ -12,7 +12,7 @@ from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.job import embed_corpus
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
+from pipelines.runtime.run_record import RunRecord, read_run
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 LONG = " ".join(SENTENCES)
@@ -27,13 +27,7 @@ ROWS = [
 
 
 def run(config: EmbedConfig) -> dict:
-    record = RunRecord(
-        config.output,
-        "embed_corpus",
-        asdict(config),
-        may_change=names_that_may_change(EmbedConfig),
-        keep_complete=True,
-    )
+    record = RunRecord.of("embed_corpus", config, keep_complete=True)
     with record:
         embed_corpus(config, record)
     return read_run(config.output)["counts"]

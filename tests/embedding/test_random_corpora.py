@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import inline_ray
@@ -29,7 +29,7 @@ from pipelines.embedding.job import embed_corpus
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
+from pipelines.runtime.run_record import RunRecord, read_run
 
 TEXTS = [f"text {n} " + "word " * (n % 9) for n in range(25)]
 POISON = "poison"
@@ -159,13 +159,7 @@ def run(config: EmbedConfig, interrupt_at: int | None) -> None:
             if left[0] < 0:
                 raise Interrupted
 
-    record = RunRecord(
-        config.output,
-        "embed_corpus",
-        asdict(config),
-        may_change=names_that_may_change(EmbedConfig),
-        keep_complete=True,
-    )
+    record = RunRecord.of("embed_corpus", config, keep_complete=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inline_ray, "before_unit", count)
         with record:

@@ -4,7 +4,7 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mteb
@@ -44,7 +44,7 @@ from pipelines.evaluation.tasks import (
     why_unreachable,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
+from pipelines.runtime.run_record import RunRecord, read_run
 
 TOPICS = {
     "sea": ["boat", "wave", "sail", "shore"],
@@ -88,13 +88,7 @@ def config(corpus, tiny_model_folder, tmp_path):
 
 
 def run(config):
-    with RunRecord(
-        config.output,
-        "evaluate_mteb",
-        asdict(config),
-        may_change=names_that_may_change(EvaluateConfig),
-        keep_complete=True,
-    ) as record:
+    with RunRecord.of("evaluate_mteb", config, keep_complete=True) as record:
         return evaluate_encoders(config, record)
 
 

@@ -1,7 +1,7 @@
 """Choosing an encoder: the pass that gives all candidates, their scores, and the job."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from pipelines.evaluation.trial import (
     plan_runs,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.run_record import RunRecord, names_that_may_change, read_run
+from pipelines.runtime.run_record import RunRecord, read_run
 
 TOPICS = {
     "sea": ["boat", "wave", "sail", "shore"],
@@ -67,12 +67,7 @@ def config(corpus, tiny_model_folder, tmp_path):
 
 
 def run(config):
-    with RunRecord(
-        config.output,
-        "select_encoder",
-        asdict(config),
-        may_change=names_that_may_change(SelectConfig),
-    ) as record:
+    with RunRecord.of("select_encoder", config) as record:
         select_encoder(config, record)
     return pq.read_table(Path(config.output) / "candidates.parquet").to_pandas()
 

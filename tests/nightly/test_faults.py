@@ -27,7 +27,7 @@ from pipelines.nightly.night import STEPS
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_model")]
 
 DRIVER = Path(__file__).parents[1] / "night_driver.py"
 FIRST = {n: text_of(n) for n in range(150)}
@@ -48,12 +48,6 @@ def start(config, step: int = 0) -> subprocess.Popen:
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     out, error = process.communicate(timeout=240)
     return process.returncode, out, error
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-    monkeypatch.setattr(embed, "WORKERS", WORKERS)
-    run_inline(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipelines.store.edits import read_edits
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_model")]
 
 TESTS = Path(__file__).parents[1]
 FIRST = {n: text_of(n) for n in range(150)}
@@ -28,12 +28,6 @@ THIRD = SECOND | {41: text_of(41, version=2), 300: text_of(300)}
 PART = {"max_embed_hours": 1e-9, "chunk_tokens": 9600}
 NEW = {"prompt": "none", "accept": ("encoder", "drift"), "chunk_tokens": 9600}
 PUBLISH = STEPS.index("publish") + 1
-
-
-@pytest.fixture(autouse=True)
-def inline(monkeypatch):
-    monkeypatch.setattr(embed, "WORKERS", WORKERS)
-    run_inline(monkeypatch)
 
 
 @pytest.fixture(scope="module")

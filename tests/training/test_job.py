@@ -66,8 +66,7 @@ def config(base, pairs, tmp_path):
 
 
 def run(config):
-    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    with RunRecord(config.output, "finetune_adapter", settings, keep_complete=True) as record:
+    with RunRecord.of("finetune_adapter", config, keep_complete=True) as record:
         return finetune_adapter(config, record)
 
 

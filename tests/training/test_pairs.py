@@ -54,8 +54,7 @@ def corpus(tmp_path):
 
 
 def run(config):
-    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    with RunRecord(config.output, "generate_pairs", settings, keep_complete=True) as record:
+    with RunRecord.of("generate_pairs", config, keep_complete=True) as record:
         return generate_pairs(config, record)
 
 

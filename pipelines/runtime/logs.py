@@ -18,6 +18,8 @@ from typing import Any
 from pipelines.runtime.errors import InputError
 
 LOG_FORMAT = "SHOAL_LOG_FORMAT"
+UNIT_LINES = "pipelines.runtime.units.done"
+"""Logger of a line for every unit of work: for machines that read JSON, too many for people."""
 RUN = "shoal_run"
 """Name under which Ray Data's context carries job and run id to workers."""
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -48,6 +50,7 @@ def configure_logging() -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_TextFormatter(_LINE, "%H:%M:%S"))
         logging.basicConfig(level=log_level(), handlers=[handler])
+        logging.getLogger(UNIT_LINES).setLevel(logging.WARNING)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -31,7 +31,7 @@ from pipelines.runtime.files import (
     read_bytes,
     write_bytes,
 )
-from pipelines.runtime.logs import RUN, current_run, mark_lines
+from pipelines.runtime.logs import RUN, UNIT_LINES, current_run, mark_lines
 from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, find_nodes, plan_actors
 
 log = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ class _Blame:
             "shard": self.name,
             "seconds": round(time.monotonic() - self.started, 3),
         }
-        log.info("%s done", place, extra=unit)
+        logging.getLogger(UNIT_LINES).info("%s done", place, extra=unit)
 
 
 def not_shared(folder: str) -> str:

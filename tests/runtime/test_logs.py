@@ -54,3 +54,16 @@ def test_the_run_is_known_also_when_another_makes_the_records():
     ours = logging.getLogRecordFactory()
     logging.setLogRecordFactory(lambda *args, **kwargs: ours(*args, **kwargs))  # as Ray's import
     assert logs.current_run() == ("embed_corpus", "abc123")
+
+
+def test_people_are_not_told_of_every_unit(monkeypatch):
+    monkeypatch.delenv("SHOAL_LOG_FORMAT", raising=False)
+    logger = logging.getLogger(logs.UNIT_LINES)
+    before = logger.level
+    try:
+        logger.setLevel(logging.NOTSET)
+        logs.configure_logging()
+        assert not logger.isEnabledFor(logging.INFO)
+        assert logger.isEnabledFor(logging.WARNING)
+    finally:
+        logger.setLevel(before)

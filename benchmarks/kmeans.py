@@ -356,7 +356,7 @@ def layout() -> dict[str, Any]:
     vectors, labels = labelled_vectors("20newsgroups", 3_000)
     ways: dict[str, Callable[[], np.ndarray]] = {"tsne": lambda: lay_out(vectors, 0).points}
     if importlib.util.find_spec("umap"):
-        from umap import UMAP  # type: ignore[import-untyped,unused-ignore]
+        from umap import UMAP
 
         ways["umap"] = lambda: UMAP(random_state=0, n_jobs=1).fit_transform(vectors)
     rows = {}
@@ -388,7 +388,7 @@ def density() -> dict[str, Any]:
 
     ways: dict[str, Callable[[], np.ndarray]] = {"shoal": own}
     if importlib.util.find_spec("evoc"):
-        from evoc import EVoC  # type: ignore[import-not-found]
+        from evoc import EVoC
 
         ways["evoc"] = lambda: EVoC(approx_n_clusters=20, random_state=0).fit_predict(vectors)
     ways["hdbscan"] = lambda: HDBSCAN(min_cluster_size=50, copy=True).fit_predict(vectors)

@@ -399,9 +399,6 @@ def start(
             output = folder / f"start-{len(mine)}-{tree.name}-{number}"
             command = [sys.executable, str(tree / "jobs" / "embed_corpus.py")]
             command += ["--corpus", str(corpus), "--output", str(output), "--model", model]
-            command += ["--chunk-tokens", str(CHUNK_TOKENS), "--max-tokens", "64"]
-            if tree == ROOT:  # another checkout may know no adapter to leave out
-                command += ["--adapter", "none"]
             began = time.time()
             with output.with_suffix(".log").open("w") as log:
                 environment = {**os.environ, "PYTHONPATH": str(tree)}

@@ -30,6 +30,8 @@ if "RAY_TMPDIR" not in os.environ:
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
 
+from pipelines.encoder import remembered  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory) -> Path:
@@ -37,6 +39,14 @@ def tiny_model_folder(tmp_path_factory) -> Path:
     from tiny_models import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_remembered(tmp_path_factory):
+    """What tests find out of encoders, some with parts replaced, is kept for this session only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remembered, "FOLDER", str(tmp_path_factory.mktemp("encoders")))
+        yield
 
 
 @pytest.fixture(scope="session")

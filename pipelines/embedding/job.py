@@ -21,6 +21,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +64,7 @@ from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderDescription, require_as_trained
 from pipelines.encoder.sources import fetch_model
+from pipelines.encoder.tokenization import text_limits
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -117,8 +119,10 @@ def embed_corpus(
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
     fetch_model(config.model, config.revision)
-    connect()
-    run = prepare_run(config, files)
+    with ThreadPoolExecutor(1) as thread:  # models' libraries load while Ray starts
+        known = thread.submit(describe_beforehand, config)
+        connect()
+        run = settle_run(config, files, *prepare_encoder(config, known.result()))
     if config.dry_run:
         from pipelines.embedding.estimate import estimate_run, estimate_table  # torch
 
@@ -132,13 +136,14 @@ def embed_corpus(
     rejected = check_rejected(config, scanned, settled)
     results = result_settings(run, scanned)
     groups = plan_groups(run.files, scanned, settled, run.plan.shard_bytes)
+    tokens = expected_tokens(scanned, settled)
     chunks, speed = embed_chunks(
         encode_settings(run, results),
-        read_settings(run, scanned, results, groups),
+        read_settings(run, scanned, results, groups, tokens),
         WORKERS,
         groups,
         texts=settled.distinct,
-        tokens=expected_tokens(scanned, settled),
+        tokens=tokens,
         rejected=rejected,
     )
     written = write_result(results, groups, chunks, rejected_files(run, scanned))
@@ -178,10 +183,17 @@ def confirm_complete(
     return JobResult(summary={"nothing to do": f"{config.output} is complete, corpus unchanged"})
 
 
-def prepare_run(config: EmbedConfig, files: Sequence[CorpusFile]) -> EmbedRun:
-    """Check corpus, encoder and Ray cluster, and settle the plan or take up an earlier one."""
-    actors, description = prepare_encoder(config)
-    return settle_run(config, files, actors, description)
+def describe_beforehand(config: EmbedConfig) -> EncoderDescription | None:
+    """The encoder as machines without a GPU run it; None where something speaks against it.
+
+    Asks no Ray cluster. What is wrong will be told by :func:`prepare_encoder`.
+    """
+    try:
+        description = describe_encoder(config.encoder, device="cpu")
+        require_as_trained(description, description.adapter)
+    except InputError:
+        return None
+    return description
 
 
 def prepare_encoder(
@@ -189,7 +201,7 @@ def prepare_encoder(
 ) -> tuple[ActorPlan, EncoderDescription]:
     """Check encoder and Ray cluster; the encoder is that of the actors' kind of machine.
 
-    ``known`` is its description where that was made before, of a ``dtype`` that is not ``auto``.
+    ``known`` is what :func:`describe_beforehand` found.
     """
     configure_ray_data()
     nodes = find_nodes()
@@ -200,7 +212,7 @@ def prepare_encoder(
         cpus=config.cpus_per_actor,
         gpus=config.gpus_per_actor,
     )
-    if known is not None and (config.dtype != "int8" or not actors.gpus):
+    if known is not None and not (actors.gpus and config.dtype in ("auto", "int8")):
         return actors, known
     description = describe_encoder(config.encoder, device="cuda" if actors.gpus else "cpu")
     require_as_trained(description, description.adapter)
@@ -218,8 +230,6 @@ def settle_run(
 
     With ``vectors`` the corpus brings them along, in a column that is read beside the kept ones.
     """
-    from pipelines.encoder.tokenization import PromptedTokenizer  # transformers
-
     work = join(config.output, WORK_FOLDER)
     earlier = WorkPlan.load(work)
     if earlier is None and exists(join(work, "plan.json")):
@@ -234,19 +244,20 @@ def settle_run(
             f"{config.output} was begun with another encoder: the files of the model or the "
             "adapter have changed since. Choose another --output, or delete that folder"
         )
+    chunk_tokens = config.chunk_tokens or (GPU_CHUNK_TOKENS if actors.gpus else CPU_CHUNK_TOKENS)
     plan = earlier or WorkPlan(
         description.fingerprint,
         count_partitions(seen),
-        config.chunk_tokens or (GPU_CHUNK_TOKENS if actors.gpus else CPU_CHUNK_TOKENS),
+        chunk_tokens,
         shard_bytes,
         config.float16,
+        config.chunk_tokens or chunk_tokens // 16,
     )
     clip, max_tokens, prompt_tokens = EXCERPT_CHARACTERS, 1, 0  # where nothing is encoded
     cuts = None
     if vectors is None:
-        tokenizer = PromptedTokenizer.load(description)
-        clip, max_tokens = tokenizer.clip_characters, description.max_tokens
-        prompt_tokens = tokenizer.prefix_tokens + tokenizer.suffix_tokens
+        clip, prompt_tokens = text_limits(description)
+        max_tokens = description.max_tokens
         cuts = config.cuts(max_tokens)
     scan = ScanSettings(
         work=work,
@@ -297,15 +308,19 @@ def read_settings(
     scanned: ScanResult,
     results: ResultSettings,
     groups: Groups,
+    tokens: int,
     *,
     usual: int = ENCODE,
 ) -> ReadSettings:
-    """What the tasks of the second read are told; ``usual`` as in :class:`ReadSettings`."""
+    """What the tasks of the second read are told; ``usual`` as in :class:`ReadSettings`.
+
+    ``tokens`` are those of the texts that are to be encoded, about.
+    """
     given = {} if run.scan.vectors is None else {run.scan.vectors.column: run.scan.vectors.type}
     return ReadSettings(
         run.scan,
         usual,
-        scanned.chunk_tokens(run.plan),
+        run.plan.size_of_chunks(tokens),
         scanned.kept_types(),
         {**results.kept_types, **given},
         groups.buckets,

@@ -25,7 +25,9 @@ WORK_FOLDER = "_work"
 PARTITION_BYTES = 64 << 20
 MOST_PARTITIONS = 1024
 MOST_CHUNKS = 20_000
-LAYOUT = 3
+USUAL_CHUNKS = 64
+"""Of a small corpus: so many that its first vectors come soon and its actors end together."""
+LAYOUT = 4
 """Of the files below ``_work/``; work that another layout was begun with is not gone on with."""
 _KEY_BYTES = 60  # digests of id and text, and where the document is
 _SHORTEST_DOCUMENT_BYTES = 20  # a guess for formats whose rows only reading can count
@@ -40,6 +42,7 @@ class WorkPlan:
     chunk_tokens: int
     shard_bytes: int
     float16: bool = False
+    least_chunk_tokens: int = 0
     layout: int = LAYOUT
 
     @classmethod
@@ -54,6 +57,14 @@ class WorkPlan:
     def save(self, work: str) -> None:
         """Write ``plan.json``."""
         write_bytes(join(work, "plan.json"), json.dumps(asdict(self)).encode())
+
+    def size_of_chunks(self, tokens: int) -> int:
+        """Tokens of a chunk where so many are to be encoded.
+
+        The plan's; less where they are few, more where there would be too many chunks.
+        """
+        few = max(self.least_chunk_tokens, tokens // USUAL_CHUNKS)
+        return max(min(self.chunk_tokens, few), tokens // MOST_CHUNKS)
 
 
 @dataclass(frozen=True)
@@ -108,10 +119,6 @@ class ScanResult:
     def kept_types(self) -> dict[str, pa.DataType]:
         """Types of the kept columns whose values came as JSON text."""
         return {name: resolve_type(kinds) for name, kinds in self.kept_kinds.items()}
-
-    def chunk_tokens(self, plan: WorkPlan) -> int:
-        """Tokens of a chunk: the plan's, or more where that would give too many chunks."""
-        return max(plan.chunk_tokens, self.tokens // MOST_CHUNKS)
 
 
 def combine_receipts(

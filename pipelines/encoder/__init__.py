@@ -4,6 +4,7 @@
 ``decoder``                which forward pass, and that it computes what the model's own does
 ``describe``               flags, adapter and folder to a description; checks before any load
 ``description``            what decides a vector, and its fingerprint
+``remembered``             what takes seconds to find out, kept on this machine
 ``sources``                a model's name to a local folder of checked files
 ``gguf_files``             a GGUF file to a folder, split and positions as trained
 ``usage``                  how a sentence-transformers folder says it is used

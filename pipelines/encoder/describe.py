@@ -11,9 +11,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipelines.encoder.adapters import added_tokens, foreign_class
 from pipelines.encoder.description import (
@@ -30,7 +30,9 @@ from pipelines.encoder.description import (
     trained_encoder,
     untrained_field,
 )
+from pipelines.encoder.precision import resolve_dtype
 from pipelines.encoder.prompts import PLACEHOLDER, PromptTemplate
+from pipelines.encoder.remembered import remember
 from pipelines.encoder.sources import (
     PACKAGED_ADAPTER,
     PACKAGED_MODEL,
@@ -64,12 +66,25 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
             not have, a text limit beyond the model's positions, a model that is no single stack of
             layers or that cannot be loaded here, and a folder whose use has no equal here.
     """
-    from pipelines.encoder.precision import resolve_dtype  # slow: it loads torch
-
-    if config.adapter == AUTO_ADAPTER:
-        return _describe_with_default_adapter(config, device)
+    config = replace(config, dtype=cast(Any, resolve_dtype(config.dtype, device)))
     if config.adapter == NO_ADAPTER:
         config = replace(config, adapter=None)
+    if config.trust_remote_code:
+        return _describe(config)
+    read = [fetch_model(config.model, config.revision)]
+    if config.adapter == AUTO_ADAPTER:
+        read += [fetch_adapter(PACKAGED_ADAPTER)] if config.model == PACKAGED_MODEL else []
+    elif config.adapter is not None:
+        read.append(fetch_adapter(config.adapter))
+    known = [asdict(config), [(files.revision, files.listing()) for files in read]]
+    described = remember("encoder", known, lambda: _describe(config).to_json())
+    return EncoderDescription.from_json(described)
+
+
+def _describe(config: EncoderConfig) -> EncoderDescription:
+    """The description, with a dtype that is settled; takes seconds, nearly all to load torch."""
+    if config.adapter == AUTO_ADAPTER:
+        return _describe_with_default_adapter(config)
     model = fetch_model(config.model, config.revision)
     adapter = None if config.adapter is None else fetch_adapter(config.adapter)
     trained = None if adapter is None else trained_encoder(adapter.folder)
@@ -109,7 +124,7 @@ def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderD
         layers=tuple(sorted({layer % (settings.num_hidden_layers + 1) for layer in layers})),
         max_tokens=tokenizer.max_tokens,
         normalize=config.normalize,
-        dtype=resolve_dtype(config.dtype, device),
+        dtype=config.dtype,
         int8_rounding=INT8_ROUNDING if config.dtype == "int8" else 1,
         append_eos=config.append_eos,
         dimension=dimensions or dimension or width,
@@ -141,13 +156,13 @@ def limited_tokenizer(
     return tokenizer.limited(settle_max_tokens(config, settings, usage, tokenizer))
 
 
-def _describe_with_default_adapter(config: EncoderConfig, device: str) -> EncoderDescription:
+def _describe_with_default_adapter(config: EncoderConfig) -> EncoderDescription:
     """The packaged model with its adapter, unless other flags ask for what it was not trained in.
 
     Other models have no adapter by default.
     """
     if config.model == PACKAGED_MODEL:
-        tuned = describe_encoder(replace(config, adapter=PACKAGED_ADAPTER), device=device)
+        tuned = _describe(replace(config, adapter=PACKAGED_ADAPTER))
         trained = trained_encoder(fetch_adapter(PACKAGED_ADAPTER).folder)
         other = None if trained is None else untrained_field(tuned, trained)
         if other is None:
@@ -157,7 +172,7 @@ def _describe_with_default_adapter(config: EncoderConfig, device: str) -> Encode
             "without it, as --adapter none does",
             other, getattr(trained, other), getattr(tuned, other),
         )  # fmt: skip
-    return describe_encoder(replace(config, adapter=None), device=device)
+    return _describe(replace(config, adapter=None))
 
 
 def settle(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import math
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from pipelines.encoder.packed import Linear
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import read_bytes, shoal_home, write_bytes
 
@@ -23,8 +22,10 @@ _ROWS, _INPUTS, _OUTPUTS, _MEASUREMENTS = 256, 512, 1024, 7
 _LEAST_GAIN = 1.25
 
 
-def resolve_device(device: str) -> torch.device:
-    """``auto`` is the GPU where there is one, else the CPU."""
+def resolve_device(device: str) -> Any:
+    """``auto`` is the GPU where there is one, else the CPU; a ``torch.device``."""
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
@@ -35,7 +36,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
     Raises :class:`InputError` for int8 on a GPU.
     """
-    on_cuda = resolve_device(device).type == "cuda"
+    # torch is slow to load, and only "auto" needs it here
+    kind = resolve_device(device).type if device == "auto" else device.partition(":")[0]
+    on_cuda = kind == "cuda"
     if dtype == "int8" and on_cuda:
         raise InputError("dtype int8 runs on CPUs only; on a GPU use bfloat16")
     if dtype != "auto":
@@ -54,7 +57,7 @@ def cpu_prefers_bfloat16() -> bool:
         remembered = json.loads(read_bytes(path))
     except (FileNotFoundError, ValueError):
         remembered = {}
-    cpu = f"{cpu_name()}, torch {torch.__version__}"
+    cpu = f"{cpu_name()}, torch {importlib.metadata.version('torch')}"
     if remembered.get(cpu) not in ("bfloat16", "float32"):
         gain = measure_gain()
         log.info("%s multiplies %.1f times as fast in bfloat16 as in float32", cpu, gain)
@@ -66,17 +69,21 @@ def cpu_prefers_bfloat16() -> bool:
     return remembered[cpu] == "bfloat16"
 
 
-@torch.inference_mode()
 def measure_gain() -> float:
     """How many times as fast as float32 products those in bfloat16 are, at their best of some."""
+    import torch
+
+    from pipelines.encoder.packed import Linear
+
     best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for _ in range(_MEASUREMENTS):
         for dtype in best:
-            product = Linear.of(torch.ones(_OUTPUTS, _INPUTS, dtype=dtype), None)
-            rows = torch.ones(_ROWS, _INPUTS, dtype=dtype)
-            product(rows)  # once to compile
-            started = time.perf_counter()
-            product(rows)
+            with torch.inference_mode():
+                product = Linear.of(torch.ones(_OUTPUTS, _INPUTS, dtype=dtype), None)
+                rows = torch.ones(_ROWS, _INPUTS, dtype=dtype)
+                product(rows)  # once to compile
+                started = time.perf_counter()
+                product(rows)
             best[dtype] = min(best[dtype], time.perf_counter() - started)
     return best[torch.float32] / best[torch.bfloat16]
 

@@ -145,6 +145,15 @@ class ModelFiles:
         """
         return self.commit or f"sha256:{digest_folder(self.folder)}"
 
+    def listing(self) -> list[tuple[str, int, int]]:
+        """Path, size and nanosecond of change of all files, also of those of no weight or token.
+
+        How a model says it is used stands in folders within its own.
+        """
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        stats = [(path.relative_to(self.folder).as_posix(), path.stat()) for path in files]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
 
 def fetch_model(name: str, revision: str | None = None) -> ModelFiles:
     """The files of a base model, ready for ``from_pretrained``; fetched on first use.

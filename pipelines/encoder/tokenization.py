@@ -22,6 +22,7 @@ from pipelines.encoder.description import (
     EncoderDescription,
 )
 from pipelines.encoder.prompts import PromptTemplate
+from pipelines.encoder.remembered import remember
 from pipelines.encoder.sentencepiece import FILE_NAME, read_sentencepiece
 from pipelines.encoder.sources import fetch_model
 from pipelines.runtime.errors import InputError
@@ -252,6 +253,22 @@ class PromptedTokenizer:
             verbose=False,
             **wanted,
         )
+
+
+def text_limits(encoder: EncoderDescription) -> tuple[int, int]:
+    """Characters of a text that can decide its tokens, and tokens that are around every text.
+
+    What :attr:`PromptedTokenizer.clip_characters` and the prompt's lengths are, without a
+    tokenizer where they are remembered.
+    """
+
+    def limits() -> list[int]:
+        made = PromptedTokenizer.load(encoder)
+        return [made.clip_characters, made.prefix_tokens + made.suffix_tokens]
+
+    code_runs = encoder.trust_remote_code
+    found = limits() if code_runs else remember("limits", encoder.to_json(), limits)
+    return found[0], found[1]
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:

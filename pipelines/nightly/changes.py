@@ -188,13 +188,14 @@ def embed_changes(config: NightConfig, compared: ComparedCorpus) -> Changes:
     results = _results(config, compared)
     groups = plan_groups(run.files, compared.scanned, settled, run.plan.shard_bytes)
     usual = ENCODE if compared.comparison is None else LEAVE_OUT
+    tokens = expected_tokens(compared.scanned, settled)
     chunks, speed = embed_chunks(
         encode_settings(run, results),
-        read_settings(run, compared.scanned, results, groups, usual=usual),
+        read_settings(run, compared.scanned, results, groups, tokens, usual=usual),
         embed.WORKERS if run.scan.vectors is None else TAKE_VECTORS,
         groups,
         texts=settled.distinct,
-        tokens=expected_tokens(compared.scanned, settled),
+        tokens=tokens,
         rejected=compared.counts["rejected"],
         most_seconds=3600 * config.max_embed_hours,
     )

@@ -20,9 +20,8 @@ from typing import Any
 from cluster.drift import Drift, measure_drift
 from pipelines.corpus.files import CorpusFile, find_files
 from pipelines.embedding.encode import EmbeddingStoppedError
-from pipelines.embedding.job import prepare_encoder
-from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import AUTO_ADAPTER, EncoderDescription, require_as_trained
+from pipelines.embedding.job import describe_beforehand, prepare_encoder
+from pipelines.encoder.description import AUTO_ADAPTER, EncoderDescription
 from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.nightly.changes import (
     Before,
@@ -126,7 +125,7 @@ def run_night(
     config, edits = with_stored_encoder(config, store), read_edits(store.uri)
     base = store.published()
     with ThreadPoolExecutor(1) as thread:  # models' libraries load while Ray starts
-        known = thread.submit(describe_beforehand, config)
+        known = thread.submit(described, config)
         if base is not None and listed_as_before(config, base, files, began_ns):
             description = known.result()
             if description is not None and is_settled(config, edits, base, description):
@@ -212,17 +211,9 @@ def listed_as_before(
     return listed is not None and told["digest"] == listed
 
 
-def describe_beforehand(config: NightConfig) -> EncoderDescription | None:
-    """The encoder, where that does not depend on the Ray cluster and nothing speaks against it."""
-    if config.dtype == "auto" or config.vector_column:
-        return None
-    asked = config.embed_config("")
-    try:
-        description = describe_encoder(asked.encoder, device="cpu")
-        require_as_trained(description, description.adapter)
-    except InputError:
-        return None  # it will be told where the night needs it
-    return description
+def described(config: NightConfig) -> EncoderDescription | None:
+    """What :func:`describe_beforehand` says of the night's encoder, where it has one."""
+    return None if config.vector_column else describe_beforehand(config.embed_config(""))
 
 
 def prepare(

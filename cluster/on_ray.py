@@ -16,7 +16,7 @@ from ray.util.metrics import Gauge
 
 from cluster.lloyd import FixedPointSums, Totals, sum_by_cluster
 from cluster.vectors import BLOCK_BYTES, Shard, VectorSource, read_blocks
-from pipelines.runtime.machines import OFF_HEAD, find_nodes
+from pipelines.runtime.machines import OFF_HEAD, find_nodes, need_ray
 from pipelines.runtime.units import stream_units
 
 START_SECONDS = 60.0
@@ -98,6 +98,7 @@ class RayVectors:
         num_gpus: int = 0,
     ) -> None:
         """``count`` vectors, none with a coordinate beyond ``largest`` in size."""
+        need_ray()
         self._shape = (count, source.dimension)
         self._largest = largest
         options = {"num_cpus": num_cpus, **_placement(num_gpus)}

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,24 @@ from pipelines.embedding.chunks import (
 from pipelines.embedding.write import Chunk, ResultSettings, find_chunks, write_chunk
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.files import join, make_folder, read_bytes, write_bytes
-from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, ActorPlan
-from pipelines.runtime.units import Loaded, blame, unit_dataset
+from pipelines.runtime.machines import (
+    OFF_HEAD,
+    TOKENIZE_CPUS,
+    ActorPlan,
+    is_ray_put_off,
+    need_ray,
+    usable_cpus,
+)
+from pipelines.runtime.units import Loaded, blame, one_unit, unit_dataset
 
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
+# What is encoded in the job's own process before a Ray and its actors start: minutes of a small
+# model. Threads of one process share Python's lock, so many cores want processes.
+_MOST_TOKENS_HERE = 1 << 18
+_MOST_GROUPS_HERE = 8
+_MOST_CPUS_HERE = 8
 _ADAPTER_EFFECT = "adapter_effect.json"
 _TOKENIZERS: dict[str, Any] = {}
 """This process's tokenizer, by the JSON of its encoder's description."""
@@ -389,7 +401,6 @@ def embed_chunks(
     make_folder(join(work, "vectors"))
     chunks = {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
     units = left_to_read(work, groups, set(chunks))
-    log.info("embed: %d chunks are done, actors: %s", len(chunks), settings.actors)
     progress = Progress(
         texts - sum(chunk.texts for chunk in chunks.values()),
         tokens - sum(chunk.expected for chunk in chunks.values()),
@@ -399,7 +410,12 @@ def embed_chunks(
         most = progress.expected_texts and (
             len(units) + progress.expected_tokens // reading.chunk_tokens
         )
-        encoding = encode_chunks(settings, reading, workers, units, most_actors=most)
+        if is_small(settings.actors, len(units), progress.expected_tokens):
+            encoding, where = encode_here(settings, reading, workers, units), "in this process"
+        else:
+            encoding = encode_chunks(settings, reading, workers, units, most_actors=most)
+            where = f"actors: {settings.actors}"
+        log.info("embed: %d chunks are done, %s", len(chunks), where)
         with contextlib.closing(encoding):  # ends its actors where time is over
             for chunk in encoding:
                 chunks[chunk.name] = chunk
@@ -415,6 +431,29 @@ def embed_chunks(
     return dict(sorted(chunks.items())), progress.figures()
 
 
+def is_small(actors: ActorPlan, groups: int, tokens: int) -> bool:
+    """Whether this process encodes so much sooner than actors, which would first have to start."""
+    few_cpus = usable_cpus() <= _MOST_CPUS_HERE
+    few = groups <= _MOST_GROUPS_HERE and tokens <= _MOST_TOKENS_HERE
+    return is_ray_put_off() and not actors.asked and few_cpus and few
+
+
+def encode_here(
+    settings: EncodeSettings, reading: ReadSettings, workers: Workers, units: Mapping[str, Any]
+) -> Generator[Chunk, None, None]:
+    """Read and encode groups of shards in this process, with all its CPUs."""
+    actors = ActorPlan(1, 1, float(usable_cpus()), 0.0)
+    settings = replace(settings, actors=actors)
+    encoder = None
+    for name, unit in units.items():
+        group = one_unit(name, unit)
+        for chunk in read_group(
+            group, reading=reading, settings=settings, tokenize=workers.tokenize
+        ):
+            encoder = encoder or ChunkActor(settings, workers)
+            yield from (Chunk(**row) for row in encoder(chunk).to_pylist())
+
+
 def encode_chunks(
     settings: EncodeSettings,
     reading: ReadSettings,
@@ -427,6 +466,7 @@ def encode_chunks(
 
     With ``most_actors`` 0 there is nothing to encode, and no actor starts.
     """
+    need_ray()
     plan = settings.actors
     where = OFF_HEAD if plan.gpus else None  # beside the accelerators too
     context = ray.data.DataContext.get_current()

@@ -17,7 +17,7 @@ from pipelines.embedding.encode import duration
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer
-from pipelines.runtime.machines import ActorPlan
+from pipelines.runtime.machines import ActorPlan, is_ray_put_off
 
 SAMPLE_FILES = 8
 SAMPLE_TEXTS_A_FILE = 32
@@ -74,8 +74,12 @@ def estimate_run(
         texts = [text[a:b] for text, places in pairs for a, b in places.tolist()]
     passages = None if cut is None else round(documents * len(texts) / sampled_documents)
     tokens = round(documents * sum(map(len, tokenizer.tokenize(texts))) / sampled_documents)
-    measure = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(measure_encoder)
-    load_seconds, speed = ray.get(measure.remote(description, actors, texts)) if texts else (0, 1)
+    load_seconds, speed = 0.0, 1.0
+    if texts and is_ray_put_off():
+        load_seconds, speed = measure_encoder(description, actors, texts)
+    elif texts:
+        measure = ray.remote(num_cpus=actors.cpus, num_gpus=actors.gpus)(measure_encoder)
+        load_seconds, speed = ray.get(measure.remote(description, actors, texts))
     seconds = load_seconds + tokens / (speed * actors.largest)
     return Estimate(len(files), documents, tokens, speed, seconds, passages)
 

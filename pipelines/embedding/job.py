@@ -21,7 +21,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,10 +118,8 @@ def embed_corpus(
     if record.previous is not None and record.previous.get("status") == "complete":
         return confirm_complete(config, files, record.previous)
     fetch_model(config.model, config.revision)
-    with ThreadPoolExecutor(1) as thread:  # models' libraries load while Ray starts
-        known = thread.submit(describe_beforehand, config)
-        connect()
-        run = settle_run(config, files, *prepare_encoder(config, known.result()))
+    connect()
+    run = settle_run(config, files, *prepare_encoder(config))
     if config.dry_run:
         from pipelines.embedding.estimate import estimate_run, estimate_table  # torch
 
@@ -251,7 +248,7 @@ def settle_run(
         chunk_tokens,
         shard_bytes,
         config.float16,
-        config.chunk_tokens or chunk_tokens // 16,
+        config.chunk_tokens or chunk_tokens // 8,
     )
     clip, max_tokens, prompt_tokens = EXCERPT_CHARACTERS, 1, 0  # where nothing is encoded
     cuts = None

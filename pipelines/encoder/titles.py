@@ -13,6 +13,7 @@ from typing import Protocol
 import ray
 
 from pipelines.encoder.chat import REFUSAL, ChatModel, clean_answer, spoken_part
+from pipelines.runtime.machines import need_ray
 
 _INSTRUCTION = (
     "Below are keywords and excerpts of documents that belong to one group. Write a title of two "
@@ -82,6 +83,7 @@ def name_levels(
 
     ``taken`` are names that none may get, with the groups that have them.
     """
+    need_ray()
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     ask = ray.remote(num_cpus=1, num_gpus=gpus)(_name)
     return ray.get(ask.remote(model, [list(groups) for groups in levels], dict(taken or {})))

@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -124,15 +123,13 @@ def run_night(
     steps.begin(2)
     config, edits = with_stored_encoder(config, store), read_edits(store.uri)
     base = store.published()
-    with ThreadPoolExecutor(1) as thread:  # models' libraries load while Ray starts
-        known = thread.submit(described, config)
-        if base is not None and listed_as_before(config, base, files, began_ns):
-            description = known.result()
-            if description is not None and is_settled(config, edits, base, description):
-                record.counts.update(base.record.details[_CORPUS]["counts"])
-                return leave(config, store, record, steps, base)
-        connect()
-        config, encoder, before, folder = prepare(config, store, files, known.result())
+    known = None if config.vector_column else describe_beforehand(config.embed_config(""))
+    as_before = base is not None and listed_as_before(config, base, files, began_ns)
+    if base and known and as_before and is_settled(config, edits, base, known):
+        record.counts.update(base.record.details[_CORPUS]["counts"])
+        return leave(config, store, record, steps, base)
+    connect()
+    config, encoder, before, folder = prepare(config, store, files, known)
     source = source_of(config, encoder[1].fingerprint)
     corpus = corpus_digest(config.embed_config(""), files, source, began_ns)
     night = Night(
@@ -209,11 +206,6 @@ def listed_as_before(
     source = source_of(config, base.record.fingerprint)
     listed = corpus_digest(config.embed_config(""), files, source, began_ns)
     return listed is not None and told["digest"] == listed
-
-
-def described(config: NightConfig) -> EncoderDescription | None:
-    """What :func:`describe_beforehand` says of the night's encoder, where it has one."""
-    return None if config.vector_column else describe_beforehand(config.embed_config(""))
 
 
 def prepare(

@@ -271,37 +271,51 @@ def load_config(config_class: type[Config], path: str) -> Config:
 
 
 def connect_ray() -> None:
-    """Join the Ray cluster of ``RAY_ADDRESS``, or start one on this machine.
+    """Join the Ray cluster of ``RAY_ADDRESS``; else one is started on this machine when needed.
 
-    A local one gets at least four logical CPUs: Ray Data reserves one for every stage, and with
-    two a pipeline of reader, actor pool and writer can wait for itself for ever.
+    At once where it has accelerators, which Ray hands out, or where logs are JSON, which Ray
+    writes.
     """
     import ray
 
-    from pipelines.runtime.machines import MAX_RESOURCES, keep_sockets_short, usable_cpus
+    from pipelines.runtime.machines import MAX_RESOURCES, has_accelerator, start_when_needed
     from pipelines.runtime.units import configure_ray_data
 
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in THREADS_WAIT.items():
             os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        logs = job_logging()
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True, logging_level=logging.WARNING, logging_config=logs)
+            ray.init(
+                log_to_driver=True, logging_level=logging.WARNING, logging_config=job_logging()
+            )
         else:
             os.environ.pop(MAX_RESOURCES, None)  # one that is started here does not grow
-            keep_sockets_short()
-            ray.init(
-                "local",  # not whatever else runs on this machine
-                num_cpus=max(4, usable_cpus()),
-                include_dashboard=False,
-                log_to_driver=True,
-                # its one warning is about who may connect to a local Ray
-                logging_level=logging.ERROR,
-                logging_config=logs,
-            )
+            if has_accelerator() or job_logging() is not None:
+                _start_ray()
+            else:
+                start_when_needed(_start_ray)
     signal.signal(signal.SIGTERM, _stop)  # Ray's own would leave run.json without a word
     configure_ray_data()
+
+
+def _start_ray() -> None:
+    """Start a Ray on this machine."""
+    import ray
+
+    from pipelines.runtime.machines import keep_sockets_short, logical_cpus
+
+    keep_sockets_short()
+    ray.init(
+        "local",  # not whatever else runs on this machine
+        num_cpus=logical_cpus(),
+        include_dashboard=False,
+        log_to_driver=True,
+        # its one warning is about who may connect to a local Ray
+        logging_level=logging.ERROR,
+        logging_config=job_logging(),
+    )
+    signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(*_: object) -> NoReturn:

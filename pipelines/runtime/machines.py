@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,20 @@ def usable_cpus(root: str = "/") -> int:
     return max(1, math.ceil(cpus))
 
 
+def logical_cpus() -> int:
+    """CPUs that a Ray on this machine is told of: four at least.
+
+    Ray Data reserves one for every stage, and with two a pipeline of reader, actor pool and writer
+    can wait for itself for ever.
+    """
+    return max(4, usable_cpus())
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has a device that only Ray may hand out."""
+    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd", "accel*"))
+
+
 def _cpu_quotas(root: Path) -> Iterator[tuple[float, float]]:
     """Microseconds of CPU in a period of so many, for each control group that sets a limit."""
     groups = root / "sys/fs/cgroup"
@@ -145,8 +159,36 @@ def keep_sockets_short() -> None:
     log.info("Ray's own files are in %s: %s is too long", os.environ["RAY_TMPDIR"], folder)
 
 
+_start: Callable[[], None] | None = None
+
+
+def start_when_needed(start: Callable[[], None]) -> None:
+    """Leave the start of a Ray on this machine to the first work that this process cannot do.
+
+    Such a start takes seconds, and so does that of its workers; much work is done before.
+    """
+    global _start
+    _start = start
+
+
+def is_ray_put_off() -> bool:
+    """Whether there is no Ray yet, as no work has needed it."""
+    return _start is not None
+
+
+def need_ray() -> None:
+    """Start Ray where that was put off."""
+    global _start
+    if _start is not None:
+        start, _start = _start, None
+        start()
+
+
 def find_nodes() -> RayNodes:
-    """The nodes of the Ray cluster that this process is connected to."""
+    """The nodes of the Ray cluster that this process is connected to, or of the one put off."""
+    if is_ray_put_off():
+        here = {"NodeID": "", "Alive": True, "Resources": {"CPU": float(logical_cpus())}}
+        return RayNodes([here], {})
     alive = [node for node in ray.nodes() if node["Alive"]]
     growth = parse_resources(os.environ.get(MAX_RESOURCES, ""))
     return RayNodes(alive, growth, find_driver())
@@ -189,6 +231,8 @@ class ActorPlan:
     largest: int
     cpus: float
     gpus: float
+    asked: bool = False
+    """Whether somebody asked for actors of a number or size."""
 
     @property
     def threads(self) -> int:
@@ -225,6 +269,7 @@ def plan_actors(
 
     Raises :class:`InputError` where not even the smallest number fits.
     """
+    asked = bool(num_actors) or cpus is not None or gpus is not None
     total_cpus, total_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if not total_cpus:
         raise InputError(
@@ -248,7 +293,7 @@ def plan_actors(
             f"a tokenizer, do not fit this Ray cluster of {total_cpus:g} CPUs and "
             f"{total_gpus:g} GPUs: lower --num-actors, --cpus-per-actor or --gpus-per-actor"
         )
-    return ActorPlan(smallest, max(smallest, largest), float(cpus), float(gpus))
+    return ActorPlan(smallest, max(smallest, largest), float(cpus), float(gpus), asked)
 
 
 def _parse_count(num_actors: str) -> tuple[int, int] | None:

@@ -32,12 +32,21 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.runtime.logs import RUN, UNIT_LINES, current_run, mark_lines
-from pipelines.runtime.machines import OFF_HEAD, TOKENIZE_CPUS, find_nodes, plan_actors
+from pipelines.runtime.machines import (
+    OFF_HEAD,
+    TOKENIZE_CPUS,
+    find_nodes,
+    is_ray_put_off,
+    need_ray,
+    plan_actors,
+)
 
 log = logging.getLogger(__name__)
 
 _TAGS = ("job", "stage")
 _WAITING_A_CPU = 2
+_SECONDS_HERE = 2.0
+"""Of a stage's work in this process before a Ray is started for the rest: less than that takes."""
 
 
 class StageMetrics:
@@ -73,7 +82,7 @@ def stream_units(
     """What becomes of every unit, as it comes, in no particular order.
 
     A single unit on a Ray cluster of one machine is done in this process: a worker would first have
-    to start.
+    to start. So are the units of two seconds while there is no Ray yet.
 
     An exception of a worker ends the run and arrives as it was raised, with a note that names the
     stage and the unit; one of ``load`` too.
@@ -93,19 +102,25 @@ def stream_units(
     ray.data.DataContext.get_current().raise_original_map_exception = True
     metrics = StageMetrics(stage, len(units))
     is_simple = load is None and not resources.get("num_gpus")
-    if is_simple and len(units) == 1 and is_one_machine():
-        for name, unit in units.items():
+    left = dict(units)
+    if is_simple:
+        began = time.monotonic()
+        while left and may_do_here(len(left), began):
+            name, unit = next(iter(left.items()))
             yield _call_unit(one_unit(name, unit), stage=stage, function=function)
             metrics.done()
+            del left[name]
+    if not left:
         return
-    dataset = unit_dataset(units)
+    need_ray()
+    dataset = unit_dataset(left)
     if num_actors:
         results = dataset.map_batches(
             _UnitActor,
             fn_constructor_args=(stage, function, load),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(units))),
+            compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(left))),
             **resources,
         )
     else:
@@ -232,18 +247,20 @@ def _with_receipt(
 def map_on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """``function`` of every item, each in a task of one CPU, in order, a few of them ahead.
 
-    For what is to come back as the object that it is; an exception keeps its kind. A single item
-    on a Ray cluster of one machine is done in this process.
+    For what is to come back as the object that it is; an exception keeps its kind. Some items are
+    done in this process, as units are.
     """
-    items = list(items)
-    if len(items) == 1 and is_one_machine():
-        yield from map(function, items)
+    left, began = deque(items), time.monotonic()
+    while left and may_do_here(len(left), began):
+        yield function(left.popleft())
+    if not left:
         return
+    need_ray()
     selector = ray.data.DataContext.get_current().execution_options.label_selector
     task = ray.remote(num_cpus=1, label_selector=selector)(_call)  # takes no functools.partial
     most = _WAITING_A_CPU * find_nodes().cpus
     waiting: deque[Any] = deque()
-    for item in items:
+    for item in left:
         waiting.append(task.remote(function, item))
         if len(waiting) >= most:
             yield ray.get(waiting.popleft())
@@ -295,8 +312,17 @@ def one_unit(name: str, unit: Any) -> pa.Table:
     return pa.table({"name": [name], "unit": [json.dumps(unit)]})
 
 
+def may_do_here(left: int, began: float) -> bool:
+    """Whether the next of so many units is for this process, which ``began`` them then."""
+    if is_ray_put_off():
+        return left == 1 or time.monotonic() - began < _SECONDS_HERE
+    return left == 1 and is_one_machine()
+
+
 def is_one_machine() -> bool:
     """Whether this process's Ray cluster is this machine and no more, and will not grow."""
+    if is_ray_put_off():
+        return True
     if not ray.is_initialized():
         return False
     nodes = find_nodes()
@@ -402,7 +428,7 @@ def plan_unit_actors(units: int, *, num_actors: int, cpus: float | None) -> tupl
     )
     count = num_actors or max(1, min(units, plan.largest))
     if cpus is None and not plan.gpus:
-        largest_node = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes())
+        largest_node = max(node["Resources"].get("CPU", 0.0) for node in nodes.nodes)
         share = plan.largest * plan.cpus // count
         return count, max(1.0, min(share, largest_node - TOKENIZE_CPUS))
     return count, plan.cpus

@@ -31,7 +31,7 @@ from pipelines.runtime.files import (
     write_bytes,
 )
 from pipelines.runtime.logs import RUN, configure_logging, mark_lines
-from pipelines.runtime.machines import OFF_HEAD, RayNodes, find_nodes, usable_cpus
+from pipelines.runtime.machines import OFF_HEAD, RayNodes, find_nodes, need_ray, usable_cpus
 from pipelines.training.config import TrainerSettings
 from pipelines.training.loop import SCORE, LoopSettings, train
 from pipelines.training.trainer import AdapterTrainer
@@ -113,6 +113,7 @@ def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -
     than asked for if that is what the Ray cluster has left and the plan allows. Raises what a
     worker found wrong with the input.
     """
+    need_ray()
     remove_files(list(find_problems(task.work).values()))
     filesystem, inner = open_filesystem(task.work)
     workers = plan.largest if plan.smallest == plan.largest else (plan.smallest, plan.largest)

@@ -6,7 +6,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from pipelines.runtime import units
+from pipelines.runtime import machines, units
 from pipelines.runtime.command import report_error
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.units import map_on_ray, run_actor_stage, run_stage, stream_units
@@ -67,6 +67,20 @@ def test_a_single_unit_on_one_machine_is_done_in_this_process(work, monkeypatch)
     monkeypatch.setattr(units, "is_one_machine", lambda: False)
     assert here not in run_stage(work, "elsewhere", {"a": 1}, process_of).values()
     assert here not in map_on_ray(process_of, [1])
+
+
+def test_while_ray_is_put_off_units_are_done_here_for_a_time(work, monkeypatch):
+    here = {"process": os.getpid()}
+    monkeypatch.setattr(machines, "_start", lambda: started.append(1))
+    started = []
+    assert list(run_stage(work, "soon", UNITS, process_of).values()) == [here] * 3
+    assert list(map_on_ray(process_of, UNITS)) == [here] * 3
+    assert not started
+    monkeypatch.setattr(units, "_SECONDS_HERE", 0.0)
+    assert here not in run_stage(work, "late", UNITS, process_of).values()
+    assert started == [1]
+    assert here not in map_on_ray(process_of, UNITS)
+    assert started == [1]
 
 
 def test_actors_do_units_with_what_they_loaded_once(work):

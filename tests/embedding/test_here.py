@@ -1,0 +1,128 @@
+"""Small work on a machine of its own: no Ray starts, and what comes out is the same."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.embedding import encode
+from pipelines.embedding.config import EmbedConfig
+from pipelines.embedding.encode import is_small
+from pipelines.embedding.job import embed_corpus
+from pipelines.runtime import machines
+from pipelines.runtime.machines import ActorPlan
+from pipelines.runtime.run_record import RunRecord, read_run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def config(tmp_path, tiny_model_folder):
+    rows = [f"{'the sea ' * (n % 150 % 9)}number {n % 150}" for n in range(200)]
+    for part in range(2):
+        mine = range(part * 100, part * 100 + 100)
+        table = pa.table({"id": list(mine), "text": [rows[n] for n in mine]})
+        pq.write_table(table, tmp_path / f"{part}.parquet", row_group_size=30)
+    return EmbedConfig(
+        corpus=f"{tmp_path}/*.parquet",
+        output=str(tmp_path / "out"),
+        model=str(tiny_model_folder),
+        dtype="float32",
+    )
+
+
+@pytest.fixture
+def put_off(monkeypatch):
+    """A Ray that would start if it were needed; what it counts."""
+    starts = []
+    monkeypatch.setattr(machines, "_start", lambda: starts.append(1))
+    return starts
+
+
+def embed(config):
+    with RunRecord.of("embed_corpus", config, keep_complete=True) as record:
+        embed_corpus(config, record)
+    table = pads.dataset(f"{config.output}/embeddings").to_table().sort_by("id")
+    return table, read_run(config.output)["counts"]
+
+
+def test_a_small_corpus_is_embedded_without_ray_as_with_it(config, local_ray, put_off, caplog):
+    with caplog.at_level("INFO"):
+        here, counts = embed(config)
+    assert not put_off
+    assert "0 chunks are done, in this process" in caplog.text
+    machines.need_ray()
+    assert put_off == [1]
+    with caplog.at_level("INFO"):
+        there, same = embed(replace(config, output=f"{config.output}-there"))
+    assert "0 chunks are done, actors" in caplog.text
+    assert counts == same
+    assert (counts["documents"], counts["embedded"], counts["duplicates"]) == (200, 150, 50)
+    assert here.drop_columns("embedding").equals(there.drop_columns("embedding"))
+    first, second = (np.stack(t["embedding"].to_numpy()) for t in (here, there))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
+    config = replace(config, chunk_tokens=200)
+    original, calls = encode.ChunkActor.__call__, []
+
+    def break_down(actor, batch):
+        calls.append(batch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(actor, batch)
+
+    monkeypatch.setattr(encode.ChunkActor, "__call__", break_down)
+    with pytest.raises(KeyboardInterrupt):
+        embed(config)
+    before = len(calls)
+    table, counts = embed(config)
+    assert counts["embedded"] == 150
+    assert len(table) == 200
+    rest = len(calls) - before
+    embed(replace(config, output=f"{config.output}-anew"))
+    assert len(calls) == before + rest + 3 + rest
+
+
+@pytest.mark.parametrize(
+    ("asked", "groups", "tokens", "cpus"),
+    [(True, 1, 10, 2), (False, 9, 10, 2), (False, 1, 1 << 19, 2), (False, 1, 10, 64)],
+)
+def test_actors_encode_what_was_asked_of_them_or_is_much(
+    put_off, monkeypatch, asked, groups, tokens, cpus
+):
+    monkeypatch.setattr(encode, "usable_cpus", lambda: cpus)
+    assert not is_small(ActorPlan(1, 2, 1.0, 0.0, asked), groups, tokens)
+    assert is_small(ActorPlan(1, 2, 1.0, 0.0), 1, 10) == (cpus == 2)
+
+
+@pytest.mark.slow
+def test_jobs_start_ray_where_they_need_it_and_not_before(config, tmp_path):
+    """Processes as a person starts them: Ray leaves a folder where it was started."""
+
+    def started(*arguments, **more):
+        with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as folder:
+            environment = {**os.environ, "RAY_TMPDIR": folder, **more}
+            environment.pop("RAY_ADDRESS", None)
+            subprocess.run(
+                [sys.executable, *arguments], cwd=ROOT, env=environment, check=True,
+                capture_output=True,
+            )  # fmt: skip
+            return Path(folder, "ray").exists()
+
+    command = ["jobs/embed_corpus.py", "--corpus", config.corpus, "--model", config.model]
+    vectors = str(tmp_path / "vectors")
+    assert not started(*command, "--output", vectors)
+    cluster = ["jobs/cluster_corpus.py", "--embeddings", vectors, "--num-clusters", "5"]
+    assert not started(*cluster, "--output", str(tmp_path / "clusters"))
+    assert started(*command, "--output", f"{vectors}-1", "--num-actors", "1")
+    assert started(*command, "--output", f"{vectors}-2", SHOAL_LOG_FORMAT="json")

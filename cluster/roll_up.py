@@ -1,7 +1,7 @@
 """Passages back to documents: in which clusters the passages of each lie.
 
-In: ``assignments/*.parquet`` with ``document_id``. Out: ``documents.parquet``, a row a document. No
-process sees all documents: counts go to partitions by a hash of the document's id.
+In: tables such as ``assignments/*.parquet`` with ``document_id``. Out: ``documents.parquet``, a row
+a document. No process sees all documents: counts go to partitions by a hash of the document's id.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pipelines.runtime.segments import read_segment, write_segments
 
 DOCUMENT = "document_id"
 FILE_NAME = "documents.parquet"
+ASSIGNED = (DOCUMENT, "cluster_id", "distance")
+"""What is read of a passage."""
 _PASSAGES_A_PARTITION = 2_000_000
 _COUNTS = ("document_id", "cluster_id", "passages", "distance")
 
@@ -55,13 +57,13 @@ def roll_up(output: str, shards: Sequence[Shard], passages: int, work: Work, **p
     assert work.folder is not None
     folder = join(work.folder, "documents")
     make_folder(folder)
-    partitions = max(1, -(-passages // _PASSAGES_A_PARTITION))
+    partitions = partitions_of(passages)
     count = partial(_count_shard, join(output, "assignments"), folder, partitions)
     list(work.on_shards("passages", count, shards, **pool))
     names = tuple(shard.name for shard in shards)
     parts = [Shard(f"part-{number:05d}", ()) for number in range(partitions)]
-    results = list(work.on_shards("rolled", partial(_join_partition, folder, names), parts, **pool))
-    join_maps([join(folder, f"{part.name}.parquet") for part in parts], join(output, FILE_NAME))
+    results = list(work.on_shards("rolled", partial(_join_shard, folder, names), parts, **pool))
+    join_maps([part_of(folder, number) for number in range(partitions)], join(output, FILE_NAME))
     return sum(tables["rows"]["rows"][0].as_py() for tables in results)
 
 
@@ -78,30 +80,51 @@ def roll_up_passages(
     return replace(result, counts=counts, summary={**result.summary, **shown})
 
 
-def _count_shard(assignments: str, folder: str, partitions: int, shard: Shard) -> _Done:
-    """Passages by document and cluster of one shard, by partition of documents."""
-    filesystem, path = open_filesystem(join(assignments, f"{shard.name}.parquet"))
-    table = pq.read_table(path, columns=[DOCUMENT, "cluster_id", "distance"], filesystem=filesystem)
-    table = table.filter(table[DOCUMENT].is_valid())
+def partitions_of(passages: int) -> int:
+    """Into how many partitions the documents of so many passages go."""
+    return max(1, -(-passages // _PASSAGES_A_PARTITION))
+
+
+def part_of(folder: str, partition: int) -> str:
+    """The file of the documents of one partition."""
+    return join(folder, f"part-{partition:05d}.parquet")
+
+
+def count_passages(assigned: pa.Table, folder: str, partitions: int, name: str) -> int:
+    """Write passages by document and cluster, by partition of documents; how many such counts.
+
+    ``assigned`` has :data:`ASSIGNED` of a shard of this ``name``, whose passages count under no
+    other.
+    """
+    table = assigned.filter(assigned[DOCUMENT].is_valid())
     counts = _added(table.append_column("passages", pa.array(np.ones(len(table), np.int64))))
     partition = hash_ids(counts[DOCUMENT].combine_chunks(), 0) % np.uint64(partitions)
     order = np.argsort(partition, kind="stable")
     bounds = np.searchsorted(partition[order], np.arange(partitions + 1, dtype=np.uint64))
     counts = counts.take(pa.array(order))
     segments = [counts.slice(a, b - a) for a, b in pairwise(bounds)]
-    write_segments(join(folder, f"{shard.name}.counts"), segments)
-    return _Done(len(counts))
+    write_segments(join(folder, f"{name}.counts"), segments)
+    return len(counts)
 
 
-def _join_partition(folder: str, shards: Sequence[str], part: Shard) -> _Done:
-    """The documents of one partition, as a file."""
-    number = int(part.name.rpartition("-")[2])
-    found = (read_segment(join(folder, f"{name}.counts"), number) for name in shards)
+def join_counts(folder: str, names: Sequence[str], partition: int) -> int:
+    """Write the documents of one partition by the counts of all shards; how many."""
+    found = (read_segment(join(folder, f"{name}.counts"), partition) for name in names)
     tables = [table for table in found if table is not None]
-    with atomic_output(join(folder, f"{part.name}.parquet")) as stream:
-        table = _documents(_added(pa.concat_tables(tables))) if tables else _documents(None)
+    table = _documents(_added(pa.concat_tables(tables)) if tables else None)
+    with atomic_output(part_of(folder, partition)) as stream:
         pq.write_table(table, stream)
-    return _Done(len(table))
+    return len(table)
+
+
+def _count_shard(assignments: str, folder: str, partitions: int, shard: Shard) -> _Done:
+    filesystem, path = open_filesystem(join(assignments, f"{shard.name}.parquet"))
+    table = pq.read_table(path, columns=list(ASSIGNED), filesystem=filesystem)
+    return _Done(count_passages(table, folder, partitions, shard.name))
+
+
+def _join_shard(folder: str, names: Sequence[str], part: Shard) -> _Done:
+    return _Done(join_counts(folder, names, int(part.name.rpartition("-")[2])))
 
 
 def _added(table: pa.Table) -> pa.Table:

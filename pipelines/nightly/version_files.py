@@ -6,18 +6,27 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.document_map import lay_out
+from cluster.document_map import join_maps, lay_out
 from cluster.drift import Drift, changes_section
 from cluster.identity import lineage_table
 from cluster.report import build_report, render_report
 from cluster.report_data import Changes as ChangesSection
 from cluster.report_data import Listing
+from cluster.roll_up import (
+    ASSIGNED,
+    FILE_NAME,
+    count_passages,
+    join_counts,
+    part_of,
+    partitions_of,
+)
 from cluster.tables import clusters_table
 from pipelines.nightly.changes import Changes
 from pipelines.nightly.checks import Check
@@ -28,9 +37,11 @@ from pipelines.nightly.night import Night
 from pipelines.nightly.novelty import NOVEL
 from pipelines.nightly.parts import CENTROIDS, CLUSTERS
 from pipelines.nightly.titles import TITLES, titles_table
-from pipelines.runtime.files import join, list_files, read_bytes
+from pipelines.runtime.files import join, list_files, make_folder, read_bytes
+from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
 from pipelines.store.compare import Side, compare, describe_neighbours, figures_of, summary_rows
+from pipelines.store.documents import FragmentRef, read_fragment
 from pipelines.store.edits import EDITS, Edit
 from pipelines.store.version import Version
 
@@ -79,6 +90,8 @@ def write_artifacts(
     candidate.put_table(LINEAGE, _grown_lineage(night.before.base, lineage))
     candidate.put("scores.json", to_json(outcome.scores))
     candidate.put("checks.json", to_json([asdict(check) for check in checks]))
+    if night.config.passages:
+        candidate.put(FILE_NAME, roll_up_version(candidate, join(night.folder, "documents")))
     rejected = join(night.folder, "rejected")
     for name in list_files(rejected):
         candidate.put(f"rejected/{name}", read_bytes(join(rejected, name)))
@@ -95,6 +108,27 @@ def write_artifacts(
     about = describe_changes(night, changes, clusters, drift, applied, comparison)
     report = build_report(outcome, settings, layout, changes=about)
     candidate.put("report.html", render_report(report).encode())
+
+
+def roll_up_version(candidate: Candidate, folder: str) -> bytes:
+    """``documents.parquet`` of a candidate of passages, as :func:`cluster.roll_up.roll_up` has it.
+
+    ``folder`` is for unfinished work; what an earlier try left there is written over.
+    """
+    make_folder(folder)
+    partitions = partitions_of(candidate.count())
+    fragments = [ref for ref in candidate.fragments() if ref.rows]
+    list(map_on_ray(partial(_count_fragment, folder, partitions), fragments))
+    names = [str(ref.fragment) for ref in fragments]
+    list(map_on_ray(partial(join_counts, folder, names), range(partitions)))
+    joined = join(folder, FILE_NAME)
+    join_maps([part_of(folder, number) for number in range(partitions)], joined)
+    return read_bytes(joined)
+
+
+def _count_fragment(folder: str, partitions: int, ref: FragmentRef) -> int:
+    batches = read_fragment(ref, ASSIGNED)
+    return count_passages(pa.Table.from_batches(batches), folder, partitions, str(ref.fragment))
 
 
 def describe_changes(

@@ -47,6 +47,7 @@ def verify_version(version: Version) -> list[str]:
         _check_index,
         _check_documents,
         _check_clusters,
+        _check_roll_up,
         _check_lineage,
         _check_edits,
     )
@@ -223,6 +224,19 @@ def _check_clusters(version: Version) -> Iterator[str]:
             yield f"clusters {off[:5]} have another number of documents than centroids.parquet says"
     if centroids["centroid"].type.list_size != version.schema.field(EMBEDDING).type.list_size:
         yield "centroids and vectors differ in length"
+
+
+def _check_roll_up(version: Version) -> Iterator[str]:
+    """Every passage is counted in its document's row."""
+    name, counts = "documents.parquet", version.record.counts
+    if name not in version.record.artifacts or not exists(version.path(name)):
+        return
+    table = pq.read_table(io.BytesIO(version.read(name)), columns=["passages"])
+    found = len(table), pc.sum(table["passages"]).as_py() or 0
+    told = counts.get("documents"), counts.get("passages")
+    if found != told:
+        there = f"{found[0]} documents of {found[1]} passages"
+        yield f"{name} has {there}, the version {told[0]} of {told[1]}"
 
 
 def _check_lineage(version: Version) -> Iterator[str]:

@@ -1,8 +1,12 @@
 """Nights over documents that are cut: what is embedded, deleted and refused."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from nights import night, rows_of, write_corpus
 from trivial_workers import tokens_of, topic_vector_of
@@ -12,8 +16,13 @@ from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
+from pipelines.store.config import EditConfig
+from pipelines.store.edits import edit_store
+from pipelines.store.manage import export
+from pipelines.store.records import put_artifact
 from pipelines.store.store import Store
-from pipelines.store.verify import verify_store
+from pipelines.store.verify import verify_store, verify_version
+from pipelines.store.version import Version
 
 pytestmark = pytest.mark.usefixtures("no_model")
 HOW = {"passages": "sentences:16", "num_clusters": "3", "label_column": None, "max_deleted": 1.0}
@@ -52,7 +61,31 @@ def check(store, texts, model, number=None) -> dict:
     assert verify_store(Store.open(str(store))) == []
     counts = version.record.counts
     assert (counts["documents"], counts["passages"]) == (len(texts), len(expected))
+    check_roll_up(pq.read_table(version.path("documents.parquet")), rows)
     return rows
+
+
+def parquet_of(table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def check_roll_up(table, rows) -> None:
+    """Every document with the clusters of its passages, that of most of them first."""
+    found = {row.pop("document_id"): row for row in table.to_pylist()}
+    clusters: dict = {}
+    for row in rows.values():
+        clusters.setdefault(row["document_id"], Counter())[row["cluster_id"]] += 1
+    assert len(table) == len(found)
+    assert found.keys() == clusters.keys()
+    for row_id, counts in clusters.items():
+        document, total = found[row_id], counts.total()
+        assert document["passages"] == total
+        assert document["shares"] == [n / total for _, n in counts.most_common()]
+        places, shares = document["cluster_ids"], document["shares"]
+        assert [counts[place] / total for place in places] == shares
+        assert (document["cluster_id"], document["share"]) == (places[0], shares[0])
 
 
 def write_lines(folder, texts) -> str:
@@ -93,6 +126,31 @@ def test_a_night_embeds_only_the_passages_whose_text_changed(
     assert (counts["embedded"], counts["deleted"]) == (3, 2 + 4)
     assert (counts["documents"], counts["passages"]) == (12, 9 * 4 + 2 + 5 + 1)
     assert (counts["reused"], counts["retouched"]) == (4, 3)
+
+
+def test_a_roll_up_knows_pins_is_exported_and_verified(cut_night, tmp_path, tiny_model_folder):
+    store, out = str(tmp_path / "store"), tmp_path / "out"
+    cut_night(TEXTS)
+    rows = check(store, TEXTS, tiny_model_folder)
+    other = next(c for r in rows.values() if (c := r["cluster_id"]) != rows["3#0"]["cluster_id"])
+    edit_store(EditConfig(store=store, pin=("3#0", other)))
+    cut_night(TEXTS, max_drift=1.0)
+    rows = check(store, TEXTS, tiny_model_folder, 2)
+    assert rows["3#0"]["cluster_id"] == other
+    version = Store.open(store).version(2)
+    export(version, str(out), "parquet")
+    check_roll_up(pq.read_table(out / "documents.parquet"), rows)
+    table = pq.read_table(out / "documents.parquet").slice(1)
+    fewer = replace(
+        version.record,
+        artifacts={
+            "documents.parquet": put_artifact(store, 2, "documents.parquet", parquet_of(table))
+        },
+    )
+    problems = verify_version(Version(store, fewer))
+    assert [p for p in problems if "documents.parquet" in p] == [
+        "documents.parquet has 12 documents of 45 passages, the version 13 of 49"
+    ]
 
 
 def test_rejected_documents_are_told_one_by_one(tmp_path, tiny_model_folder):

@@ -9,10 +9,11 @@ worker or thread.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -24,6 +25,7 @@ _ROUNDING = 1e-6
 _ROWS_AT_A_TIME = 256
 _BLOCK_ROWS = 8_192
 _PRODUCT_BYTES = 2 << 20
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -66,6 +68,24 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def one_thread_each() -> AbstractContextManager[Any]:
+    """NumPy's products of one thread: several wait for each other awake after each small one."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+def side_by_side(function: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
+    """``function`` of all items, in order, on as many threads as OpenMP has.
+
+    A product by several threads would leave all else to one.
+    """
+    threads = min(faiss.omp_get_max_threads(), len(items))
+    if threads < 2:
+        with one_thread_each():
+            return [function(item) for item in items]
+    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
+
+
 class NearestCentroids:
     """Finds the nearest of k centroids, float32 (k, d), on the GPU where FAISS has one."""
 
@@ -101,17 +121,12 @@ class NearestCentroids:
         return np.concatenate(self._by_blocks(self._nearest, vectors))
 
     def _by_blocks(self, function: Callable[[np.ndarray], _T], vectors: np.ndarray) -> list[_T]:
-        """What ``function`` makes of blocks of rows, on as many threads as OpenMP has.
-
-        A product by several threads would leave all else of a block to one.
-        """
+        """What ``function`` makes of blocks of rows."""
         starts = range(0, len(vectors), _BLOCK_ROWS)
         blocks = [vectors[start : start + _BLOCK_ROWS] for start in starts]
-        threads = min(faiss.omp_get_max_threads(), len(blocks))
-        if threads < 2 or self._index is not None:
+        if len(blocks) < 2 or self._index is not None:
             return [function(block) for block in blocks or [vectors]]
-        with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, blocks))
+        return side_by_side(function, blocks)
 
     def _nearest(self, vectors: np.ndarray) -> np.ndarray:
         k, dimension = self.centroids.shape

@@ -14,9 +14,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from cluster.assign import one_thread_each, side_by_side
 from cluster.distances import squared_lengths
 
 MOST_PAIRS = 16
@@ -25,6 +27,7 @@ _LEFT_ROWS = 1_024
 _RIGHT_ROWS = 4_096
 _EXACT_BYTES = 32 << 20
 _VISIT_ROWS = 512
+_CELLS_AT_A_TIME = 16
 _EARLY = 512
 _MOST_CELLS = 2_048
 _ROUNDING = 1e-6
@@ -98,24 +101,23 @@ class Cells:
 
     def visits(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Home cells, int32 (n,), then rows and cells, int64 and int32 (v,), of all visits."""
-        homes, rows, cells = [], [], []
-        scores = np.empty((min(_VISIT_ROWS, len(units)), len(self)), dtype=np.float32)
-        limits = np.empty_like(scores)
-        for start in range(0, len(units), _VISIT_ROWS):
-            block = units[start : start + _VISIT_ROWS]
-            above = np.matmul(block, self._factors, out=scores[: len(block)])
-            above += self._norms
-            home = above.argmin(axis=1)
-            above -= above[np.arange(len(block)), home][:, None]
-            above -= np.take(self._limits, home, axis=0, out=limits[: len(block)])
-            row, cell = np.nonzero(above <= 0)
-            rows.append(start + row)
-            cells.append(cell)
-            homes.append(home)
-        if not homes:
+        starts = range(0, len(units), _VISIT_ROWS)
+        if not starts:
             return np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32)
-        joined = np.concatenate(homes).astype(np.int32)
-        return joined, np.concatenate(rows), np.concatenate(cells).astype(np.int32)
+        parts = side_by_side(lambda start: self._visits(units, start), starts)
+        homes, rows, cells = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return homes.astype(np.int32), rows, cells.astype(np.int32)
+
+    def _visits(self, units: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of the rows from ``start`` on that are read at a time."""
+        block = units[start : start + _VISIT_ROWS]
+        above = block @ self._factors
+        above += self._norms
+        home = above.argmin(axis=1)
+        above -= above[np.arange(len(block)), home][:, None]
+        above -= self._limits[home]
+        row, cell = np.nonzero(above <= 0)
+        return home, start + row, cell
 
 
 class PairSearch:
@@ -273,7 +275,8 @@ def find_duplicates(vectors: np.ndarray, similarity: float) -> Decisions:
     decisions = _decide_in_cells(units, early, similarity, no_decisions(len(units)))
     kept = early[decisions.keepers[early] < 0]
     search = PairSearch(similarity)
-    search.add_cell(units[kept], kept, units[late], late)
+    with one_thread_each():
+        search.add_cell(units[kept], kept, units[late], late)
     decisions = decide(search.pairs(), replace(decisions, undecided=_only(late, len(units))))
     late = late[decisions.keepers[late] < 0]
     decisions = _decide_in_cells(units, late, similarity, decisions)
@@ -295,15 +298,28 @@ def _decide_in_cells(
     decisions = replace(before, undecided=_only(rows, len(units)))
     while decisions.undecided.any():
         home, coming, visited = cells.visits(units[rows])
-        search = PairSearch(similarity)
         members = split_by(rows, home, len(cells))
         visitors = split_by(rows[coming], visited, len(cells))
-        for inside, outside in zip(members, visitors, strict=True):
-            search.add_members(units[inside], inside)
-            search.add_cell(units[inside], inside, units[outside], outside)
-        decisions = decide(search.pairs(), decisions)
+        find = partial(_pairs_in_cells, units, members, visitors, similarity)
+        starts = range(0, len(cells), _CELLS_AT_A_TIME)
+        decisions = decide(merge_pairs(side_by_side(find, starts)), decisions)
         rows = rows[decisions.keepers[rows] < 0]
     return decisions
+
+
+def _pairs_in_cells(
+    units: np.ndarray,
+    members: Sequence[np.ndarray],
+    visitors: Sequence[np.ndarray],
+    similarity: float,
+    start: int,
+) -> Pairs:
+    """The pairs of some cells, from the ``start``-th on."""
+    search, some = PairSearch(similarity), slice(start, start + _CELLS_AT_A_TIME)
+    for inside, outside in zip(members[some], visitors[some], strict=True):
+        search.add_members(units[inside], inside)
+        search.add_cell(units[inside], inside, units[outside], outside)
+    return search.pairs()
 
 
 def digests(units: np.ndarray) -> list[bytes | None]:

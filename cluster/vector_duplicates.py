@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.assign import NearestCentroids
+from cluster.assign import NearestCentroids, one_thread_each
 from cluster.duplicate_search import (
     REMOVED,
     UNDECIDED,
@@ -342,10 +342,11 @@ def _pairs_of_group(
         places = {int(c): np.flatnonzero(cells == c) for c in np.unique(cells)}
         held = {c: (vectors[rows], ranks[rows]) for c, rows in places.items()}
         del members, vectors, filled, own
-        for inside in held.values():
-            search.add_members(*inside)
-        for file in files:
-            _compare_visitors(search, held, join(work, "placed", file), group, state)
+        with one_thread_each():
+            for inside in held.values():
+                search.add_members(*inside)
+            for file in files:
+                _compare_visitors(search, held, join(work, "placed", file), group, state)
     pairs = search.pairs()
     if state is not None:
         open_ones = state[pairs.later] == UNDECIDED

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 LABEL_SCORES = ("v_measure", "homogeneity", "completeness", "nmi", "ami", "ari")
 COLLAPSED_SHARE = 0.5
 _COLLAPSED_SHARE_OF_TWO = 0.95
+_DISTANCES_MIB = 128
 UNEVEN_FACTOR = 3.0
 """Imbalance from which sizes are called uneven; k-means on texts gives 1.2 to 2."""
 
@@ -131,9 +132,11 @@ def internal_scores(vectors: np.ndarray, cluster_ids: np.ndarray) -> Scores:
             f"lie in {found}"
         )
         return Scores(dict.fromkeys(names), dict.fromkeys(names, reason))
-    from sklearn import metrics  # slow to load, and workers do without
+    from sklearn import config_context, metrics  # slow to load, and workers do without
 
-    silhouettes = metrics.silhouette_samples(vectors, cluster_ids)
+    vectors = vectors.astype(np.float64)  # once; else once for each block of distances
+    with config_context(working_memory=_DISTANCES_MIB):
+        silhouettes = metrics.silhouette_samples(vectors, cluster_ids)
     values: dict[str, float | None] = {
         "silhouette": float(silhouettes.mean(dtype=np.float64)),
         "silhouette_standard_error": float(silhouettes.std(ddof=1) / np.sqrt(len(silhouettes))),

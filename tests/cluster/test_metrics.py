@@ -60,6 +60,7 @@ def test_internal_scores_equal_scikit_learn():
     vectors = random.standard_normal((300, 6)).astype(np.float32)
     clusters = random.integers(0, 5, 300)
     values = internal_scores(vectors, clusters).values
+    vectors = vectors.astype(np.float64)
     assert values["silhouette"] == pytest.approx(metrics.silhouette_score(vectors, clusters))
     assert values["davies_bouldin"] == metrics.davies_bouldin_score(vectors, clusters)
     assert values["calinski_harabasz"] == metrics.calinski_harabasz_score(vectors, clusters)

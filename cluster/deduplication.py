@@ -24,7 +24,13 @@ from cluster.vector_duplicates import search_vectors
 from cluster.vector_files import Columns, Piece, read_batches
 from cluster.vectors import VectorSource, open_vectors, shorten_texts
 from cluster.work import WORK_FOLDER, Work, remove_stale
-from pipelines.runtime.arrow import file_columns, id_column, plain_column, read_parquet
+from pipelines.runtime.arrow import (
+    file_columns,
+    id_column,
+    open_parquet,
+    plain_column,
+    read_parquet,
+)
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -382,7 +388,7 @@ def _whole_rows(source: VectorSource, piece: Piece) -> Iterator[pa.RecordBatch]:
         yield from read_batches(filesystem, piece, columns, _READ_ROWS, vectors=False)
         return
     with filesystem.open_input_file(piece.path) as stream:
-        file = pq.ParquetFile(stream, buffer_size=4 << 20)
+        file = open_parquet(stream, buffer_size=4 << 20)
         own = file.schema_arrow
         if piece.view in (None, TableView()) and columns.id in own.names:
             yield from file.iter_batches(_READ_ROWS, [piece.part])

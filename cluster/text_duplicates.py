@@ -14,7 +14,6 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import rensa
 
 from cluster.duplicate_search import (
@@ -34,7 +33,7 @@ from cluster.duplicate_search import (
 from cluster.duplicates import Pairs, decide, no_decisions
 from cluster.vector_files import Columns, Piece, check_readable, find_files, read_batches
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, shorten_texts
-from pipelines.runtime.arrow import file_columns, plain_column
+from pipelines.runtime.arrow import file_columns, open_parquet, plain_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, make_folder, open_filesystem
 from pipelines.runtime.segments import read_segment, write_segments
@@ -65,7 +64,7 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
         path = place.path
         try:
             with filesystem.open_input_file(path) as stream:
-                file = pq.ParquetFile(stream)
+                file = open_parquet(stream)
                 schema, metadata = file_columns(file.schema_arrow, place.view).schema, file.metadata
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(

@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 
 from cluster.matrix_files import MATRIX_SUFFIXES, open_matrix
 from cluster.vector_columns import first_length, vector_column, vector_length
-from pipelines.runtime.arrow import FileColumns, file_columns, id_column, plain_column, read_parquet
+from pipelines.runtime.arrow import (
+    FileColumns,
+    file_columns,
+    id_column,
+    open_parquet,
+    plain_column,
+    read_parquet,
+)
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     check_store,
@@ -187,7 +194,7 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
         return _describe_text(filesystem, path, columns)
     try:
         with filesystem.open_input_file(path) as stream:
-            parquet = pq.ParquetFile(stream)
+            parquet = open_parquet(stream)
             about = file_columns(parquet.schema_arrow, file.view)
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         id_kind = _check_columns(about, columns, path)

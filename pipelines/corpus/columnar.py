@@ -14,10 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
-import pyarrow.parquet as pq
 
 from pipelines.corpus.files import Columns, CorpusFile, Shard
-from pipelines.runtime.arrow import FileColumns, file_columns, read_parquet
+from pipelines.runtime.arrow import FileColumns, file_columns, open_parquet, read_parquet
 from pipelines.runtime.files import open_filesystem
 from pipelines.runtime.tables import open_lance, unpack_rows
 
@@ -31,7 +30,8 @@ def columns_of(file: CorpusFile) -> FileColumns:
     """The columns of a file with their plain types, from its header."""
     filesystem, inner = open_filesystem(file.path)
     if file.format == "parquet":
-        return file_columns(pq.read_schema(inner, filesystem=filesystem), file.view)
+        with open_parquet(inner, filesystem=filesystem) as parquet:
+            return file_columns(parquet.schema_arrow, file.view)
     if file.format == "lance":
         return file_columns(open_lance(file.path, file.view.version).schema, file.view)
     with _open_arrow(file) as reader:
@@ -73,7 +73,7 @@ def _names_of(about: FileColumns, columns: Columns) -> tuple[str, ...]:
 
 def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
     filesystem, inner = open_filesystem(file.path)
-    with pq.ParquetFile(inner, filesystem=filesystem) as parquet:
+    with open_parquet(inner, filesystem=filesystem) as parquet:
         metadata, own = parquet.metadata, parquet.schema_arrow
     about = file_columns(own, file.view)
     seen = replace(file, columns=_names_of(about, columns))

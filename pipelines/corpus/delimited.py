@@ -243,16 +243,14 @@ def sniff(head: bytes, kind: str, options: CorpusOptions) -> Sniffed:
         return Sniffed(dialect("", BACKSLASH), True)
     if QUOTE not in text:
         return Sniffed(dialect("" if delimiter == "\t" else QUOTE, ""), False)
-    if delimiter == "\t" and not _needs_quotes(text, delimiter):
+    quoted = [dialect(QUOTE, ""), *([dialect(QUOTE, BACKSLASH)] if '\\"' in text else [])]
+    if delimiter == "\t" and not any(_needs_quotes(text, each, whole) for each in quoted):
         return Sniffed(dialect("", ""), True)
     usual = dialect(QUOTE, "")
     bad = _bad_lines(text, usual, whole)
     if not bad:
         return Sniffed(usual, True)
-    others = [dialect("", "")] if delimiter in text else []
-    if '\\"' in text:
-        others.insert(0, dialect(QUOTE, BACKSLASH))
-    for other in others:
+    for other in [*quoted[1:], *([dialect("", "")] if delimiter in text else [])]:
         if not _bad_lines(text, other, whole):
             return Sniffed(other, True)
     return Sniffed(usual, False)
@@ -278,27 +276,32 @@ def _is_copy(text: str, delimiter: str) -> bool:
     return re.search(r"(?:^|\t)\\N(?:\t|\r?$)", text, re.MULTILINE) is not None
 
 
-def _needs_quotes(text: str, delimiter: str) -> bool:
+def _needs_quotes(text: str, dialect: Dialect, whole: bool) -> bool:
     """Whether quotation marks at both ends of fields are the writer's and not the text's.
 
-    They are where each is closed, inner ones are doubled, none stands in a field without them,
-    and either some field needs them or every field of a column has them.
+    They are where each is closed, inner ones are doubled or escaped, none stands in a field without
+    them, and either some field needs them, or every field of a column has them, or only empty ones.
+    Of a text that is not the ``whole`` file the last row does not count.
     """
-    dialect = Dialect(delimiter, QUOTE, "", ())
+    delimiter = dialect.delimiter
     rows = list(parse_rows(io.StringIO(text, newline=""), dialect))
-    if any(isinstance(row, BadRow) for row in rows[:-1]) or not rows:
+    if not whole:
+        rows = rows[:-1]
+    if any(isinstance(row, BadRow) for row in rows) or not rows:
         return False
     width = len(rows[0]) if not isinstance(rows[0], BadRow) else 0
-    if any(isinstance(check_row(row, width, delimiter), BadRow) for row in rows[:-1]):
+    if any(isinstance(check_row(row, width, delimiter), BadRow) for row in rows):
         return False
     marks = (delimiter, QUOTE, "\n", "\r")
-    fields = [field for row in rows[:-1] if not isinstance(row, BadRow) for field in row]
+    fields = [field for row in rows if not isinstance(row, BadRow) for field in row]
     needed = sum(any(mark in (field or "") for mark in marks) for field in fields)
     written = [part for line in io.StringIO(text) for part in _bare(line).split(delimiter)]
     inside = sum(QUOTE in part.strip(QUOTE) and not part.startswith(QUOTE) for part in written)
     opened = sum(part.startswith(QUOTE) for part in written)
     if needed:
         return opened > 0 and (inside == 0 or opened >= inside)
+    if all(part == 2 * QUOTE for part in written if QUOTE in part):
+        return True
     lines = [_bare(line).split(delimiter) for line in io.StringIO(text)]
     columns = zip(*(line for line in lines[1:] if len(line) == width), strict=False)
     return any(all(part.startswith(QUOTE) and len(part) > 1 for part in some) for some in columns)

@@ -193,6 +193,12 @@ class FileColumns:
         return label_names(self.own)
 
     @functools.cached_property
+    def constants(self) -> dict[str, pa.Scalar]:
+        """The columns of one value that stand beside the file, of plain types."""
+        arrays = {name: pa.array([value]) for name, value in self.view.scalars().items()}
+        return {name: plain_column(array)[0] for name, array in arrays.items()}
+
+    @functools.cached_property
     def schema(self) -> pa.Schema:
         """Names and plain types of all columns; metadata is the file's."""
         names = self.view.names
@@ -200,8 +206,8 @@ class FileColumns:
         for name, there in (names or {name: name for name in self.own.names}).items():
             places = [] if there is None else self.own.get_all_field_indices(there)
             fields[name] = pa.field(name, self._type(name, places))
-        for name, value in self.view.constants.items():
-            fields.setdefault(name, pa.field(name, pa.scalar(value).type))
+        for name, value in self.constants.items():
+            fields.setdefault(name, pa.field(name, value.type))
         for name in self.index:
             fields.setdefault(name, pa.field(name, pa.int64()))
         return pa.schema(list(fields.values()), metadata=self.own.metadata)
@@ -255,9 +261,8 @@ class FileColumns:
                 chunks = [named_labels(chunk, names) for chunk in chunks]
             kind = pa.string() if names else plain_type(column.type)
             return pa.chunked_array(chunks, kind)
-        if name in self.view.constants:
-            value = self.view.constants[name]
-            return pa.chunked_array([pa.array([value] * len(table), pa.scalar(value).type)])
+        if name in self.constants:
+            return pa.chunked_array([pa.repeat(self.constants[name], len(table))])
         if name in self.index:
             numbers = self.index[name]
             rows = np.arange(first_row, first_row + len(table), dtype=np.int64)
@@ -285,6 +290,15 @@ def _pandas_index(schema: pa.Schema) -> dict[str, range]:
     }
 
 
+def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
+    """A Parquet file of whatever writer.
+
+    INT96, as Spark writes timestamps, comes in microseconds: nanoseconds, pyarrow's choice, have no
+    room for years before 1678 or after 2261 and give others instead.
+    """
+    return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **options)
+
+
 def read_parquet(
     filesystem: pafs.FileSystem,
     inner: str,
@@ -304,7 +318,7 @@ def read_parquet(
         batch_rows: rows of a batch at most.
     """
     # A buffered reader holds pages instead of the row group's whole column.
-    with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as parquet:
+    with open_parquet(inner, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as parquet:
         columns = file_columns(parquet.schema_arrow, view)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(groups.stop)]
         row = sum(sizes[: groups.start])

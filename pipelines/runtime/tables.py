@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import datetime
 import re
+import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,14 +49,36 @@ class TableView(NamedTuple):
     """How the rows and columns of a file become those of its table.
 
     ``names`` gives the file's column for each of the table's (None: the file has none, its values
-    are null); without it the names are the file's own. ``constants`` are columns of one value.
-    ``deleted`` packs the numbers of rows that are no more. ``version`` is that of a Lance dataset.
+    are null); without it the names are the file's own. ``constants`` are columns of one value, as
+    JSON has it; ``typed`` packs them with their types, where the table says these. ``deleted``
+    packs the numbers of rows that are no more. ``version`` is that of a Lance dataset.
     """
 
     names: Mapping[str, str | None] | None = None
     constants: Mapping[str, Any] = {}
     deleted: str = ""
     version: int = 0
+    typed: str = ""
+
+    @classmethod
+    def of_table(
+        cls, names: Mapping[str, str | None] | None, values: Mapping[str, pa.Scalar], deleted: str
+    ) -> TableView:
+        """The view of a table's file with these values of columns beside it."""
+        plain = {name: _plain(value.as_py()) for name, value in values.items()}
+        row = pa.table({name: pa.array([value]) for name, value in values.items()})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, row.schema) as stream:
+            stream.write_table(row)
+        typed = base64.b64encode(sink.getvalue()).decode() if values else ""
+        return cls(names, plain, deleted, typed=typed)
+
+    def scalars(self) -> dict[str, pa.Scalar]:
+        """The constants with their types."""
+        if not self.typed:
+            return {name: pa.scalar(value) for name, value in self.constants.items()}
+        row = pa.ipc.open_stream(base64.b64decode(self.typed)).read_all()
+        return {name: row[name][0] for name in row.column_names}
 
 
 @dataclass(frozen=True)
@@ -199,20 +222,22 @@ def _delta_files(address: str, version: str) -> Iterator[TableFile]:
         )
         if time is not None:
             table.load_as_version(time)
-        actions = pa.table(table.get_add_actions(flatten=False)).to_pylist()
+        found = pa.table(table.get_add_actions(flatten=False))
+        actions = found.to_pylist()
         names = _delta_names(table)
         deleted = dict(_delta_deletions(table))
     except (DeltaError, OSError, ValueError) as error:
         raise _no_version(address, version, error) from error
-    for action in actions:
+    partitions = found["partition"] if "partition" in found.column_names else ()
+    for place, action in enumerate(actions):
         path = unquote(action["path"])
         inner = "://" in path and unquote(urlsplit(path).path)
-        partition = {k: _constant(v) for k, v in (action.get("partition") or {}).items()}
+        partition = dict(partitions[place].items()) if action.get("partition") else {}
         yield TableFile(
             path if inner else join(address, path),
             action["size_bytes"],
             action["modification_time"] * 1_000_000,
-            TableView(names, partition, deleted.get(path, "")),
+            TableView.of_table(names, partition, deleted.get(path, "")),
         )
 
 
@@ -252,8 +277,15 @@ def _delta_deletions(table: Any) -> Iterator[tuple[str, str]]:
             yield inside, pack_rows(np.flatnonzero(~flags.astype(bool)))
 
 
-def _constant(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _typed(value: Any, kind: pa.DataType) -> pa.Scalar:
+    """A value of Iceberg's metadata, where days and microseconds are numbers."""
+    as_text = isinstance(value, str | uuid.UUID)
+    return pa.scalar(str(value)) if as_text else pa.scalar(value, kind)
 
 
 def _uri(address: str) -> str:
@@ -342,19 +374,21 @@ def _iceberg_file(
         if str(part.transform) == "identity"
     }
     names: dict[str, str | None] = {}
-    constants: dict[str, Any] = {}
+    constants: dict[str, pa.Scalar] = {}
+    kinds = schema.as_arrow()
     for field in schema.fields:
         there = field.name if by_name else ids.get(str(field.field_id).encode())
         if there is not None and there in own.names:
             names[field.name] = there
         elif field.field_id in parts:
-            constants[field.name] = _constant(parts[field.field_id])
+            constants[field.name] = _typed(parts[field.field_id], kinds.field(field.name).type)
         elif getattr(field, "initial_default", None) is not None:
-            constants[field.name] = _constant(field.initial_default)
+            constants[field.name] = _typed(field.initial_default, kinds.field(field.name).type)
         else:
             names[field.name] = None
     deleted = pack_rows(deletions.get(task.file.file_path, np.empty(0, np.int64)))
-    return TableFile(path, info.size or 0, info.mtime_ns or 0, TableView(names, constants, deleted))
+    view = TableView.of_table(names, constants, deleted)
+    return TableFile(path, info.size or 0, info.mtime_ns or 0, view)
 
 
 def _iceberg_deletions(address: str, tasks: Iterable[Any]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Deduplication as a whole: what is removed has a kept one like it, whatever the order of files."""
 
 import json
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -186,6 +187,16 @@ def test_clean_rows_have_all_columns(tmp_path):
     assert clean["id"].to_pylist() == [f"doc-{i}" for i in range(400)]
     assert clean.schema.equals(pq.read_table(tmp_path / "in" / "0.parquet").schema)
     assert clean["score"].to_pylist() == [row["score"] for row in rows[:400]]
+
+
+def test_clean_rows_keep_timestamps_of_any_year(tmp_path):
+    years = pa.array([datetime(9999, 12, 31), datetime(1, 1, 1)], pa.timestamp("us"))
+    vectors = pa.array([[1.0, 0.0], [0.0, 1.0]], pa.list_(pa.float32()))
+    table = pa.table({"id": ["a", "b"], "until": years, "embedding": vectors})
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "0.parquet", use_deprecated_int96_timestamps=True)
+    run(tmp_path, write_clean=True)
+    assert pq.read_table(tmp_path / "out" / "clean")["until"].to_pylist() == years.to_pylist()
 
 
 def test_the_curve_counts_what_each_threshold_removes(tmp_path):

@@ -7,6 +7,7 @@ import json
 import lzma
 import uuid
 from collections import Counter
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -237,23 +238,34 @@ def test_quoted_fields_of_any_delimiter_come_back(tmp_path, writer, sep):
     assert list(ids_and_texts(path).values()) == texts
 
 
-def spark_csv(rows):
+def spark_csv(rows, sep):
     def field(text):
-        if not any(mark in text for mark in ',"\n'):
+        if not any(mark in text for mark in f'{sep}"\n'):
             return text
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
-    return "".join(",".join(map(field, row)) + "\n" for row in rows)
+    return "".join(sep.join(map(field, row)) + "\n" for row in rows)
 
 
-def test_backslash_quoted_csv_as_spark_writes_it(tmp_path):
-    texts = [*TEXTS, *HARD, 'A disk of 5"', 'He said "it, yes", and left']
+@pytest.mark.parametrize(
+    ("sep", "suffix"), [(",", "csv"), (";", "csv"), ("|", "csv"), ("\t", "csv"), ("\t", "tsv")]
+)
+def test_backslash_quoted_csv_as_spark_writes_it(tmp_path, sep, suffix):
+    texts = [*TEXTS, *HARD, 'A disk of 5"', f'He said "it{sep} yes", and left']
     rows = [["id", "text"], *([str(n), text] for n, text in enumerate(texts))]
-    (tmp_path / "part-00000.csv").write_text(spark_csv(rows))
+    (tmp_path / f"part-00000.{suffix}").write_text(spark_csv(rows, sep))
     # a part in which nothing is escaped, so that only the other tells the dialect
-    (tmp_path / "part-00001.csv").write_text(spark_csv([["id", "text"], ["99", "a, b"]]))
-    read_back = ids_and_texts(tmp_path)
-    assert [*read_back.values()] == [*texts, "a, b"]
+    last = f"a{sep} b"
+    rows = [["id", "text"], ["99", last]]
+    (tmp_path / f"part-00001.{suffix}").write_text(spark_csv(rows, sep))
+    assert [*ids_and_texts(tmp_path).values()] == [*texts, last]
+
+
+def test_empty_strings_in_quotes_are_empty_in_a_tsv_too(tmp_path):
+    (tmp_path / "a.tsv").write_text('id\ttext\tlabel\n1\tone\t""\n2\ttwo\tx\n3\t""\tx\n')
+    rows, rejected = read(tmp_path, keep=("label",))
+    assert [(row["text"], row["kept.label"]) for row in rows] == [("one", ""), ("two", "x")]
+    assert rejected == {"text is empty": 1}
 
 
 def test_copy_text_of_postgresql(tmp_path):
@@ -349,6 +361,20 @@ def test_class_labels_are_kept_by_name(tmp_path):
     for name in ("a.parquet", "saved"):
         rows, _ = read(tmp_path / name, keep=["label"])
         assert [row["kept.label"] for row in rows] == ["pos", "neg", None]
+
+
+def test_timestamps_of_spark_may_lie_in_any_year(tmp_path):
+    years = [datetime(year, 1, 2, 3, 4, 5, 678901) for year in (1, 1582, 1969, 2026, 9999)]
+    table = pa.table({"text": TEXTS[:5], "at": pa.array(years, pa.timestamp("us"))})
+    nested = pa.array([{"at": year} for year in years], pa.struct({"at": pa.timestamp("us")}))
+    table = table.append_column("also", nested)
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+    assert pq.ParquetFile(path).schema.column(1).physical_type == "INT96"
+    rows, _ = read(path, keep=("at", "also", "also.at"))
+    assert [row["kept.at"] for row in rows] == years
+    assert [row["kept.also"]["at"] for row in rows] == years
+    assert [row["kept.also.at"] for row in rows] == years
 
 
 def test_folders_named_key_equals_value_are_columns(tmp_path):

@@ -4,6 +4,8 @@ import builtins
 import json
 import struct
 import sys
+from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +20,14 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.typedef import Record
-from pyiceberg.types import LongType, NestedField, StringType
+from pyiceberg.types import DateType, LongType, NestedField, StringType
 from pyroaring import BitMap
 
 from pipelines.runtime import tables
-from pipelines.runtime.arrow import read_parquet
+from pipelines.runtime.arrow import file_columns, read_parquet
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.listing import match_files
-from pipelines.runtime.tables import pack_rows, table_files, unpack_rows
+from pipelines.runtime.tables import TableView, pack_rows, table_files, unpack_rows
 
 ROWS = pa.table(
     {
@@ -131,6 +133,32 @@ def test_delta_columns_that_a_later_version_added_are_null(tmp_path):
     assert [row["label"] for row in read(path)] == [None] * 30 + ["y"]
 
 
+def test_partition_columns_of_delta_have_the_types_of_the_table(tmp_path):
+    day, time = date(2026, 1, 2), datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    table = pa.table(
+        {
+            "id": pa.array([1, 2], pa.int64()),
+            "text": ["one", "two"],
+            "day": pa.array([day, None]),
+            "time": pa.array([time, None], pa.timestamp("us", "UTC")),
+            "price": pa.array([Decimal("1.50"), None], pa.decimal128(5, 2)),
+            "small": pa.array([7, None], pa.int32()),
+            "flag": pa.array([True, None]),
+            "name": ["a/b c", None],
+        }
+    )
+    names = table.column_names[2:]
+    write_deltalake(str(tmp_path / "t"), table, partition_by=names)
+    rows = read(tmp_path / "t", wanted=("id", *names))
+    assert rows == table.select(["id", *names]).to_pylist()
+    for file in table_files(str(tmp_path / "t")):
+        view = TableView(*json.loads(json.dumps(file.view)))  # as a worker gets it
+        types = file_columns(pa.schema([("id", pa.int64())]), view).schema
+        assert [types.field(name).type for name in names[:5]] == [
+            table.schema.field(name).type for name in names[:5]
+        ]
+
+
 @pytest.fixture
 def catalog(tmp_path):
     made = SqlCatalog(
@@ -179,6 +207,18 @@ def test_iceberg_partitions_and_deletes_by_copy(tmp_path, catalog):
     table.delete("id < 7")
     path = tmp_path / "warehouse" / "n" / "t"
     assert read(path) == plain(table.scan().to_arrow()) == ROWS.slice(7).to_pylist()
+
+
+def test_values_that_only_icebergs_metadata_has_are_of_their_column_s_type(tmp_path, catalog):
+    """As in tables that were made of Hive's folders: their files lack the partition's column."""
+    schema = Schema(NestedField(1, "id", LongType()), NestedField(2, "day", DateType()))
+    spec = PartitionSpec(PartitionField(2, 1000, IdentityTransform(), "day"))
+    table = catalog.create_table("n.t", schema=schema, partition_spec=spec)
+    table.append(pa.table({"id": pa.array([1], pa.int64()), "day": pa.array([date(2026, 1, 2)])}))
+    path = tmp_path / "warehouse" / "n" / "t"
+    (data,) = path.glob("data/**/*.parquet")
+    pq.write_table(pq.read_table(data).select(["id"]), data)
+    assert read(path, wanted=("id", "day")) == [{"id": 1, "day": date(2026, 1, 2)}]
 
 
 def with_deletes(monkeypatch, files):

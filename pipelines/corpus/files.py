@@ -262,7 +262,7 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
                 )
             )
         else:
-            passed_over[path] = "unknown format"
+            passed_over[path] = _why_unknown(info.path)
     files, metadata = _without_metadata(files, alone=len(infos) == 1)
     passed_over |= metadata
     if options.text_unit == "file":
@@ -278,6 +278,12 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
         names = [path for path, other in passed_over.items() if other == reason]
         log.warning("not read: %d files of %s, %s", len(names), reason, names[0])
     return CorpusListing(sorted(files, key=lambda file: file.path), passed_over)
+
+
+def _why_unknown(path: str) -> str:
+    if path.endswith(LANCE_SUFFIX):
+        return f"a Lance dataset, whose folder must be named NAME{LANCE_SUFFIX} to be read"
+    return "unknown format"
 
 
 def known_format(path: str, text_unit: TextUnit = "line") -> tuple[Format, str | None] | None:

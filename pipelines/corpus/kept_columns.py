@@ -20,6 +20,7 @@ from pipelines.runtime.arrow import plain_type, unstorable
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, with_retries
 
+_BLOB_KEY = b"lance-encoding:blob"
 _INT64 = range(-(2**63), 2**63)
 _KIND_TYPES: dict[frozenset[str], pa.DataType] = {
     frozenset({"bool"}): pa.bool_(),
@@ -120,11 +121,22 @@ def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
 
 def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
     about = with_retries(lambda: columns_of(file), file.path, decodes=True)
+    for name in keep:
+        if name in about.own.names and _is_blob(about.own.field(name)):
+            raise InputError(
+                f"kept column {name!r} of {file.path} holds blobs of Lance, which are not read with "
+                "the other columns: leave it out of --keep-columns"
+            )
     found = {name: about.type_of(name) for name in keep}
     kinds = {name: pa.null() if kind is None else kind for name, kind in found.items()}
     if text in kinds and _is_bytes(kinds[text]):
         kinds[text] = pa.string()
     return pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
+
+
+def _is_blob(field: pa.Field) -> bool:
+    extension = isinstance(field.type, pa.BaseExtensionType) and field.type.extension_name
+    return extension == "lance.blob.v2" or _BLOB_KEY in (field.metadata or {})
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -436,6 +436,23 @@ def test_a_lance_dataset_without_its_deleted_rows_at_any_version(tmp_path):
         find_files(str(tmp_path / "docs.lance"), CorpusOptions(version="9"))
 
 
+@pytest.mark.parametrize("version", ["2.0", "2.2"])
+def test_blobs_of_lance_are_not_kept_as_their_places(tmp_path, version):
+    blob = pa.field("image", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string()), blob])
+    table = pa.table([[1, 2], ["one", "two"], [b"x", b"y"]], schema=schema)
+    lance.write_dataset(table, tmp_path / "a.lance", data_storage_version=version)
+    assert len(ids_and_texts(tmp_path)) == 2
+    with pytest.raises(InputError, match="'image' of .* holds blobs of Lance"):
+        read(tmp_path, keep=("image",))
+
+
+def test_a_lance_dataset_of_another_name_is_told(tmp_path):
+    lance.write_dataset(pa.Table.from_pylist(ROWS), tmp_path / "docs")
+    with pytest.raises(InputError, match=r"a Lance dataset, whose folder must be named NAME.lance"):
+        find_files(str(tmp_path / "docs"))
+
+
 def test_a_table_without_a_row_is_said_to_be_one(tmp_path):
     write_deltalake(str(tmp_path / "t"), pa.table({"id": [1], "text": ["a"]}))
     DeltaTable(str(tmp_path / "t")).delete()

@@ -124,8 +124,8 @@ def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
     for name in keep:
         if name in about.own.names and _is_blob(about.own.field(name)):
             raise InputError(
-                f"kept column {name!r} of {file.path} holds blobs of Lance, which are not read with "
-                "the other columns: leave it out of --keep-columns"
+                f"kept column {name!r} of {file.path} holds blobs of Lance, which are not read "
+                "with the other columns: leave it out of --keep-columns"
             )
     found = {name: about.type_of(name) for name in keep}
     kinds = {name: pa.null() if kind is None else kind for name, kind in found.items()}

@@ -443,7 +443,7 @@ def test_blobs_of_lance_are_not_kept_as_their_places(tmp_path, version):
     table = pa.table([[1, 2], ["one", "two"], [b"x", b"y"]], schema=schema)
     lance.write_dataset(table, tmp_path / "a.lance", data_storage_version=version)
     assert len(ids_and_texts(tmp_path)) == 2
-    with pytest.raises(InputError, match="'image' of .* holds blobs of Lance"):
+    with pytest.raises(InputError, match=r"'image' of .* holds blobs of Lance"):
         read(tmp_path, keep=("image",))
 
 

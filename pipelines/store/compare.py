@@ -28,8 +28,8 @@ from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 _LISTED = 25
-_DIGEST_DIGITS = 16
-"""Of a text's SHA-256 in hexadecimal: enough to tell two texts of one document apart."""
+_DIGEST_BYTES = 8
+"""Of a text's SHA-256: enough to tell two texts of one document apart."""
 _NO_NEIGHBOURS = {"overlap": None, "standard_error": None, "documents": 0, "neighbours": 0}
 _COSTS = ("embedded", "reused", "tokens", "novel")
 
@@ -127,24 +127,28 @@ def _same_encoder(old: Side, new: Side) -> bool:
 
 def _joined(old: Documents, new: Documents) -> pa.Table:
     """id, cluster and digest of the text of documents that both have: ``*_old`` and ``*_new``."""
-    tables = []
-    for documents, suffix in ((old, "old"), (new, "new")):
-        names = ["id", f"cluster_{suffix}", f"text_{suffix}"]
-        parts = [
-            pa.table(
-                [
-                    batch.column("id"),
-                    batch.column("cluster_id"),
-                    pc.utf8_slice_codeunits(batch.column("text_sha256"), 0, _DIGEST_DIGITS),
-                ],
-                names=names,
-            )
-            for batch in documents.batches(["id", "cluster_id", "text_sha256"])
-        ]
-        types = [documents.schema.field("id").type, pa.int32(), pa.string()]
-        schema = pa.schema(list(zip(names, types, strict=True)))
-        tables.append(pa.concat_tables([schema.empty_table(), *parts]))
-    return tables[0].join(tables[1], "id", join_type="inner").sort_by("id")
+    before, after = _keys(old), _keys(new)
+    place = pc.index_in(after["id"], value_set=before["id"])
+    both = pc.is_valid(place)
+    before, after = before.take(place.filter(both)), after.filter(both)
+    columns = {"id": after["id"]}
+    for name in ("cluster", "text"):
+        columns |= {f"{name}_old": before[name], f"{name}_new": after[name]}
+    return pa.table(columns)
+
+
+def _keys(documents: Documents) -> pa.Table:
+    """id, cluster and the first bytes of the text's hash of every document."""
+    types = [documents.schema.field("id").type, pa.int32(), pa.binary(_DIGEST_BYTES)]
+    schema = pa.schema(list(zip(["id", "cluster", "text"], types, strict=True)))
+    parts = [schema.empty_table()]
+    for batch in documents.batches(["id", "cluster_id", "text_sha256"]):
+        digits = pc.utf8_slice_codeunits(batch.column("text_sha256"), 0, 2 * _DIGEST_BYTES)
+        raw = bytes.fromhex("".join(digits.to_pylist()))
+        buffers = [None, pa.py_buffer(raw)]
+        text = pa.FixedSizeBinaryArray.from_buffers(schema.field("text").type, len(digits), buffers)
+        parts.append(pa.table([batch.column("id"), batch.column("cluster_id"), text], schema))
+    return pa.concat_tables(parts)
 
 
 def compare_neighbours(old: Documents, new: Documents, *, sample: int, seed: int) -> dict[str, Any]:
@@ -222,7 +226,7 @@ def _moved(old: Side, new: Side, both: pa.Table) -> dict[str, Any]:
     ``edit``: people put it there, or merged or parted its cluster; ``text``: it has another text;
     ``encoder``: its vector is another encoder's; ``centroid``: only centroids are elsewhere.
     """
-    moved = both.filter(pc.not_equal(both["cluster_old"], both["cluster_new"]))
+    moved = both.filter(pc.not_equal(both["cluster_old"], both["cluster_new"])).sort_by("id")
     reasons = {
         "edit": _by_edit(moved, [*old.edits, *new.edits]),
         "text": pc.not_equal(moved["text_old"], moved["text_new"]).to_numpy(),

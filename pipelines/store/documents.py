@@ -44,6 +44,8 @@ _NUMBER_KEY = "shoal.version"
 _ID_INDEX = "id"
 _VECTOR_INDEX = "vectors"
 _LOOKUP_IDS = 4096
+# Of its own accord Lance reads up to 2 GiB ahead of whoever takes the rows.
+_READING: dict[str, Any] = {"batch_size": 8192, "batch_readahead": 2, "io_buffer_size": 32 << 20}
 _ROWS_A_FILE = 1 << 20  # one fragment a file: more would only cost requests
 _MOST_INDEX_PARTS = 8
 _PARTITION_ROWS = 2048
@@ -88,13 +90,11 @@ def read_fragment(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a fragment in order; only the named columns are read.
 
-    Keys for a comparison: ``columns=["id", "text_sha256"]``. In a candidate whose assignments are
-    not yet set, ``cluster_id`` and ``distance`` are those of the document in the version before,
-    null for a document that is new.
+    In a candidate whose assignments are not yet set, ``cluster_id`` and ``distance`` are those of
+    the document in the version before, null for one that is new.
     """
-    yield from _fragment(ref).to_batches(
-        columns=list(columns), filter=filter, batch_size=batch_rows
-    )
+    reading = {**_READING, "batch_size": batch_rows}
+    yield from _fragment(ref).to_batches(columns=list(columns), filter=filter, **reading)
 
 
 def assign_fragment(ref: FragmentRef, assign: Assign) -> AssignedFragment:
@@ -104,7 +104,7 @@ def assign_fragment(ref: FragmentRef, assign: Assign) -> AssignedFragment:
     """
     fragment = _fragment(ref)
     parts = []
-    for batch in fragment.to_batches(columns=[EMBEDDING], with_row_address=True, batch_size=8192):
+    for batch in fragment.to_batches(columns=[EMBEDDING], with_row_address=True, **_READING):
         if batch.num_rows:
             ids, distances = assign(matrix(batch.column(EMBEDDING)))
             columns = {
@@ -253,8 +253,8 @@ class Documents:
     ) -> Iterator[pa.RecordBatch]:
         """All documents, or those that satisfy ``filter``, as a stream."""
         names = None if columns is None else list(columns)
-        condition = self.condition(filter)
-        yield from self._dataset.to_batches(columns=names, filter=condition, batch_size=8192)
+        reading = {"filter": self.condition(filter), "fragment_readahead": 1, **_READING}
+        yield from self._dataset.to_batches(columns=names, **reading)
 
     def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """The documents of these ids that are there."""

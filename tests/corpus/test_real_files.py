@@ -278,6 +278,17 @@ def test_copy_text_of_postgresql(tmp_path):
     assert not rejected
 
 
+def test_copy_text_of_postgresql_with_json_in_it(tmp_path):
+    about = {"title": 'a "b"', "text": "two\nlines"}
+    copied = json.dumps(about).replace("\\", "\\\\")
+    (tmp_path / "a.tsv").write_text(f'id\ttext\tabout\n1\tOne "q"\\nend\t{copied}\n2\tTwo\t\\N\n')
+    rows, rejected = read(tmp_path, keep=("about",))
+    assert not rejected
+    assert [row["text"] for row in rows] == ['One "q"\nend', "Two"]
+    assert json.loads(rows[0]["kept.about"]) == about
+    assert rows[1]["kept.about"] is None
+
+
 def test_backslashes_of_a_dump_without_nulls_stay_as_they_are(tmp_path):
     (tmp_path / "a.tsv").write_text('id\ttext\n1\ta \\\\ b and \\textbf\n2\t"a title"\n')
     assert ids_and_texts(tmp_path) == {"1": "a \\\\ b and \\textbf", "2": '"a title"'}

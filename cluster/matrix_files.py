@@ -66,7 +66,8 @@ def open_matrix(filesystem: pafs.FileSystem, path: str) -> Matrix:
     except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         kind = {".npy": "NumPy matrix", ".npz": "NumPy archive"}.get(suffix, f"{suffix} file")
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} is not a {kind}: {lines[0][:200]}") from error
+        why = lines[0].rpartition("Error: ")[2]  # FAISS begins with where in its code
+        raise InputError(f"{path} is not a {kind}: {why[:200]}") from error
 
 
 def _ranged(
@@ -198,7 +199,11 @@ def _raw_matrix(filesystem: pafs.FileSystem, path: str, suffix: str) -> Matrix:
 
 
 def _faiss_index(filesystem: pafs.FileSystem, path: str) -> Matrix:
-    """All vectors of an index, as exactly as it stores them."""
+    """All vectors of an index, as exactly as it stores them.
+
+    A local file is mapped, so that its vectors are in memory only as they are read; any other is
+    loaded whole, and so is read in one go.
+    """
     index, ids = _read_index(filesystem, path)
 
     def read(start: int, stop: int, block_rows: int) -> Iterator[Rows]:
@@ -208,13 +213,18 @@ def _faiss_index(filesystem: pafs.FileSystem, path: str) -> Matrix:
             numbers = np.arange(first, first + count)
             yield numbers if own is None else own[numbers], opened.reconstruct_n(first, count)
 
-    return Matrix(index.ntotal, index.d, read, ids, sequential=True)
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    return Matrix(index.ntotal, index.d, read, ids, sequential=not is_local)
 
 
 def _read_index(filesystem: pafs.FileSystem, path: str) -> tuple[Any, np.ndarray | None]:
     """An index that can reconstruct its vectors by place, and their ids where it has them."""
-    with filesystem.open_input_file(path) as stream:
-        index: Any = faiss.deserialize_index(np.frombuffer(stream.read(), np.uint8))
+    index: Any
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    else:
+        with filesystem.open_input_file(path) as stream:
+            index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
     ids = None
     if isinstance(index, faiss.IndexIDMap):
         ids = faiss.vector_to_array(index.id_map).astype(np.int64)

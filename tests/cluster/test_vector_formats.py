@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from cluster.matrix_files import open_matrix
 from cluster.vectors import Columns, open_vectors, read_blocks
 from pipelines.runtime.errors import InputError
 
@@ -94,8 +96,9 @@ def test_an_npz_of_a_matrix_and_its_ids(tmp_path):
         open_vectors(str(tmp_path / "b.npz"), Columns())
 
 
+@pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("kind", ["Flat", "IVF4,Flat", "IDMap,Flat", "PCA8,Flat", "HNSW8"])
-def test_faiss_indexes_give_all_their_vectors(tmp_path, kind):
+def test_faiss_indexes_give_all_their_vectors(tmp_path, monkeypatch, kind, local):
     index = faiss.index_factory(8, kind)
     index.train(MATRIX)
     ids = IDS
@@ -105,9 +108,23 @@ def test_faiss_indexes_give_all_their_vectors(tmp_path, kind):
     else:
         index.add(MATRIX)
     faiss.write_index(index, str(tmp_path / "a.faiss"))
+    monkeypatch.setattr("cluster.vector_files.ROWS_PER_SHARD", 7)
+    filesystem = LocalFileSystem()
+    if not local:
+        filesystem = SubTreeFileSystem("/", filesystem)
+    matrix = open_matrix(filesystem, str(tmp_path / "a.faiss"))
+    assert matrix.sequential is not local
+    blocks = list(matrix.read(7, 30, 5))
+    assert np.concatenate([found for found, _ in blocks]).tolist() == ids[7:]
+    vectors = np.concatenate([some for _, some in blocks])
+    np.testing.assert_allclose(vectors, MATRIX[7:], atol=1e-5)
     found, vectors, _ = read(tmp_path / "a.faiss")
     assert found == ids
     np.testing.assert_allclose(vectors, MATRIX, atol=1e-5)
+    content = (tmp_path / "a.faiss").read_bytes()
+    (tmp_path / "a.faiss").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"a.faiss is not a .faiss file"):
+        open_vectors(str(tmp_path / "a.faiss"), Columns())
 
 
 def test_a_faiss_index_whose_ids_are_no_places_is_refused(tmp_path):

@@ -224,7 +224,8 @@ def _read_index(filesystem: pafs.FileSystem, path: str) -> tuple[Any, np.ndarray
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
     else:
         with filesystem.open_input_file(path) as stream:
-            index = faiss.read_index(faiss.PyCallbackIOReader(stream.read))
+            reader = faiss.PyCallbackIOReader(stream.read)  # type: ignore[attr-defined]
+            index = faiss.read_index(reader)
     ids = None
     if isinstance(index, faiss.IndexIDMap):
         ids = faiss.vector_to_array(index.id_map).astype(np.int64)

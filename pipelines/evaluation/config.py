@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pipelines.corpus.files import CorpusOptions
+from pipelines.corpus.passages import PassageOptions
 from pipelines.encoder.description import (
     AUTO_ADAPTER,
     POOLINGS,
@@ -31,7 +32,7 @@ FEWEST_DOCUMENTS = 20
 
 
 @dataclass(frozen=True)
-class SelectConfig(CorpusOptions):
+class SelectConfig(CorpusOptions, PassageOptions):
     """Choose prompt, pooling and layer for a corpus."""
 
     corpus: str = ""
@@ -80,6 +81,7 @@ class SelectConfig(CorpusOptions):
 
     def __post_init__(self) -> None:
         self.check_reading()
+        self.check_passages()
         if not self.prompts or not self.poolings:
             raise InputError("prompts and poolings must name one each at least")
         for pooling in self.poolings:

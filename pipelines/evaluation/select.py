@@ -20,7 +20,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.sample import Sample, sample_corpus
+from pipelines.corpus.passages import Cuts, TokenReader, cut_texts
+from pipelines.corpus.sample import Sample, sample_corpus, text_digest
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import (
     POOLINGS,
@@ -156,7 +157,10 @@ def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
         label_column=config.label_column, documents=config.documents, seed=config.seed,
         options=config.reading,
     )  # fmt: skip
-    texts, labels = usable_documents(config, sample, next(iter(encoders.values())))
+    first = next(iter(encoders.values()))
+    if (cuts := config.cuts(config.max_tokens)) is not None:
+        sample = draw_passages(sample, cuts, PromptedTokenizer.load(first), config.seed)
+    texts, labels = usable_documents(config, sample, first)
     plan = make_plan(config, len(texts), labels)
     plans = {name: plan_of(encoder, plan, config) for name, encoder in encoders.items()}
     trials = try_prompts(config, work, encoders, texts, plans)
@@ -196,6 +200,25 @@ def plan_of(encoder: EncoderDescription, plan: TrialPlan, config: SelectConfig) 
     if encoder.adapter not in config.tried_adapters:
         return plan
     return replace(plan, layers=encoder.layers, poolings=(cast(Pooling, encoder.pooling),))
+
+
+def draw_passages(sample: Sample, cuts: Cuts, reader: TokenReader, seed: int) -> Sample:
+    """One passage of each document of a sample, each text once.
+
+    Several of one document would be near each other under any encoder, and say little of which one
+    is better.
+    """
+    documents = sample.documents
+    drawn: dict[str, int] = {}
+    for place, (text, some) in enumerate(
+        zip(sample.texts, cut_texts(sample.texts, cuts, reader), strict=True)
+    ):
+        passages = [text[start:stop] for start, stop in some.tolist()]
+        drawn.setdefault(min(passages, key=lambda passage: text_digest(passage, seed)), place)
+    table = documents.take(list(drawn.values()))
+    texts = pa.array(list(drawn), documents.schema.field("text").type)
+    place = documents.column_names.index("text")
+    return replace(sample, documents=table.set_column(place, "text", texts))
 
 
 def usable_documents(

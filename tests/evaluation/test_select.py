@@ -305,11 +305,35 @@ def test_what_cannot_be_chosen_from_is_refused(config, settings, message):
         ({"documents": 5}, "at least 20"),
         ({"num_clusters": 1}, "2 and more"),
         ({"poolings": ("middle",)}, "unknown pooling"),
+        ({"passages": "words:20"}, "tokens:N or sentences:N"),
     ],
 )
 def test_settings_without_sense_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         SelectConfig(**settings)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_candidates_are_tried_on_a_passage_of_each_document(config, tmp_path, monkeypatch):
+    corpus = pq.read_table(config.corpus).to_pylist()[:60]
+    end = "The same end of every document, which none is drawn twice by."
+    rows = [{**row, "text": f"{row['text']}. {row['text'][::-1]}. {end}"} for row in corpus]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "long.parquet")
+    tried = []
+    monkeypatch.setattr(selection, "try_prompts", lambda *given: tried.extend(given[3]) or 1 / 0)
+    config = replace(
+        config, corpus=str(tmp_path / "long.parquet"), label_column="topic", passages="sentences:64"
+    )
+    with pytest.raises(ZeroDivisionError):
+        run(config)
+    owners = [[n for n, row in enumerate(rows) if text in row["text"]] for text in tried]
+    assert tried.count(end) == 1
+    assert len(set(tried)) == len(tried) <= len(rows)
+    assert all(text not in {row["text"] for row in rows} for text in tried)
+    alone = [numbers[0] for numbers in owners if len(numbers) == 1]
+    assert len(set(alone)) == len(alone) == len(tried) - 1
+    with pytest.raises(InputError, match="ask for shorter passages"):
+        run(replace(config, passages="tokens:300", output=str(tmp_path / "other")))
 
 
 @pytest.mark.usefixtures("local_ray")

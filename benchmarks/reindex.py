@@ -5,7 +5,8 @@ were deleted, so that it publishes and embeds nothing, and one in which 1% chang
 changed texts, the rest new and deleted documents), each a process as cron would start it. The model
 is random and tiny, with enough layers that embedding is most of a full run, as it is with any real
 one. ``--documents 100000 --files 50 --layers 2 --width 32 --clusters 50`` is a night of which
-embedding is the smallest part; what changes lies in one file.
+embedding is the smallest part; what changes lies in one file. ``--nights 30`` runs so many nights
+of 1% with people's edits between them: who keeps the cluster, and what the disk holds in the end.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.encoder.sources import PACKAGED_MODEL
+from pipelines.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "reindex.json"
@@ -57,12 +61,16 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1)
     parser.add_argument("--clusters", type=int, default=20)
     parser.add_argument("--packaged", action="store_true", help="the packaged LLM: twenty minutes")
+    parser.add_argument("--nights", type=int, default=0, help="nights of 1%% with edits, instead")
     parser.add_argument("--folder", help="keep store and corpus here, for another run")
     parser.add_argument("--tree", nargs="*", default=[str(ROOT)], help="checkouts to compare")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(options.folder or name)
         first = first_night(folder, options)
+        if options.nights:
+            report_nights(many_nights(folder, options), options)
+            return
         for tree in options.tree:
             report({"first": first, **later_nights(folder, options, tree)}, options, tree)
 
@@ -92,11 +100,105 @@ def first_night(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads((kept / "night.json").read_text())
 
 
-def later_nights(folder: Path, options: argparse.Namespace, tree: str) -> dict[str, dict[str, Any]]:
-    """Records of the nights after the first, by name."""
+def many_nights(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Nights of 1% each with edits now and then: shares of untouched documents that stay."""
+    after_the_first(folder)
+    texts = {n: text_of(n) for n in range(options.documents)}
+    draw, seconds = random.Random(0), []
+    stayed: list[float] = []
+    edited: list[float] = []
+    before = clusters_of(folder)
+    edits = {3: "name", 6: "merge", 9: "pin", 12: "split", 15: "forbid"}
+    for number in range(1, options.nights + 1):
+        if number in edits:
+            edit(folder, edits[number], before, texts)
+        changed = draw.sample(sorted(texts), options.documents // 100)
+        for place, document in enumerate(changed):
+            texts[document] = text_of(document, version=number)
+            if place % 4 == 0:
+                del texts[document]
+                texts[options.documents + 1000 * number + place] = text_of(document, number)
+        write_corpus(folder / "corpus", texts, options)
+        time.sleep(2.5)
+        seconds.append(night(folder, options, str(ROOT), "--accept", "drift")["process_seconds"])
+        after, touched = clusters_of(folder), set(changed)
+        both = [n for n in before if n in after and n not in touched]
+        kept = sum(before[n] == after[n] for n in both) / len(both)
+        (edited if number in edits else stayed).append(round(kept, 4))
+        before = after
+        print(f"night {number}: {kept:.2%} of the untouched stayed", flush=True)
+    store = Store.open(str(folder / "store"))
+    data = sum(batch.nbytes for batch in store.version().batches())
+    disk = {"data_bytes": data, "disk_ratio_unpruned": bytes_below(folder / "store") / data}
+    for keep in (7, 3):
+        manage(folder, "prune", "--keep", str(keep))
+        disk[f"disk_ratio_keep_{keep}"] = bytes_below(folder / "store") / data
+    manage(folder, "verify")
+    return {
+        "nights": options.nights,
+        "documents": options.documents,
+        "night_seconds_median": statistics.median(seconds),
+        "stayed_least": min(stayed),
+        "stayed_mean": round(statistics.mean(stayed), 5),
+        "stayed_in_nights_of_edits": edited,
+        **{name: round(value, 3) for name, value in disk.items()},
+    }
+
+
+def edit(folder: Path, action: str, clusters: dict[int, int], texts: dict[int, str]) -> None:
+    """What a person asks for: something of the two smallest clusters, or the largest is split."""
+    sizes = Counter(clusters.values()).most_common()
+    small, smaller, large = sizes[-2][0], sizes[-1][0], sizes[0][0]
+    arguments: dict[str, list[Any]] = {
+        "name": [large, "The largest"],
+        "merge": [small, smaller],
+        "pin": [min(texts), large],
+        "split": [large],
+        "forbid": [large, small],
+    }
+    manage(folder, "edit", f"--{action}", *map(str, arguments[action]))
+
+
+def manage(folder: Path, *arguments: str) -> None:
+    """One verb of ``manage_store.py``."""
+    verb, *rest = arguments
+    command = [sys.executable, str(ROOT / "jobs" / "manage_store.py"), verb]
+    subprocess.run([*command, "--store", str(folder / "store"), *rest], check=True)
+
+
+def clusters_of(folder: Path) -> dict[int, int]:
+    """Cluster of each document of the published version."""
+    batches = Store.open(str(folder / "store")).version().batches(["id", "cluster_id"])
+    table = pa.Table.from_batches(batches)
+    return dict(zip(table["id"].to_pylist(), table["cluster_id"].to_pylist(), strict=True))
+
+
+def bytes_below(folder: Path) -> int:
+    """Size of every file."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def report_nights(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the table and write the JSON."""
+    table = Table("figure", "value", title="Nights of 1% with edits", title_justify="left")
+    for name, value in found.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results[f"{options.nights} nights"] = found
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def after_the_first(folder: Path) -> None:
+    """Corpus and store as they were after the first night."""
     for name in ("corpus", "store"):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(folder / "first" / name, folder / name)
+
+
+def later_nights(folder: Path, options: argparse.Namespace, tree: str) -> dict[str, dict[str, Any]]:
+    """Records of the nights after the first, by name."""
+    after_the_first(folder)
     texts = {n: text_of(n) for n in range(options.documents)}
     nights = {}
     for name in ("nothing changed", "10 deleted", "1% changed"):
@@ -146,14 +248,14 @@ def write_corpus(folder: Path, texts: dict[int, str], options: argparse.Namespac
             pq.write_table(table, path, row_group_size=2_000)
 
 
-def night(folder: Path, options: argparse.Namespace, tree: str) -> dict[str, Any]:
+def night(folder: Path, options: argparse.Namespace, tree: str, *more: str) -> dict[str, Any]:
     """Run one night as a process of its own; its record, and the process's seconds."""
     model = PACKAGED_MODEL if options.packaged else make_model(folder, options)
     command = [
         sys.executable, f"{tree}/jobs/nightly_reindex.py", "--corpus", str(folder / "corpus"),
         "--store", str(folder / "store"), "--model", model,
         "--num-clusters", str(options.clusters), "--dtype", "float32",
-        "--max-tokens", MAX_TOKENS["packaged" if options.packaged else "tiny"],
+        "--max-tokens", MAX_TOKENS["packaged" if options.packaged else "tiny"], *more,
     ]  # fmt: skip
     started = time.monotonic()
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": tree})

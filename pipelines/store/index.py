@@ -1,7 +1,9 @@
 """The vector index of a version: when it is extended, when trained anew, and what it finds.
 
 Its kind is a measured choice, ``docs/store.md`` has the figures. Recall is measured each time on a
-sample of the documents' own vectors, against exact search among all of them.
+sample of the documents' own vectors, against exact search among all of them; where an index was
+extended also on what is new, which it rounds as suited the vectors that it was trained on: Lance
+cuts off what lies beyond their range.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ FIRST_PROBES = 8
 FIRST_REFINE = 4
 MOST_REFINE = 64
 _GROWTH = 2.0
+_NEW_QUERIES = 50
 _SAME_COSINE = 1e-5
 
 
@@ -63,6 +66,11 @@ class _Sample:
     wanted: int
     """How many others there are to be found, at most ten."""
 
+    def part(self, start: int, stop: int) -> _Sample:
+        """Some of the queries."""
+        some = slice(start, stop)
+        return _Sample(self.ids[some], self.vectors[some], self.least[some], self.wanted)
+
 
 def update_index(
     documents: Documents, earlier: Mapping[str, Any] | None, *, recall_queries: int, seed: int
@@ -77,19 +85,27 @@ def update_index(
     """
     started = time.monotonic()
     rows = documents.count()
-    sample = None
+    sample, held = None, documents.index_rows()
     if rows >= EXACT_BELOW:
-        sample = _draw(documents, recall_queries, np.random.default_rng(seed))
+        fresh = 0 if earlier is None or held is None else held[1]  # the last ones
+        random = np.random.default_rng(seed)
+        drawn = random.choice(rows, min(recall_queries, rows), replace=False)
+        newest = rows - 1 - random.choice(fresh, min(_NEW_QUERIES, fresh), replace=False)
+        both = _answer(documents, np.concatenate([drawn, newest]))
+        sample, newcomers = both.part(0, len(drawn)), both.part(len(drawn), len(both.ids))
     if sample is None or not sample.vectors.any():
         documents.drop_index()
         seconds = round(time.monotonic() - started, 3)
         return IndexReport("exact", rows, rows, 0, 0, 0, 1.0, 0, False, seconds)
     report = None
-    if earlier is not None and documents.index_rows() is not None:
+    if earlier is not None and held is not None:
         last = IndexReport(**earlier)
         if last.kind != "exact" and rows <= _GROWTH * last.trained_rows:
             documents.extend_index()
             report = _tune(documents, sample, replace(last, rows=rows))
+            effort = report.probes, report.refine
+            if newcomers.ids and _recall(documents, newcomers, *effort) < LEAST_RECALL:
+                report = None
     trained = report is None or report.recall_at_10 < LEAST_RECALL
     if trained:
         partitions = documents.train_index()
@@ -136,13 +152,11 @@ def _recall(documents: Documents, sample: _Sample, probes: int, refine: int) -> 
     return found / (sample.wanted * len(sample.vectors))
 
 
-def _draw(documents: Documents, count: int, random: np.random.Generator) -> _Sample:
-    """Documents drawn without repetition, and the exact answer by one pass over all vectors."""
-    rows = documents.count()
-    positions = np.sort(random.choice(rows, min(count, rows), replace=False))
+def _answer(documents: Documents, positions: np.ndarray) -> _Sample:
+    """Documents at ``positions``, int64 (q,), and the exact answer by a pass over all vectors."""
     table = documents.at(positions, ["id", EMBEDDING])
     queries = unit(matrix(table[EMBEDDING].combine_chunks()))
-    wanted = min(NEIGHBOURS, rows - 1)
+    wanted = min(NEIGHBOURS, documents.count() - 1)
     best = np.full((len(queries), wanted), -np.inf, dtype=np.float32)
     start = 0
     for batch in documents.batches([EMBEDDING]):

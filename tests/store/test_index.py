@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny_stores
 from tiny_stores import (
     DIMENSION,
     SCHEMA,
@@ -48,7 +49,7 @@ def test_an_index_finds_nearly_what_exact_search_finds(store):
 
 def test_the_measured_recall_is_that_of_the_probes(store):
     documents = store.version(1).documents
-    sample = vector_index._draw(documents, 30, np.random.default_rng(0))
+    sample = vector_index._answer(documents, np.arange(0, 300, 10))
     for own, vector, least in zip(sample.ids, sample.vectors, sample.least, strict=True):
         exact = documents.nearest(vector, 11, ["id"])
         cosines = [1 - d for i, d in zip(*exact.to_pydict().values(), strict=True) if i != own]
@@ -67,6 +68,27 @@ def test_a_night_extends_the_index_and_finds_what_is_new(store):
     assert "d6" not in version.search(vector_of("text 6"), 5)["id"].to_pylist()
     old = store.version(1).search(vector_of("text 6"), 1)
     assert old["id"].to_pylist() == ["d6"]
+
+
+def test_what_is_new_and_beyond_the_range_of_the_old_is_found(tmp_path, monkeypatch):
+    """All numbers of the old vectors are positive, all of the new ones negative."""
+    monkeypatch.setattr(
+        tiny_stores, "vector_of", lambda text, *a: np.abs(vector_of(text, *a)) * sign_of(text)
+    )
+    store = Store.open_or_create(str(tmp_path / "store"))
+    count = vector_index.EXACT_BELOW
+    publish_first(store, tmp_path, {f"d{i}": f"text {i}" for i in range(count)})
+    version = publish_night(store, {f"n{i}": f"minus {i}" for i in range(count // 4)}, [])
+    queries = [tiny_stores.vector_of(f"minus query {number}") for number in range(40)]
+    found = [set(version.search(q, 10)["id"].to_pylist()) for q in queries]
+    exact = [set(version.search(q, 10, exact=True)["id"].to_pylist()) for q in queries]
+    assert all(name.startswith("n") for names in exact for name in names)
+    assert np.mean([len(a & b) / 10 for a, b in zip(found, exact, strict=True)]) >= 0.95
+    assert version.record.index["trained"]
+
+
+def sign_of(text):
+    return -1 if text.startswith("minus") else 1
 
 
 def test_parts_of_an_index_are_joined_before_they_are_many(store):

@@ -51,13 +51,52 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTConfig", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
 }
 
+_MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_MAMBA = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16}
+_LAYER_TYPES = ["sliding_attention", "full_attention"]
+
+OTHER_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", {}),  # learned positions, convolutions as linear layers
+    "bloom": ("BloomConfig", {}),  # ALiBi
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **_GROUPED, "head_dim": 16, "sliding_window": 16, "layer_types": _LAYER_TYPES,
+            "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+        },
+    ),
+    "cohere2": (
+        "Cohere2Config", {**_GROUPED, "sliding_window": 16, "layer_types": _LAYER_TYPES},
+    ),
+    "olmo2": ("Olmo2Config", _GROUPED),  # norms behind
+    "granite": (
+        "GraniteConfig", {**_GROUPED, "embedding_multiplier": 12.0, "residual_multiplier": 0.2},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **_MLA, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+        },
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "head_dim": 16}),
+    "phimoe": ("PhimoeConfig", {**_GROUPED, "num_local_experts": 4}),
+    "mamba": ("MambaConfig", {"state_size": 16}),
+    "falcon_h1": ("FalconH1Config", {**_GROUPED, **_MAMBA}),  # attention and state space
+    "lfm2": ("Lfm2Config", {**_GROUPED, "layer_types": ["conv", "full_attention"]}),
+}  # fmt: skip
+"""Families of other kinds, of two layers, that run by transformers' own pass."""
+
 
 def tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, **settings: Any) -> Path:
     """A random float32 causal model of a family with a tokenizer, saved in ``folder``.
 
     ``settings`` change its configuration, such as ``num_hidden_layers=2``.
     """
-    config_class, extra = FAMILIES[family]
+    if family in OTHER_KINDS:
+        settings = {"num_hidden_layers": 2, **settings}
+    config_class, extra = {**FAMILIES, **OTHER_KINDS}[family]
     config = getattr(transformers, config_class)(**{**_SHAPE, **extra, **settings})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -65,9 +104,9 @@ def tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, **settings
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(folder)
-    tiny_tokenizer(opens=family in ("llama", "mistral", "gemma2", "gemma3", "opt")).save_pretrained(
-        folder
-    )
+    tiny_tokenizer(
+        opens=family in ("llama", "mistral", "gemma2", "gemma3", "gemma4", "opt")
+    ).save_pretrained(folder)
     return folder
 
 

@@ -39,6 +39,10 @@ KEPT_START = "kept_start"
 _PREFIX = "base_model.model."
 # How torch names the first weight that does not go into its place.
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
+BOTH_WAYS = "use_bidirectional_attention"
+"""Gemma's own word for attention to later tokens."""
+OWN_WORD = {"gemma3_text": True, "gemma4_text": "all", "gemma4_unified_text": "all"}
+"""What it says then. Gemma 1 and 2 know the word and do not heed it."""
 _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = tuple(
     f".{name}{inner}.weight"
@@ -165,10 +169,19 @@ def with_attention(folder: Path, attention: str, trust_remote_code: bool) -> Any
     """The configuration of the model in ``folder``, told to be causal or bidirectional."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
-    text.is_causal = attention == "causal"
-    if hasattr(text, "use_bidirectional_attention"):
-        text.use_bidirectional_attention = attention == "bidirectional"
-    return config
+    if text.model_type not in OWN_WORD:
+        text.is_causal = attention == "causal"
+        return config
+    # Windows are counted in another way then, so the word must be there from the start.
+    both_ways = attention == "bidirectional"
+    content = {key: value for key, value in text.to_dict().items() if key != "is_causal"}
+    word = OWN_WORD[text.model_type] if both_ways else None
+    told = type(text).from_dict({**content, BOTH_WAYS: word})
+    for name, part in vars(config).items():
+        if part is text:
+            setattr(config, name, told)
+            return config
+    return told
 
 
 @contextmanager

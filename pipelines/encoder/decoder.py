@@ -7,7 +7,7 @@ precision that it will be used with, and they are held against those of the mode
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pipelines.encoder.int8 import quantize_linears, require_exact_products
 from pipelines.encoder.packed import PackedDecoder, can_pack
 from pipelines.encoder.padded import PaddedDecoder, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import VectorHead
+from pipelines.encoder.sources import first_sentence
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
 
@@ -168,15 +169,9 @@ def choose_decoder(
     """
     padded = PaddedDecoder(model, description.layers)
     probe = tokenizer.tokenize(PROBE)
-    try:
-        expected = head(*padded.states(probe))
-    except InputError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise InputError(
-            f"{type(model).__name__} cannot be run to layers {list(description.layers)} "
-            f"({(str(error) or type(error).__name__).splitlines()[0][:200]}): take another model"
-        ) from error
+    runs = f"{type(model).__name__} cannot be run to layers {list(description.layers)} in "
+    dtype = str(weights_dtype(description)).removeprefix("torch.")
+    expected = _first_vectors(padded, probe, head, f"{runs}{dtype}")
     if not expected.isfinite().all():
         remedy = (
             "use --dtype bfloat16 or float32"
@@ -216,12 +211,29 @@ def choose_decoder(
         )
     elif int8:
         quantize_linears(find_layers(model))
-        agreement = agree(expected, head(*padded.states(probe)))
+        agreement = agree(expected, _first_vectors(padded, probe, head, f"{runs}int8"))
         if agreement < _LEAST_AGREEMENT["int8"]:
             raise InputError(refuse_int8(description, agreement))
     if compile_model:
         model.compile(dynamic=True)
     return padded
+
+
+def _first_vectors(
+    padded: PaddedDecoder, probe: Sequence[Sequence[int]], head: VectorHead, runs: str
+) -> Tensor:
+    """Vectors of the probe; :class:`InputError` where the model's own code cannot make them.
+
+    ``runs`` says what was to be run, for the error.
+    """
+    try:
+        return head(*padded.states(probe))
+    except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(
+            f"{runs} ({first_sentence(error)}): take another model or --dtype"
+        ) from error
 
 
 def shared_prefix(tokenizer: PromptedTokenizer) -> tuple[int, ...]:

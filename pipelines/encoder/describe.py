@@ -220,7 +220,7 @@ def settle_max_tokens(
     """Tokens of a text: as asked for, else what the folder's limit leaves, else the default."""
     if config.max_tokens is not None or usage is None:
         return config.max_tokens or DEFAULT_MAX_TOKENS
-    positions = getattr(settings, "max_position_embeddings", None)
+    positions = count_positions(settings)
     limits = [usage.max_tokens or tokenizer.tokenizer.model_max_length, positions]
     limit = min(int(limit) for limit in limits if limit is not None)
     around = tokenizer.prefix_tokens + tokenizer.suffix_tokens
@@ -234,6 +234,12 @@ def settle_max_tokens(
     return limit - around
 
 
+def count_positions(settings: Any) -> int | None:
+    """Tokens that a model was made for; None where its configuration sets no bound (XLNet: -1)."""
+    positions = getattr(settings, "max_position_embeddings", None)
+    return None if positions is None or positions < 1 else positions
+
+
 def settle_attention(
     config: EncoderConfig,
     settings: Any,
@@ -241,6 +247,8 @@ def settle_attention(
     adapter: ModelFiles | None,
 ) -> str | None:
     """The attention to ask the model for; None for its own."""
+    from pipelines.encoder.base_model import BOTH_WAYS  # slow, as torch is
+
     if config.attention != "auto":
         return None if config.attention == own_attention(settings) else config.attention
     if trained is not None:
@@ -251,6 +259,11 @@ def settle_attention(
             f"adapter {config.adapter} was trained on {foreign}, which is not the model's class: "
             "pass --attention bidirectional or --attention causal, as that class attends"
         )
+    if getattr(settings, BOTH_WAYS, None) is True and own_attention(settings) == "causal":
+        raise InputError(
+            f"config.json of {config.model} has {BOTH_WAYS}, which {settings.model_type} does not "
+            "heed in every batch: pass --attention bidirectional or causal, as it was trained"
+        )
     return None
 
 
@@ -258,8 +271,11 @@ def own_attention(settings: Any) -> str:
     """How a model attends by its own configuration."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+    from pipelines.encoder.base_model import BOTH_WAYS, OWN_WORD
+
     kind = type(settings)
-    if getattr(settings, "use_bidirectional_attention", False):
+    word = OWN_WORD.get(settings.model_type)
+    if word is not None and getattr(settings, BOTH_WAYS) == word:
         return "bidirectional"
     if getattr(settings, "is_causal", True) is False:
         return "bidirectional"
@@ -335,9 +351,7 @@ def check_loading(
 
     from pipelines.encoder.base_model import learned_positions, load_base_model
 
-    positions = getattr(
-        load_model_settings(model.folder, config.trust_remote_code), "max_position_embeddings", None
-    )
+    positions = count_positions(load_model_settings(model.folder, config.trust_remote_code))
     if positions is not None and tokenizer.max_tokens > positions:
         raise InputError(
             f"max_tokens is {tokenizer.max_tokens}, but {config.model} has {positions} positions"
@@ -382,7 +396,7 @@ def try_on_text(model: Any, config: EncoderConfig) -> None:
     tokens = torch.zeros((1, 2), dtype=torch.long, device="meta")
     try:
         output = model(input_ids=tokens, use_cache=False)
-        states = tuple(output.last_hidden_state.shape[:-1])
+        states = tuple(output.last_hidden_state.shape)
     except (RuntimeError, NotImplementedError) as error:
         log.debug("%s cannot be tried without its weights: %s", config.model, error)
         return
@@ -391,10 +405,11 @@ def try_on_text(model: Any, config: EncoderConfig) -> None:
             f"{config.model} ({type(model).__name__}) cannot be run on texts alone "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]}): take another model"
         ) from error
-    if states != tuple(tokens.shape):
+    wanted = (*tokens.shape, model.config.get_text_config().hidden_size)
+    if states != wanted:
         raise InputError(
             f"{config.model} ({type(model).__name__}) gives states of shape {states} for a text of "
-            f"{tokens.shape[1]} tokens; one a token is required: take another model"
+            f"{tokens.shape[1]} tokens; {wanted} is required: take another model"
         )
 
 

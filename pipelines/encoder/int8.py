@@ -119,14 +119,15 @@ def require_exact_products() -> None:
 def quantize_linears(layers: nn.ModuleList) -> None:
     """Put :class:`Int8Linear` in the place of linear layers in a stack of decoder layers.
 
-    Raises :class:`InputError` where there is none, as in models with convolutions instead.
+    Layers that compute something else of their weights, such as routers to experts, stay as they
+    are. Raises :class:`InputError` where there is none, as in models with convolutions instead.
     """
     linears = [
         (module, name, child)
         for layer in layers
         for module in layer.modules()
         for name, child in module.named_children()
-        if isinstance(child, nn.Linear)
+        if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward
     ]
     if not linears:
         raise InputError(

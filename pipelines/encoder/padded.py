@@ -71,7 +71,7 @@ def cut_layers(model: nn.Module, layers: Sequence[int]) -> nn.ModuleList:
 
 
 def read_states(
-    model: nn.Module,
+    model: Any,
     stack: nn.ModuleList,
     layers: Sequence[int],
     count: int,
@@ -101,11 +101,12 @@ def read_states(
     states = [recorded[layer] for layer in inner]
     if count in layers:
         states.append(output.last_hidden_state)
+    wanted = (*mask.shape, model.config.get_text_config().hidden_size)
     for state in states:
-        if state.shape[:-1] != mask.shape:
+        if state.shape != wanted:
             raise InputError(
                 f"{type(model).__name__} has states of shape {tuple(state.shape)} there for texts "
-                f"of {tuple(mask.shape)} tokens: one a token is required, name another layer"
+                f"of {tuple(mask.shape)} tokens: {wanted} is required, name another layer"
             )
     if len(states) == 1:
         return states[0]

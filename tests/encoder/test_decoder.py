@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +82,70 @@ def test_bidirectional_attention_equals_the_models_own(tmp_path, family, pooling
     assert (encoder.encode(TEXTS) * expected).sum(1).min() > 0.9999
     assert (load(folder, pooling=pooling).encode(TEXTS) * expected).sum(1).min() < 0.999
     assert isinstance(encoder._decoder, PackedDecoder) == (family != "gpt_neox")
+
+
+def says_both_ways(folder, target, word):
+    """A copy of a model whose configuration has Gemma's own word for bidirectional attention."""
+    shutil.copytree(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    config["use_bidirectional_attention"] = word
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(("family", "word"), [("gemma3", True), ("gemma4", "all")])
+def test_attention_asked_of_gemma_is_that_of_a_folder_that_says_so(tmp_path, family, word):
+    # of windows too, which it counts in another way then
+    causal = tiny_model(tmp_path / "causal", family, num_hidden_layers=2)
+    both = says_both_ways(causal, tmp_path / "both", word)
+    settings = {"pooling": "mean", "prompt": "none"}
+    encoders = {folder: load(folder, **settings) for folder in (causal, both)}
+    expected = {folder: reference(encoders[folder], folder, TEXTS) for folder in (causal, both)}
+    assert (expected[causal] * expected[both]).sum(1).min() < 0.99
+    for attention, same in (("causal", causal), ("bidirectional", both)):
+        for folder in (causal, both):
+            encoder = load(folder, attention=attention, **settings)
+            assert (encoder.encode(TEXTS) * expected[same]).sum(1).min() > 0.9999
+            own = encoder.fingerprint == encoders[folder].fingerprint
+            assert own == (folder == same)
+
+
+def test_gemma_4_that_sees_images_both_ways_is_causal_on_texts(tmp_path):
+    folder = tiny_model(tmp_path / "gemma4", "gemma4")
+    folder = says_both_ways(folder, tmp_path / "vision", "vision")
+    assert describe_encoder(EncoderConfig(str(folder), attention="causal")).attention is None
+    both = describe_encoder(EncoderConfig(str(folder), attention="bidirectional"))
+    assert both.attention == "bidirectional"
+
+
+def test_attention_that_a_configuration_names_in_vain_must_be_asked_for(tmp_path):
+    folder = tiny_model(tmp_path / "gemma2", "gemma2", num_hidden_layers=2)
+    folder = says_both_ways(folder, tmp_path / "both", True)
+    with pytest.raises(InputError, match="gemma2 does not heed in every batch: pass --attention"):
+        load(folder)
+    both = load(folder, attention="bidirectional", pooling="mean")
+    expected = reference(both, folder, TEXTS, is_causal=False)
+    assert (both.encode(TEXTS) * expected).sum(1).min() > 0.9999
+    assert load(folder, attention="causal").description.attention is None
+
+
+def test_code_that_cannot_run_in_int8_is_refused_in_one_line(tmp_path):
+    folder = tiny_model(tmp_path / "mamba", "mamba")  # multiplies by a layer's weights itself
+    with pytest.raises(InputError, match=r"MambaModel cannot be run .* in int8 .* --dtype") as told:
+        load(folder, dtype="int8")
+    assert "\n" not in str(told.value)
+
+
+def test_routers_to_experts_are_not_rounded(tmp_path):
+    folder = tiny_model(tmp_path / "phimoe", "phimoe")  # its router is a kind of linear layer
+    found, expected = load(folder, dtype="int8").encode(TEXTS), load(folder).encode(TEXTS)
+    assert (found * expected).sum(1).min() > 0.99
+
+
+def test_states_of_another_width_than_the_configuration_says_are_refused(tmp_path):
+    folder = tiny_model(tmp_path / "opt", "opt", word_embed_proj_dim=32)
+    with pytest.raises(InputError, match=r"states of shape \(1, 2, 32\) .* \(1, 2, 64\) is"):
+        load(folder)
 
 
 def test_attention_is_in_the_fingerprint_only_where_it_is_not_the_models_own(tmp_path):

@@ -52,6 +52,13 @@ def test_prompt_and_text_must_fit_learned_positions(tmp_path, family, positions)
     assert encoder.encode(["x" * 5000]).shape == (1, 64)
 
 
+def test_a_model_without_a_bound_of_positions_reads_as_many_tokens_as_asked(tmp_path):
+    settings = transformers.XLNetConfig(vocab_size=512, d_model=64, n_layer=2, n_head=4, d_inner=96)
+    transformers.XLNetModel(settings).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert describe(tmp_path, max_tokens=300).max_tokens == 300
+
+
 def test_rotary_positions_may_be_exceeded_by_the_prompt(folder):
     assert describe(folder, max_tokens=1024).max_tokens == 1024
 
@@ -189,7 +196,10 @@ def test_a_text_that_depends_on_its_batch_is_refused(tmp_path):
         vision_config=transformers.SiglipVisionConfig(**IMAGES, projection_dim=64),
         image_token_index=500, projection_dim=64,
     )  # fmt: skip
-    description = describe(random_model(tmp_path / "model", config), pooling="mean")
+    folder = random_model(tmp_path / "model", config)
+    with pytest.raises(InputError, match="does not heed in every batch: pass --attention"):
+        describe(folder)
+    description = describe(folder, attention="causal", pooling="mean")
     with pytest.raises(InputError, match="another vector beside a longer one than alone"):
         Encoder.load(description, device="cpu")
 

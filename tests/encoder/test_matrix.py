@@ -4,13 +4,14 @@ Held against the naive formula: PEFT's unmerged model, one text at a time, float
 """
 
 import itertools
+from functools import cache
 
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
-from tiny_models import FAMILIES, SENTENCES, tiny_model
+from tiny_models import FAMILIES, OTHER_KINDS, SENTENCES, tiny_model
 
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
@@ -37,6 +38,11 @@ FAST = [
 @pytest.fixture(scope="session")
 def matrix_folders(tmp_path_factory):
     return {f: tiny_model(tmp_path_factory.mktemp(f) / f, f, num_hidden_layers=2) for f in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def other_folders(tmp_path_factory):
+    return cache(lambda family: tiny_model(tmp_path_factory.mktemp(family) / family, family))
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +86,9 @@ def make_adapter(folder, target, family, kind):
 def naive(encoder, folder, adapter, kind, attention):
     """The plain formula for all texts, float32 (n, d)."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    if attention == "bidirectional":
+    if attention == "bidirectional" and config.model_type == "gemma3_text":
+        config = type(config).from_dict({**config.to_dict(), "use_bidirectional_attention": True})
+    elif attention == "bidirectional":
         config.is_causal = False
     model = model_class(kind).from_pretrained(folder, config=config)
     if adapter is not None:
@@ -92,7 +100,17 @@ def naive(encoder, folder, adapter, kind, attention):
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                 output_hidden_states=True, use_cache=False,
             )  # fmt: skip
-        states = output.hidden_states[encoder.description.layers[0]][0]
+        *inner, _ = output.hidden_states
+        if config.model_type == "mamba":  # whose list begins after the first layer
+            inner = [None, *inner[:-1]]
+        states = torch.stack(
+            [
+                output.hidden_states[-1][0]
+                if layer == config.num_hidden_layers
+                else inner[layer][0]
+                for layer in encoder.description.layers
+            ]
+        ).mean(0)
         rows.append(naive_pool(encoder.description.pooling, states))
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
 
@@ -124,3 +142,22 @@ def test_vectors_equal_the_naive_formula(matrix_folders, matrix_adapters, case):
     found = encoder.encode(TEXTS)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert (found * expected).sum(1).min() >= LEAST[dtype]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layer"),
+    [("float32", (1, -1)), *(pytest.param(d, -1, marks=pytest.mark.slow) for d in DTYPES)],
+)
+@pytest.mark.parametrize("family", OTHER_KINDS)
+def test_families_of_other_kinds_equal_the_naive_formula(other_folders, family, dtype, layer):
+    folder = other_folders(family)
+    config = EncoderConfig(
+        str(folder), pooling="first+max", layer=layer, dtype=dtype, prompt="cluster-the-text",
+        max_tokens=60,
+    )  # fmt: skip
+    encoder = Encoder.load(config, device="cpu")
+    expected = naive(encoder, folder, None, "none", "auto")
+    found = encoder.encode(TEXTS)
+    assert (found * expected).sum(1).min() >= LEAST[dtype]
+    alone = np.vstack([encoder.encode([text]) for text in TEXTS])
+    assert (alone * expected).sum(1).min() >= LEAST[dtype]

@@ -15,8 +15,16 @@ from pipelines.runtime.errors import InputError
 from pipelines.store.documents import Documents
 
 _INDEX = "words"
-_TOKENIZER = "icu"
-"""Finds words also where a script has no blanks between them."""
+_WORDS = {
+    "base_tokenizer": "icu",  # finds words also where a script has no blanks between them
+    # Words as they stand, in any language; likeness is the vectors' part. By default Lance takes
+    # every text for English: "The Who" has no word then, and "resume" does not find "résumé".
+    "stem": False,
+    "remove_stop_words": False,
+    "max_token_length": None,  # else identifiers of more than 40 characters are left out
+    "memory_limit": 1024,
+}
+"""How words are indexed; MiB."""
 _RANK_OFFSET = 60
 
 
@@ -30,9 +38,7 @@ def index_text(documents: Documents) -> None:
     if has_text_index(documents):
         documents.dataset.optimize.optimize_indices(index_names=[_INDEX])
     elif documents.count():
-        documents.dataset.create_scalar_index(
-            "text", "INVERTED", name=_INDEX, base_tokenizer=_TOKENIZER
-        )
+        documents.dataset.create_scalar_index("text", "INVERTED", name=_INDEX, **_WORDS)
 
 
 def find_words(

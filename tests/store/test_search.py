@@ -22,6 +22,9 @@ from pipelines.store.store import Store
 LABELS = ["animal", "method", "science", "sport", "money", "kitchen", "law", "music"]
 
 
+SERIAL = "sn" + "0123456789abcdef" * 3
+
+
 @pytest.fixture(scope="module")
 def encoder(tiny_model_folder):
     return Encoder.load(EncoderConfig(model=str(tiny_model_folder), dtype="float32"), device="cpu")
@@ -160,7 +163,10 @@ def worded(encoder, tmp_path_factory):
         pa.string(), {"label": pa.string()}, encoder.dimension, pa.float32(), encoder.fingerprint
     )
     sentences = {f"d{n}": text for n, text in enumerate(SENTENCES)}
-    later = {"d3": "invoice 4711 of Müller", "d9": "東京タワーの夜景"}
+    later = {
+        "d3": "invoice 4711 of Müller", "d9": "東京タワーの夜景",
+        "w0": "The Who", "w1": f"serial {SERIAL}", "w2": "RÉSUMÉ of a judge",
+    }  # fmt: skip
     for night, texts in enumerate((sentences, later)):
         table = table_of(texts, schema)
         flat = pa.array(encoder.encode(list(texts.values())).ravel())
@@ -177,7 +183,13 @@ def worded(encoder, tmp_path_factory):
     return store
 
 
-@pytest.mark.parametrize(("query", "first"), [("4711", "d3"), ("東京", "d9"), ("müller", "d3")])
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("4711", "d3"), ("東京", "d9"), ("müller", "d3"), ("muller", "d3"), ("the who", "w0"),
+        (SERIAL, "w1"), ("resume", "w2"), ("résumé", "w2"),
+    ],
+)  # fmt: skip
 def test_hybrid_search_finds_what_only_its_words_say(search, worded, query, first):
     code, out, _ = search("--query", query, "--hybrid", "--json", "--limit", 4, uri=worded.uri)
     hits = json.loads(out)

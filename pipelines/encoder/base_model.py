@@ -42,7 +42,7 @@ _SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)
 BOTH_WAYS = "use_bidirectional_attention"
 """Gemma's own word for attention to later tokens."""
 OWN_WORD = {"gemma3_text": True, "gemma4_text": "all", "gemma4_unified_text": "all"}
-"""What it says then. Gemma 1 and 2 know the word and do not heed it."""
+"""What it says then. Gemma 1 and 2 heed the word for a text alone at most, and never in a batch."""
 _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = tuple(
     f".{name}{inner}.weight"
@@ -168,12 +168,13 @@ def without_adapter(folder: Path) -> Iterator[Path]:
 def with_attention(folder: Path, attention: str, trust_remote_code: bool) -> Any:
     """The configuration of the model in ``folder``, told to be causal or bidirectional."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    text = config.get_text_config()
+    text, both_ways = config.get_text_config(), attention == "bidirectional"
     if text.model_type not in OWN_WORD:
-        text.is_causal = attention == "causal"
+        text.is_causal = not both_ways
+        if hasattr(text, BOTH_WAYS):
+            setattr(text, BOTH_WAYS, both_ways)
         return config
     # Windows are counted in another way then, so the word must be there from the start.
-    both_ways = attention == "bidirectional"
     content = {key: value for key, value in text.to_dict().items() if key != "is_causal"}
     word = OWN_WORD[text.model_type] if both_ways else None
     told = type(text).from_dict({**content, BOTH_WAYS: word})

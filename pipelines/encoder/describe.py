@@ -247,10 +247,12 @@ def settle_attention(
     adapter: ModelFiles | None,
 ) -> str | None:
     """The attention to ask the model for; None for its own."""
-    from pipelines.encoder.base_model import BOTH_WAYS  # slow, as torch is
+    from pipelines.encoder.base_model import BOTH_WAYS, OWN_WORD  # slow, as torch is
 
+    unheeded = getattr(settings, BOTH_WAYS, None) is True and settings.model_type not in OWN_WORD
     if config.attention != "auto":
-        return None if config.attention == own_attention(settings) else config.attention
+        own = None if unheeded else own_attention(settings)
+        return None if config.attention == own else config.attention
     if trained is not None:
         return trained.attention
     foreign = None if adapter is None else foreign_class(adapter.folder)
@@ -259,7 +261,7 @@ def settle_attention(
             f"adapter {config.adapter} was trained on {foreign}, which is not the model's class: "
             "pass --attention bidirectional or --attention causal, as that class attends"
         )
-    if getattr(settings, BOTH_WAYS, None) is True and own_attention(settings) == "causal":
+    if unheeded:
         raise InputError(
             f"config.json of {config.model} has {BOTH_WAYS}, which {settings.model_type} does not "
             "heed in every batch: pass --attention bidirectional or causal, as it was trained"

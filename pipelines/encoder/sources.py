@@ -32,6 +32,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 def check_model_folder(folder: Path, name: str) -> None:
     """Refuse a folder from which a model cannot be loaded, saying what is missing."""
+    if not (folder / "config.json").is_file() and (folder / "modules.json").is_file():
+        raise InputError(
+            f"model {name!r} is a sentence-transformers folder without a Transformer at its top "
+            f"({', '.join(_module_names(folder))}), which has no equal here"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"model {name!r} has no config.json (found: {list_names(folder)})")
     _read_object(folder / "config.json", name)
@@ -58,6 +63,15 @@ def check_model_folder(folder: Path, name: str) -> None:
                 f"model {name!r} lacks {shard}, which its index names: download it again"
             )
         check_safetensors(folder / shard)
+
+
+def _module_names(folder: Path) -> list[str]:
+    """Kinds of the modules of a sentence-transformers folder."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ["a modules.json that cannot be read"]
 
 
 def check_safetensors(path: Path) -> None:

@@ -57,6 +57,11 @@ _DECIDES_NOTHING = (
     "low_cpu_mem_usage", "padding_side", "token", "torch_dtype", "trust_remote_code",
     "unpad_inputs", "use_cache", "use_fast", "use_memory_efficient_attention", "use_safetensors",
 )  # fmt: skip
+# What a Transformer's own settings may say; the library itself refuses all else.
+_SAID = (
+    "transformer_task", "modality_config", "module_output_name", "unpad_inputs", "max_seq_length",
+    "do_lower_case", "backend",
+)  # fmt: skip
 _LENGTHS = ("query_length", "document_length", "query_expansion")
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _AFTER_POOLING = ("Dense", "Normalize", "Dropout")  # dropout does nothing outside training
@@ -124,6 +129,11 @@ def read_usage(folder: Path, name: str) -> ModelUsage | None:
         raise InputError(
             f"model {name!r} has no prompt {default!r}, its default; it has {sorted(prompts)}"
         )
+    if _read(folder / "tokenizer_config.json", {}).get("truncation_side") == "left":
+        raise InputError(
+            f"model {name!r} reads the end of a long text (truncation_side in "
+            "tokenizer_config.json), here it is the beginning: set it to right if that does as well"
+        )
     pooling = _read(folder / modules[1][1] / "config.json")
     tokenizer = _tokenizer_limit(transformer, name)
     dense = [path for kind, path in modules if kind == "Dense"]
@@ -185,6 +195,13 @@ def _tokenizer_limit(transformer: Mapping[str, Any], name: str) -> int | None:
 
 
 def _layer(transformer: Mapping[str, Any], name: str) -> int:
+    known = {*_SAID, *_LENGTHS, *(key for keys in _PASSED_ON for key in keys)}
+    unknown = sorted({key for key, value in transformer.items() if value is not None} - known)
+    if unknown:
+        raise InputError(
+            f"model {name!r}: its Transformer has the setting {unknown[0]!r}, which has no equal "
+            "here"
+        )
     task = transformer.get("transformer_task", "feature-extraction")
     text = (transformer.get("modality_config") or {"text": {}}).get("text")
     output = None if text is None else text.get("method_output_name", "last_hidden_state")

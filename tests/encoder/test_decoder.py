@@ -118,15 +118,22 @@ def test_gemma_4_that_sees_images_both_ways_is_causal_on_texts(tmp_path):
     assert both.attention == "bidirectional"
 
 
-def test_attention_that_a_configuration_names_in_vain_must_be_asked_for(tmp_path):
-    folder = tiny_model(tmp_path / "gemma2", "gemma2", num_hidden_layers=2)
-    folder = says_both_ways(folder, tmp_path / "both", True)
-    with pytest.raises(InputError, match="gemma2 does not heed in every batch: pass --attention"):
+@pytest.mark.parametrize("family", ["gemma", "gemma2"])
+def test_attention_that_a_configuration_names_in_vain_must_be_asked_for(tmp_path, family):
+    causal = tiny_model(tmp_path / "causal", family, num_hidden_layers=2)
+    folder = says_both_ways(causal, tmp_path / "both", True)
+    with pytest.raises(
+        InputError, match=f"{family} does not heed in every batch: pass --attention"
+    ):
         load(folder)
+    expected = load(causal, pooling="mean").encode(TEXTS)
+    found = load(folder, attention="causal", pooling="mean").encode(TEXTS)
+    assert (found * expected).sum(1).min() > 0.9999
     both = load(folder, attention="bidirectional", pooling="mean")
     expected = reference(both, folder, TEXTS, is_causal=False)
     assert (both.encode(TEXTS) * expected).sum(1).min() > 0.9999
-    assert load(folder, attention="causal").description.attention is None
+    found = load(causal, attention="bidirectional", pooling="mean").encode(TEXTS)
+    assert (found * expected).sum(1).min() > 0.9999
 
 
 def test_code_that_cannot_run_in_int8_is_refused_in_one_line(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import SENTENCES, tiny_model
+from tiny_models import SENTENCES, tiny_model, tiny_tokenizer
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription
@@ -174,6 +174,7 @@ def test_flags_that_contradict_the_folder_win_and_are_told(tmp_path, caplog):
             {"transformer": {"model_kwargs": {"num_hidden_layers": 1}}},
             "num_hidden_layers = 1",
         ),
+        ([pooling("mean")], {"transformer": {"something_new": 1}}, "setting 'something_new'"),
         ([pooling("mean")], {"model_type": "SparseEncoder"}, "is a SparseEncoder"),
         ([pooling("mean")], {"default_prompt_name": "passage"}, "no prompt 'passage'"),
     ],
@@ -183,6 +184,33 @@ def test_what_has_no_equal_is_refused_by_name(tmp_path, modules, settings, messa
     with pytest.raises(InputError, match=message) as caught:
         describe_encoder(EncoderConfig(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_reads_the_end_of_a_text_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "model", pooling("mean"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "truncation_side": "left"})
+    )
+    with pytest.raises(InputError, match="reads the end of a long text"):
+        describe_encoder(EncoderConfig(str(folder)))
+
+
+@pytest.mark.parametrize("kind", ["static", "router"])
+def test_folders_of_other_models_are_refused_by_the_names_of_their_modules(tmp_path, kind):
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+    base = tiny_model(tmp_path / "base")
+    static = StaticEmbedding(tiny_tokenizer().backend_tokenizer, embedding_dim=16)
+    modules = {
+        "static": [static],
+        "router": [Router.for_query_document([Transformer(str(base)), Pooling(64)], [static])],
+    }
+    model = sentence_transformers.SentenceTransformer(modules=modules[kind], device="cpu")
+    model.save(str(tmp_path / "model"))
+    with pytest.raises(InputError, match=r"\((StaticEmbedding|Router)\), which has no equal here"):
+        describe_encoder(EncoderConfig(str(tmp_path / "model")))
 
 
 def test_a_module_of_somebody_elses_code_is_refused(tmp_path):

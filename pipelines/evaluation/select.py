@@ -159,7 +159,8 @@ def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
     )  # fmt: skip
     first = next(iter(encoders.values()))
     if (cuts := config.cuts(config.max_tokens)) is not None:
-        sample = draw_passages(sample, cuts, PromptedTokenizer.load(first), config.seed)
+        reader = PromptedTokenizer.load(first)
+        sample = draw_passages(sample, cuts, reader, config.documents, config.seed)
     texts, labels = usable_documents(config, sample, first)
     plan = make_plan(config, len(texts), labels)
     plans = {name: plan_of(encoder, plan, config) for name, encoder in encoders.items()}
@@ -202,23 +203,28 @@ def plan_of(encoder: EncoderDescription, plan: TrialPlan, config: SelectConfig) 
     return replace(plan, layers=encoder.layers, poolings=(cast(Pooling, encoder.pooling),))
 
 
-def draw_passages(sample: Sample, cuts: Cuts, reader: TokenReader, seed: int) -> Sample:
-    """One passage of each document of a sample, each text once.
+def draw_passages(
+    sample: Sample, cuts: Cuts, reader: TokenReader, wanted: int, seed: int
+) -> Sample:
+    """``wanted`` passages of a sample's documents: one of each, then a second of each, and so on.
 
-    Several of one document would be near each other under any encoder, and say little of which one
-    is better.
+    Passages of one document are near each other under any encoder, and say less of which is better.
+    Each text is drawn once.
     """
-    documents = sample.documents
-    drawn: dict[str, int] = {}
-    for place, (text, some) in enumerate(
-        zip(sample.texts, cut_texts(sample.texts, cuts, reader), strict=True)
-    ):
-        passages = [text[start:stop] for start, stop in some.tolist()]
-        drawn.setdefault(min(passages, key=lambda passage: text_digest(passage, seed)), place)
-    table = documents.take(list(drawn.values()))
-    texts = pa.array(list(drawn), documents.schema.field("text").type)
-    place = documents.column_names.index("text")
-    return replace(sample, documents=table.set_column(place, "text", texts))
+    cut = zip(sample.texts, cut_texts(sample.texts, cuts, reader), strict=True)
+    rounds: list[tuple[int, int, str]] = []
+    for place, (text, places) in enumerate(cut):
+        passages = {text[start:stop] for start, stop in places.tolist()}
+        drawn = sorted(passages, key=lambda passage: text_digest(passage, seed))
+        rounds += [(number, place, passage) for number, passage in enumerate(drawn)]
+    owners: dict[str, int] = {}
+    for _, place, passage in sorted(rounds):
+        owners.setdefault(passage, place)
+    texts = list(owners)[:wanted]
+    table = sample.documents.take([owners[text] for text in texts])
+    column = table.column_names.index("text")
+    kind = table.schema.field(column).type
+    return replace(sample, documents=table.set_column(column, "text", pa.array(texts, kind)))
 
 
 def usable_documents(

@@ -1,6 +1,7 @@
 """Choosing an encoder: the pass that gives all candidates, their scores, and the job."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,23 +316,30 @@ def test_settings_without_sense_are_refused(settings, message):
 
 @pytest.mark.usefixtures("local_ray")
 def test_candidates_are_tried_on_a_passage_of_each_document(config, tmp_path, monkeypatch):
-    corpus = pq.read_table(config.corpus).to_pylist()[:60]
-    end = "The same end of every document, which none is drawn twice by."
-    rows = [{**row, "text": f"{row['text']}. {row['text'][::-1]}. {end}"} for row in corpus]
+    end = "This is the end of every document, and so is in none twice."
+    texts = [" ".join(f"Sentence {k} of {n}: a boat." for k in range(6)) for n in range(60)]
+    rows = [{"text": f"{text} {end}", "topic": str(n % 3)} for n, text in enumerate(texts)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "long.parquet")
     tried = []
-    monkeypatch.setattr(selection, "try_prompts", lambda *given: tried.extend(given[3]) or 1 / 0)
+    monkeypatch.setattr(selection, "try_prompts", lambda *given: tried.append(given[3]) or 1 / 0)
     config = replace(
-        config, corpus=str(tmp_path / "long.parquet"), label_column="topic", passages="sentences:64"
+        config,
+        corpus=str(tmp_path / "long.parquet"),
+        label_column="topic",
+        passages="sentences:64",
+        documents=60,
     )
-    with pytest.raises(ZeroDivisionError):
-        run(config)
-    owners = [[n for n, row in enumerate(rows) if text in row["text"]] for text in tried]
-    assert tried.count(end) == 1
-    assert len(set(tried)) == len(tried) <= len(rows)
-    assert all(text not in {row["text"] for row in rows} for text in tried)
-    alone = [numbers[0] for numbers in owners if len(numbers) == 1]
-    assert len(set(alone)) == len(alone) > 10
+    for documents in (60, 500):
+        with pytest.raises(ZeroDivisionError):
+            run(replace(config, documents=documents, output=str(tmp_path / f"{documents}")))
+    some, every = tried
+    assert len(set(some)) == len(some) == 60
+    assert len(set(every)) == len(every) == 60 * 2 + 1
+    assert every.count(end) == 1
+    own = Counter(text.split(" of ")[1].split(":")[0] for text in some if text != end)
+    assert len(own) > 40  # the others' first is the end that all have
+    assert max(own.values()) <= 2
+    assert all(text not in {row["text"] for row in rows} for text in every)
     with pytest.raises(InputError, match="ask for shorter passages"):
         run(replace(config, passages="tokens:300", output=str(tmp_path / "other")))
 

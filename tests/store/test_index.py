@@ -70,6 +70,22 @@ def test_a_night_extends_the_index_and_finds_what_is_new(store):
     assert old["id"].to_pylist() == ["d6"]
 
 
+def test_a_filter_that_leaves_few_has_more_partitions_searched(store, monkeypatch):
+    version, probes = store.version(1), []
+    nearest = Documents.nearest
+    monkeypatch.setitem(version.record.index, "probes", 1)
+    monkeypatch.setattr(
+        Documents, "nearest", lambda *a, **k: probes.append(k.get("probes")) or nearest(*a, **k)
+    )
+    version.search(vector_of("query"), 5)
+    version.search(vector_of("query"), 5, filter="id <> 'd3'")
+    assert len(version.search(vector_of("query"), 5, filter="id IN ('d3', 'd4')")) == 2
+    assert len(version.search(vector_of("query"), 5, filter="id = 'unknown'")) == 0
+    version.search(vector_of("query"), 5, filter="id = 'd3'", exact=True)
+    assert version.record.index["partitions"] == 2
+    assert probes == [1, 2, 2, 2, None]
+
+
 def test_what_is_new_and_beyond_the_range_of_the_old_is_found(tmp_path, monkeypatch):
     """All numbers of the old vectors are positive, all of the new ones negative."""
     monkeypatch.setattr(

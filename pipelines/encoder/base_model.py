@@ -232,7 +232,8 @@ def merge_adapter(model: Any, adapter: Path) -> float:
         # a model with its head is the base model under this name, and the head
         shell = nn.Module()
         setattr(shell, prefix[:-1], model)
-        shell.config = model.config
+        shell.config, shell.base_model_prefix = model.config, prefix[:-1]
+        shell.get_input_embeddings = model.get_input_embeddings
         keys = {key for key in keys if key.startswith(prefix)}
     moved = _place_embeddings(model, adapter)
     tuned = _open_adapter(shell, adapter)

@@ -56,12 +56,37 @@ def unmerged(folder, adapter, texts, encoder):
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
 
 
-def test_an_adapter_of_a_tied_head_leaves_the_input_embeddings_alone(tmp_path):
-    folder = tiny_model(tmp_path / "tied", num_hidden_layers=2, tie_word_embeddings=True)
-    adapter = tune(folder, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+def assert_as_peft(folder, adapter):
     encoder = load(folder, adapter=adapter)
     expected = unmerged(folder, adapter, SENTENCES, encoder)
     assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [5, 6, 70]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ],
+    ids=str,
+)
+def test_adapters_of_a_tied_model_equal_peft(tmp_path, settings):
+    # a change of the head leaves the input embeddings alone
+    folder = tiny_model(tmp_path / "tied", num_hidden_layers=2, tie_word_embeddings=True)
+    assert_as_peft(folder, tune(folder, tmp_path / "adapter", **settings))
+
+
+def test_adapters_of_experts_equal_peft(tmp_path):
+    folder = tiny_model(tmp_path / "moe", "qwen3_moe")
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    assert_as_peft(folder, tune(folder, tmp_path / "adapter", target_parameters=experts))
+
+
+def test_adapters_that_change_biases_equal_peft(tmp_path):
+    folder = tiny_model(tmp_path / "opt", "opt")
+    assert_as_peft(folder, tune(folder, tmp_path / "adapter", bias="all"))
 
 
 @pytest.mark.parametrize(
@@ -69,10 +94,7 @@ def test_an_adapter_of_a_tied_head_leaves_the_input_embeddings_alone(tmp_path):
 )
 def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family, target):
     folder = tiny_model(tmp_path / family, family)
-    adapter = tune(folder, tmp_path / "adapter", target_modules=[target])
-    encoder = load(folder, adapter=adapter)
-    expected = unmerged(folder, adapter, SENTENCES, encoder)
-    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+    assert_as_peft(folder, tune(folder, tmp_path / "adapter", target_modules=[target]))
 
 
 @pytest.mark.parametrize(
@@ -92,10 +114,7 @@ def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family,
     ids=str,
 )
 def test_adapters_of_every_shape_equal_peft(folder, tmp_path, settings):
-    adapter = tune(folder, tmp_path / "adapter", **settings)
-    encoder = load(folder, adapter=adapter)
-    expected = unmerged(folder, adapter, SENTENCES, encoder)
-    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+    assert_as_peft(folder, tune(folder, tmp_path / "adapter", **settings))
 
 
 def test_weights_that_an_adapter_lacks_are_told(folder, tmp_path, caplog):
@@ -138,6 +157,15 @@ def test_adapters_that_cannot_be_used_are_refused_before_weights_are_read(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["IA3", "LoHa", "LoKr", "VBLoRA"])
+def test_other_kinds_of_adapters_are_refused_by_name(folder, tmp_path, kind):
+    config = getattr(peft, f"{kind}Config")(target_modules=["q_proj"])
+    config.save_pretrained(tmp_path)
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=f"peft_type '{kind.upper()}'; LORA is required"):
+        describe_encoder(EncoderConfig(str(folder), adapter=str(tmp_path)))
+
+
 def test_an_adapter_of_a_wider_model_is_refused_before_weights_are_read(folder, tmp_path):
     other = tiny_model(tmp_path / "other", hidden_size=32, num_hidden_layers=2)
     adapter = str(tiny_adapter(tmp_path / "adapter", other))
@@ -153,9 +181,7 @@ def test_whole_embeddings_in_an_adapter_are_used(folder, tmp_path):
     name = next(name for name in weights if name.endswith("embed_tokens.weight"))
     weights[name] = torch.randn_like(weights[name])
     safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
-    encoder = load(folder, adapter=adapter)
-    expected = unmerged(folder, adapter, SENTENCES, encoder)
-    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+    assert_as_peft(folder, adapter)
 
 
 def test_embeddings_of_added_tokens_are_refused_with_the_reason(folder, tmp_path):

@@ -7,7 +7,7 @@ order with their ids: numbers from 0, or those that the file has.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,12 +139,16 @@ def _numpy_archive(filesystem: pafs.FileSystem, path: str) -> Matrix:
         shape: tuple[int, ...] = arrays[matrices[0]][0]
         dtype: np.dtype[Any] = arrays[matrices[0]][1]
         _require_matrix(path, shape, dtype)
-        named = [n for n, (s, d) in arrays.items() if s == shape[:1] and d.kind in "iuUS"]
         ids = None
-        if len(named) == 1:
-            with archive.open(named[0]) as member:
+        if named := _ids_of(path, {n: d for n, (s, d) in arrays.items() if s == shape[:1]}):
+            with archive.open(named) as member:
                 ids = np.lib.format.read_array(member, allow_pickle=False)
             ids = ids.astype(str) if ids.dtype.kind in "US" else ids.astype(np.int64)
+            if len(np.unique(ids)) < len(ids):
+                raise InputError(
+                    f"{path}: its array {named.removesuffix('.npy')!r} would be the ids, but holds "
+                    "some more than once: save the matrix without it, or with ids"
+                )
         packed = archive.getinfo(matrices[0])
         if packed.compress_type == zipfile.ZIP_STORED:
             with archive.open(packed) as member:
@@ -174,6 +178,25 @@ def _numpy_archive(filesystem: pafs.FileSystem, path: str) -> Matrix:
                 yield numbers if ids is None else ids[first : first + count], values
 
     return Matrix(shape[0], shape[1], read, ids, sequential=True)
+
+
+def _ids_of(path: str, arrays: Mapping[str, np.dtype[Any]]) -> str | None:
+    """Which of the arrays as long as the matrix are its ids; None where there is none."""
+    called = [name for name in arrays if name.lower() in ("id.npy", "ids.npy")]
+    found = called or [name for name, dtype in arrays.items() if dtype.kind in "iuUSO"]
+    if len(found) > 1:
+        names = ", ".join(name.removesuffix(".npy") for name in found)
+        raise InputError(
+            f"{path} holds {names} beside the matrix: call the one that is its ids ids"
+        )
+    if not found:
+        return None
+    if arrays[found[0]].kind not in "iuUS":
+        raise InputError(
+            f"{path}: its array {found[0].removesuffix('.npy')!r} is of {arrays[found[0]]}; ids "
+            "must be integers or strings: save them as ids.astype(str)"
+        )
+    return found[0]
 
 
 def _raw_matrix(filesystem: pafs.FileSystem, path: str, suffix: str) -> Matrix:

@@ -58,6 +58,8 @@ ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
 _TEXT_BYTES = 64 << 20
 _LANCE_TEXT_ROWS = 2_048
+_ARROW = (".arrow", ".arrows", ".feather", ".ipc")
+_DESCRIPTIONS = ("/dataset_info.json", "/dataset_dict.json", "/state.json")
 _KNOWN_BEGINNINGS = {
     b"\x89HDF": "an HDF5 file",
     b"\x80\x04": "a Python pickle, which may run code",
@@ -66,6 +68,9 @@ _KNOWN_BEGINNINGS = {
     b"PK\x03\x04": "a zip archive, such as a PyTorch file",
     b"SQLite": "an SQLite database",
     b"\x1f\x8b": "a gzip file of unknown content",
+    b"ARROW1": "an Arrow file",
+    b"Obj\x01": "an Avro file",
+    b"ORC": "an ORC file",
 }
 
 log = logging.getLogger(__name__)
@@ -150,11 +155,15 @@ def find_files(uri: str, version: str = "") -> list[VectorFile]:
                 usual.append(VectorFile(open_filesystem(file.path)[1], file.path, file.view))
         elif info.path.endswith(_USUAL) or len(infos) == 1:
             usual.append(VectorFile(info.path, address, hive_view(info.path)))
-        elif info.path.endswith(MATRIX_SUFFIXES) or _is_text(info.path):
+        elif info.path.endswith(MATRIX_SUFFIXES) or (
+            _is_text(info.path) and not info.path.endswith(_DESCRIPTIONS)
+        ):
             others.append(VectorFile(info.path, address, hive_view(info.path)))
     if not usual and not others:
         known = ", ".join((*_USUAL, *MATRIX_SUFFIXES[1:], *TEXT_SUFFIXES))
-        raise InputError(f"{uri} holds no file that ends in {known}")
+        arrow = any(info.path.endswith(_ARROW) for info in infos)
+        other = "Arrow files, as of save_to_disk (write them as Parquet), and " if arrow else ""
+        raise InputError(f"{uri} holds {other}no file that ends in {known}")
     return sorted(usual or others, key=lambda file: file.path)
 
 

@@ -4,6 +4,7 @@ import json
 import uuid
 from decimal import Decimal
 
+import datasets
 import faiss
 import numpy as np
 import pandas as pd
@@ -91,6 +92,18 @@ def test_an_npz_of_a_matrix_and_its_ids(tmp_path):
     names = [f"k{n}" for n in range(30)]
     np.savez(tmp_path / "a.npz", ids=np.array(names), vectors=MATRIX)
     check(tmp_path / "a.npz", ids=names)
+    np.savez(tmp_path / "c.npz", ids=np.array(names), vectors=MATRIX, labels=np.arange(30) % 3)
+    check(tmp_path / "c.npz", ids=names)
+    np.savez(tmp_path / "e.npz", vectors=MATRIX, weights=np.ones(30))
+    check(tmp_path / "e.npz")
+    for more, message in (
+        ({"a": np.arange(30), "b": np.arange(30)}, "a, b beside the matrix"),
+        ({"y": np.arange(30) % 3}, "'y' would be the ids, but holds some more than once"),
+        ({"ids": np.array(names, dtype=object)}, "'ids' is of object; ids must be integers or str"),
+    ):
+        np.savez(tmp_path / "d.npz", vectors=MATRIX, **more)
+        with pytest.raises(InputError, match=message):
+            open_vectors(str(tmp_path / "d.npz"), Columns())
     np.savez(tmp_path / "b.npz", a=MATRIX, b=MATRIX)
     with pytest.raises(InputError, match="required is one matrix"):
         open_vectors(str(tmp_path / "b.npz"), Columns())
@@ -134,6 +147,16 @@ def test_a_faiss_index_whose_ids_are_no_places_is_refused(tmp_path):
     faiss.write_index(index, str(tmp_path / "a.index"))
     with pytest.raises(InputError, match="whose ids are not 0 to 29"):
         open_vectors(str(tmp_path / "a.index"), Columns())
+
+
+def test_arrow_files_are_named_as_what_they_are(tmp_path):
+    rows = {"id": IDS, "embedding": MATRIX.tolist()}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="holds Arrow files, as of save_to_disk"):
+        open_vectors(str(tmp_path / "saved"), Columns())
+    pl.DataFrame(rows).write_ipc(tmp_path / "a.feather")
+    with pytest.raises(InputError, match="is an Arrow file; vectors are read from Parquet"):
+        open_vectors(str(tmp_path / "a.feather"), Columns())
 
 
 def test_a_cut_file_of_vectors_is_named(tmp_path):

@@ -47,6 +47,7 @@ from pipelines.corpus.streams import (
     encoding_problem,
     line_end,
     open_stream,
+    packing_problem,
     read_head,
     split_lines,
 )
@@ -361,7 +362,8 @@ class Inspection:
         except StorageError:
             raise
         except (OSError, pa.ArrowException, UnicodeError) as error:
-            return replace(file, problem=describe_problem(error))
+            other = file.compression and packing_problem(file.path, file.compression)
+            return replace(file, problem=other or describe_problem(error))
 
     def _look_into(self, file: CorpusFile) -> CorpusFile:
         if file.format in TYPED_FORMATS:

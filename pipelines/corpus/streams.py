@@ -33,6 +33,13 @@ _BYTE_ORDER_MARKS = {  # the longer first: that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_PACKINGS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 _FEWEST_BAD_LINES = 5
 _BAD_SHARE = 0.05
 """Of lines: where fewer are not UTF-8, each is rejected alone."""
@@ -147,8 +154,28 @@ def encoding_by_mark(head: bytes) -> str:
     return next((n for mark, n in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), UTF_8)
 
 
+def packing_problem(path: str, compression: str) -> str | None:
+    """How a file that cannot be unpacked is not packed as its name says; None where it is."""
+    try:
+        with open_stream(path, None) as stream:
+            begin = stream.read(8)
+    except OSError:  # which is why it could not be unpacked
+        return None
+    found = _packing_of(begin)
+    if found == compression or (compression == "zstd" and not found):  # may begin with any frame
+        return None
+    how = f"packed with {found}" if found else "not packed"
+    return f"it is {how}, and its name says {compression}: rename it"
+
+
+def _packing_of(begin: bytes) -> str | None:
+    return next((name for mark, name in _PACKINGS.items() if begin.startswith(mark)), None)
+
+
 def encoding_problem(head: bytes) -> str | None:
     """Why the beginning of a file is not UTF-8 text, where it is plainly something else."""
+    if packing := _packing_of(head):
+        return f"what it holds is packed with {packing}: unpack it, or let its name say so"
     even, odd = head[:4096:2].count(0), head[1:4096:2].count(0)
     if bool(even) != bool(odd) and even + odd > max(8, len(head[:4096]) // 3):
         return (

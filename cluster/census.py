@@ -16,11 +16,10 @@ import pyarrow as pa
 
 from cluster.assign import Assignment, NearestCentroids, assign_by_group
 from cluster.distances import fixed_point_bits
-from cluster.document_map import MapPlaces, TableWriter, map_table
+from cluster.document_map import MapPlaces, map_table, table_writer
 from cluster.noise import DenseRegions, NoiseFinder, mark_noise
 from cluster.roll_up import DOCUMENT
 from cluster.vectors import Block, Shard, VectorSource, hash_ids, read_blocks, shorten_texts
-from pipelines.runtime.files import atomic_output
 
 TEXT_CHARACTERS = 600
 
@@ -342,20 +341,17 @@ def assign_shard(
     index = NearestCentroids(plan.centroids[plan.census.k])
     places = MapPlaces(plan.sample, plan.points)
     censuses = [empty_census(plan.census)]
-    with atomic_output(path) as stream, atomic_output(map_path) as map_stream:
-        rows, mapped = TableWriter(stream), TableWriter(map_stream)
+    with table_writer(path) as write, table_writer(map_path) as write_map:
         for block in read_blocks(source, shard):
             assignments = plan.assign(index, block.vectors)
             orders = hash_ids(block.ids, plan.seed)
             noise = finder.find(block.vectors, orders)
-            rows.write(_to_table(block, assignments, plan.census.k, noise))
+            write(_to_table(block, assignments, plan.census.k, noise))
             cluster_ids = mark_noise(assignments[plan.census.k].cluster_ids, noise)
-            mapped.write(map_table(block.ids, places.place(block.vectors), cluster_ids, block.kept))
+            write_map(map_table(block.ids, places.place(block.vectors), cluster_ids, block.kept))
             censuses.append(count_apart(block, orders, assignments, plan.census, noise))
             if len(censuses) == _MERGED_AT_A_TIME:
                 censuses = [merge_censuses(censuses)]
-        rows.close()
-        mapped.close()
     return merge_censuses(censuses)
 
 

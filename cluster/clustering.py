@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.census import (
     AssignPlan,
@@ -25,7 +24,7 @@ from cluster.census import (
 from cluster.comparison import check_comparable, compare, comparison_section
 from cluster.config import ClusterConfig, Workers
 from cluster.document_map import MapLayout, join_maps, lay_out
-from cluster.duplicate_search import Part, SearchPlan
+from cluster.duplicate_search import Part, SearchPlan, take_rows
 from cluster.hierarchy import Nesting, divide, nest
 from cluster.kmeans import (
     TWO_LEVEL_FROM,
@@ -56,10 +55,11 @@ from pipelines.runtime.files import (
     make_folder,
     open_filesystem,
     read_bytes,
+    read_table,
     write_bytes,
 )
 from pipelines.runtime.machines import find_nodes
-from pipelines.runtime.run_record import RunRecord, deciding_settings, require_unchanged
+from pipelines.runtime.run_record import RunRecord, deciding_settings
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +84,8 @@ def cluster_corpus(
     """
     source = find_source(config)
     digest = digest_of(source)
-    if record is not None and record.settled and record.previous is not None:
-        require_unchanged(config.output, record.previous, "vectors_digest", digest)
-        Work(join(config.output, WORK_FOLDER)).end()
-        return JobResult(
-            summary={"nothing to do": f"{config.output} is complete, vectors unchanged"}
-        )
+    if done := Work.confirm(record, config.output, "vectors_digest", digest):
+        return done
     if config.compare is not None:
         check_comparable(config.compare)
     work = Work.begin(config.output, {"vectors": digest, "settings": deciding_settings(config)})
@@ -114,9 +110,7 @@ def cluster_corpus(
     )
     result = roll_up_passages(result, config.output, source, work, **pool_of(config))
     if record is not None:
-        record.counts.update(result.counts)
-        record.metrics.update(result.metrics)
-        record.complete()
+        record.complete(result.counts, result.metrics)
     work.end()
     return result
 
@@ -175,41 +169,27 @@ def duplicates_among_all(
     if not config.duplicate_similarity or work.folder is None or scan.rows <= len(scan.sample):
         return None
     plan = SearchPlan(config.duplicate_similarity, "hash", config.seed)
-    found = search_vectors(source, plan, join(work.folder, "duplicates"))
-    removed = np.flatnonzero(found.decisions.keepers >= 0)
-    positions = found.order.positions()
+    search = search_vectors(source, plan, join(work.folder, "duplicates"))
+    removed = np.flatnonzero(search.decisions.keepers >= 0)
+    positions = search.order.positions()
     folder = join(config.output, "assignments")
-    rows = take_rows(folder, source, found.order.parts, positions[removed])
-    keepers = positions[found.decisions.keepers[removed]]
+
+    def read(part: Part) -> pa.Table:
+        path = join(folder, f"{source.shards[part.shard].name}.parquet")
+        return read_table(path, ["id", "cluster_id"])
+
+    ids = pa.array([], source.id_kind)
+    empty = pa.table({"id": ids, "cluster_id": pa.array([], pa.int32())})
+    take = partial(take_rows, search.order.parts, read=read, empty=empty)
+    rows = take(positions[removed])
     return pa.table(
         {
             "id": rows["id"],
-            "duplicate_of": take_rows(folder, source, found.order.parts, keepers)["id"],
-            "similarity": found.decisions.similarities[removed],
+            "duplicate_of": take(positions[search.decisions.keepers[removed]])["id"],
+            "similarity": search.decisions.similarities[removed],
             "cluster_id": rows["cluster_id"],
         }
     )
-
-
-def take_rows(
-    folder: str, source: VectorSource, parts: Sequence[Part], positions: np.ndarray
-) -> pa.Table:
-    """id and cluster_id of the assignments at ``positions`` of the corpus, int64 (m,)."""
-    starts = np.array([part.start for part in parts])
-    owners = np.searchsorted(starts, positions, side="right") - 1
-    found = []
-    order = np.argsort(owners, kind="stable")
-    for number in np.unique(owners):
-        part = parts[number]
-        filesystem, path = open_filesystem(
-            join(folder, f"{source.shards[part.shard].name}.parquet")
-        )
-        table = pq.read_table(path, columns=["id", "cluster_id"], filesystem=filesystem)
-        found.append(table.take(pa.array(positions[owners == number] - part.start)))
-    if not found:
-        ids = pa.array([], source.id_kind)
-        return pa.table({"id": ids, "cluster_id": pa.array([], pa.int32())})
-    return pa.concat_tables(found).take(pa.array(np.argsort(order, kind="stable")))
 
 
 _GROUP = "group-"
@@ -343,7 +323,7 @@ def fit_levels(
     if len(levels) > 1:
         fit, groups = divide(vectors, levels, options)
     elif rows is None and start is not None:
-        fit = Fit(start, np.zeros(k, dtype=np.int64), 0.0, 0, 0, 0)
+        fit = Fit.standing(start)
     else:
         fit = fit_in_memory(vectors, k, options, start=start)
     if rows is None:

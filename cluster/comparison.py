@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cluster.describe import Description
-from cluster.known import ASSIGNMENTS
+from cluster.known import read_assignments
 from cluster.metrics import label_scores
 from cluster.report_data import Changes, Listing
 from cluster.vectors import hash_ids
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, list_files, open_filesystem
+from pipelines.runtime.files import join, read_table
 from pipelines.runtime.run_record import require_complete
 
 _LISTED = 60
@@ -79,25 +76,15 @@ def compare(folder: str, k: int, other: str) -> Comparison:
 
 def _assigned(folder: str) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of ids, uint64 (n,), and cluster ids, int32 (n,), of all documents."""
-    hashes, cluster_ids = zip(*_read(join(folder, "assignments")), strict=True)
+    rows = read_assignments(folder, "id", "cluster_id")
+    pairs = [(hash_ids(ids, 0), cluster_ids.to_numpy()) for ids, cluster_ids in rows]
+    hashes, cluster_ids = zip(*pairs, strict=True)
     return np.concatenate(hashes), np.concatenate(cluster_ids)
-
-
-def _read(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for name in list_files(folder):
-        if not re.fullmatch(ASSIGNMENTS, name):
-            continue
-        filesystem, path = open_filesystem(join(folder, name))
-        with filesystem.open_input_file(path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=["id", "cluster_id"]):
-                yield hash_ids(batch.column(0), 0), batch.column(1).to_numpy()
 
 
 def _names(folder: str) -> list[str]:
     """The name, or else the first keywords, of each cluster of a result."""
-    filesystem, path = open_filesystem(join(folder, "clusters.parquet"))
-    with filesystem.open_input_file(path) as stream:
-        table = pq.read_table(stream, columns=["cluster_id", "name", "keywords"])
+    table = read_table(join(folder, "clusters.parquet"), ["cluster_id", "name", "keywords"])
     rows = table.sort_by("cluster_id").to_pylist()
     return [row["name"] or ", ".join(row["keywords"][:_NAMED]) for row in rows]
 

@@ -55,8 +55,7 @@ class ClusterOptions:
         self.fit_rows()
         for name in ("max_iterations", "sample_documents", "map_documents"):
             require_at_least_one(self, name)
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
+        require_seed(self.seed)
 
     def levels(self) -> list[int]:
         """The numbers of clusters asked for, ascending; empty for 'auto'."""
@@ -90,6 +89,22 @@ def require_at_least_one(config: object, name: str) -> None:
         raise InputError(f"{flag} is {getattr(config, name)}; it must be at least 1")
 
 
+def require_seed(seed: int) -> None:
+    """Raise :class:`InputError` unless ``seed`` fits 31 bits."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed is {seed}; it must be from 0 to {2**31 - 1}")
+
+
+@dataclass(frozen=True)
+class VectorColumns:
+    """Where vectors stand in their files."""
+
+    id_column: str = "id"
+    """Column of unique ids, strings or integers."""
+    embedding_column: str = "embedding"
+    """Column of vectors."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """Who reads and assigns vectors; decides no result."""
@@ -112,7 +127,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class ClusterConfig(Workers, ClusterOptions):
+class ClusterConfig(Workers, VectorColumns, ClusterOptions):
     """Settings of one clustering run."""
 
     embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
@@ -121,10 +136,6 @@ class ClusterConfig(Workers, ClusterOptions):
     """Folder to write to; an unfinished run in it is gone on with."""
     text_column: str = "text"
     """Column of texts for keywords and examples; without it the report has none."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
     version: str = ""
     """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
     keep_columns: tuple[str, ...] = ()
@@ -186,7 +197,7 @@ _SIMILARITY = {"vectors": 0.98, "text": 0.8}
 
 
 @dataclass(frozen=True)
-class DeduplicateConfig:
+class DeduplicateConfig(VectorColumns):
     """Settings of one deduplication."""
 
     embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
@@ -205,10 +216,6 @@ class DeduplicateConfig:
     """Write the rows that are kept, with all their columns, to clean/*.parquet."""
     text_column: str = "text"
     """Column of texts: compared by --method text, measured by 'longest', shown on the page."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
     drop_bad_vectors: bool = False
     """Leave out vectors that cannot be compared and list them, instead of stopping."""
     seed: int = 0
@@ -222,8 +229,7 @@ class DeduplicateConfig:
             raise InputError(
                 f"--keep is {self.keep!r}; it must be first, longest, central or column:NAME"
             )
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; it must be from 0 to {2**31 - 1}")
+        require_seed(self.seed)
         if self.against is not None and self.keep != "first":
             raise InputError("--against keeps nothing by a rule of its own; leave --keep out")
         if self.method == "text" and self.keep == "central":
@@ -237,7 +243,7 @@ class DeduplicateConfig:
 
 
 @dataclass(frozen=True)
-class AssignConfig(Workers):
+class AssignConfig(Workers, VectorColumns):
     """Give new vectors to the clusters there are."""
 
     embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
@@ -252,10 +258,6 @@ class AssignConfig(Workers):
     """A document is novel beyond this quantile of its cluster's own distances, 0 to 1."""
     text_column: str = "text"
     """Column of texts for the keywords of what is novel; without it there are none."""
-    id_column: str = "id"
-    """Column of unique ids, strings or integers."""
-    embedding_column: str = "embedding"
-    """Column of vectors."""
     version: str = ""
     """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
     drop_bad_vectors: bool = False

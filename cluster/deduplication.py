@@ -17,13 +17,20 @@ import pyarrow.parquet as pq
 from cluster.clustering import digest_of
 from cluster.config import DeduplicateConfig
 from cluster.duplicate_report import Judged, render_page
-from cluster.duplicate_search import Order, Part, Search, SearchPlan
+from cluster.duplicate_search import (
+    Order,
+    Part,
+    Search,
+    SearchPlan,
+    owners_of,
+    take_rows,
+)
 from cluster.duplicates import Pairs, decide, no_decisions
 from cluster.text_duplicates import open_texts, search_texts
 from cluster.vector_duplicates import search_vectors
 from cluster.vector_files import Columns, Piece, read_batches
 from cluster.vectors import VectorSource, open_vectors, shorten_texts
-from cluster.work import WORK_FOLDER, Work, remove_stale
+from cluster.work import Work, remove_stale
 from pipelines.runtime.arrow import (
     file_columns,
     id_column,
@@ -42,7 +49,7 @@ from pipelines.runtime.files import (
     write_bytes,
     write_table,
 )
-from pipelines.runtime.run_record import RunRecord, read_run, require_complete, require_unchanged
+from pipelines.runtime.run_record import RunRecord, read_run, require_complete
 from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
 from pipelines.runtime.tables import TableView
 from pipelines.runtime.units import Receipt, run_stage
@@ -65,11 +72,8 @@ def deduplicate_corpus(config: DeduplicateConfig, record: RunRecord | None = Non
     source = open_source(config, config.embeddings)
     other = open_other(config, source)
     digest = digest_of(source) + ("" if other is None else digest_of(other))
-    if record is not None and record.settled and record.previous is not None:
-        require_unchanged(config.output, record.previous, "vectors_digest", digest)
-        Work(join(config.output, WORK_FOLDER)).end()
-        told = f"{config.output} is complete, documents unchanged"
-        return JobResult(summary={"nothing to do": told})
+    if done := Work.confirm(record, config.output, "vectors_digest", digest):
+        return done
     work = Work.begin(config.output, {"vectors": digest, "settings": _plain(config)})
     assert work.folder is not None
     search, below = find(config, source, other, work.folder)
@@ -192,20 +196,14 @@ def take_ids(
     parts: Sequence[Part], positions: np.ndarray, work: str, empty: pa.DataType | None = None
 ) -> pa.Array:
     """The ids at ``positions``, which are of one source; of type ``empty`` where there are none."""
-    starts = np.array([part.start for part in parts])
-    owners = np.searchsorted(starts, positions, side="right") - 1
-    keeper_ids, places = [], []
-    for number in np.unique(owners):
-        rows = np.flatnonzero(owners == number)
-        table = read_segment(join(work, "rows", parts[number].name), 0)
+
+    def read(part: Part) -> pa.Table:
+        table = read_segment(join(work, "rows", part.name), 0)
         assert table is not None
-        ids = table["id"].combine_chunks()
-        keeper_ids.append(ids.take(pa.array(positions[rows] - parts[number].start)))
-        places.append(rows)
-    if not keeper_ids:
-        return pa.array([], empty or pa.string())
-    back = np.argsort(np.concatenate(places), kind="stable")
-    return pa.concat_arrays(keeper_ids).take(pa.array(back))
+        return table.select(["id"])
+
+    none = pa.table({"id": pa.array([], empty or pa.string())})
+    return take_rows(parts, positions, read, none)["id"].combine_chunks()
 
 
 def curve_table(search: Search, similarity: float) -> pa.Table:
@@ -306,8 +304,7 @@ def read_excerpts(
 ) -> list[str | None]:
     """The beginning of the text at each position; None where there are no texts."""
     has_texts = [config.method == "text" or source.columns.text for source in sources]
-    starts = np.array([part.start for part in parts])
-    owners = np.searchsorted(starts, positions, side="right") - 1
+    owners = owners_of(parts, positions)
     wanted: dict[str, list[int]] = {}
     for number in np.unique(owners).tolist():
         if has_texts[parts[number].source]:

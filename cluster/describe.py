@@ -13,6 +13,7 @@ import pyarrow as pa
 import regex
 from scipy.sparse import csr_array
 
+from cluster.assign import split_by
 from cluster.census import Census
 from cluster.sample import Sample
 
@@ -79,16 +80,16 @@ def describe_clusters(
     if sample.texts is not None:
         keywords = find_keywords([text or "" for text in sample.texts.to_pylist()], cluster_ids, k)
     central = _examples_by_cluster(census.nearest, k)
-    members = _rows_by_cluster(cluster_ids, k)
+    members = split_by(np.arange(len(cluster_ids)), cluster_ids, k)
     labels = list(census.labels)
     counts = np.array([census.labels[label] for label in labels]).reshape(len(labels), k)
-    found = []
+    descriptions = []
     for cluster in range(k):
         size, labelled = int(census.sizes[cluster]), int(counts[:, cluster].sum())
         top = int(counts[:, cluster].argmax()) if labelled else None
         rows = members[cluster]
         picked = rows[pick_diverse(sample.vectors[rows], distances[rows], 4)]
-        found.append(
+        descriptions.append(
             Description(
                 cluster,
                 size,
@@ -101,7 +102,7 @@ def describe_clusters(
                 float(counts[top, cluster] / labelled) if top is not None else None,
             )
         )
-    return found
+    return descriptions
 
 
 def split_words(text: str) -> Iterator[str]:
@@ -174,9 +175,9 @@ def _stop_words(documents: csr_array, sizes: np.ndarray) -> np.ndarray:
 
 def _strongest(weights: csr_array, cluster: int, words: np.ndarray, count: int) -> list[str]:
     inside = slice(weights.indptr[cluster], weights.indptr[cluster + 1])
-    found = weights.indices[inside]
-    order = np.lexsort((words[found], -weights.data[inside]))
-    return [str(words[i]) for i in found[order[:count]]]
+    present = weights.indices[inside]
+    order = np.lexsort((words[present], -weights.data[inside]))
+    return [str(words[i]) for i in present[order[:count]]]
 
 
 def pick_diverse(vectors: np.ndarray, distances: np.ndarray, count: int) -> list[int]:
@@ -199,20 +200,14 @@ def pick_diverse(vectors: np.ndarray, distances: np.ndarray, count: int) -> list
 
 
 def _examples_by_cluster(documents: pa.Table | None, k: int) -> list[list[Example]]:
-    found: list[list[Example]] = [[] for _ in range(k)]
+    examples: list[list[Example]] = [[] for _ in range(k)]
     for row in documents.to_pylist() if documents is not None else ():
         example = Example(row["id"], row["distance"], row.get("text"), row.get("label"))
-        found[row["cluster_id"]].append(example)
-    return found
+        examples[row["cluster_id"]].append(example)
+    return examples
 
 
 def _sampled_example(sample: Sample, row: int, distances: np.ndarray) -> Example:
     text = sample.texts[row].as_py() if sample.texts is not None else None
     label = sample.labels[row].as_py() if sample.labels is not None else None
     return Example(sample.ids[row].as_py(), float(distances[row]), text, label)
-
-
-def _rows_by_cluster(cluster_ids: np.ndarray, k: int) -> list[np.ndarray]:
-    order = np.argsort(cluster_ids, kind="stable")
-    ends = np.cumsum(np.bincount(cluster_ids, minlength=k))
-    return np.split(order, ends[:-1])

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,32 +124,27 @@ def map_table(
 
 def join_maps(parts: Sequence[str], path: str) -> None:
     """Write the Parquet files ``parts``, in their order, as the one file ``path``."""
-    with atomic_output(path) as stream:
-        writer = TableWriter(stream)
+    with table_writer(path) as write:
         for part in parts:
             filesystem, inner = open_filesystem(part)
             with filesystem.open_input_file(inner) as source:
                 file = pq.ParquetFile(source)
                 for group in range(file.num_row_groups):
-                    writer.write(file.read_row_group(group))
-        writer.close()
+                    write(file.read_row_group(group))
 
 
-class TableWriter:
-    """Tables as one Parquet file of the first one's schema; nothing where none comes."""
+@contextlib.contextmanager
+def table_writer(path: str) -> Iterator[Callable[[pa.Table], None]]:
+    """Writes tables as one Parquet file of the first one's schema; nothing where none comes."""
+    writer: pq.ParquetWriter | None = None
 
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self._stream = stream
-        self._writer: pq.ParquetWriter | None = None
-
-    def write(self, table: pa.Table) -> None:
-        """Add rows."""
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._stream, table.schema)
+    def write(table: pa.Table) -> None:
+        nonlocal writer
+        writer = writer or pq.ParquetWriter(stream, table.schema)
         # Files of several writers may hold a kept column in several widths.
-        self._writer.write_table(table.cast(self._writer.schema))
+        writer.write_table(table.cast(writer.schema))
 
-    def close(self) -> None:
-        """Finish the file; the stream stays open."""
-        if self._writer is not None:
-            self._writer.close()
+    with atomic_output(path) as stream:
+        yield write
+        if writer is not None:
+            writer.close()

@@ -91,23 +91,23 @@ def measure_drift(
 
 
 def _changes(old: OldClusters, new: NewClusters, identity: Identity) -> list[ClusterChange]:
-    found: list[ClusterChange] = []
+    changes: list[ClusterChange] = []
     old_names = list(old.names) or [""] * len(old.ids)
     for place, old_place in enumerate(identity.old_places):
         name, size = identity.names[place], int(new.sizes[place])
         cluster_id = int(identity.ids[place])
         if old_place < 0:
-            found.append(ClusterChange("appeared", cluster_id, name, 0, size))
+            changes.append(ClusterChange("appeared", cluster_id, name, 0, size))
             continue
         before = int(old.sizes[old_place])
         if abs(size - before) >= max(1, LEAST_CHANGE * before):
             kind: ChangeKind = "grew" if size > before else "shrank"
-            found.append(ClusterChange(kind, cluster_id, name, before, size))
+            changes.append(ClusterChange(kind, cluster_id, name, before, size))
     for old_place in np.setdiff1d(np.arange(len(old.ids)), identity.old_places):
         size = int(old.sizes[old_place])
         old_id = int(old.ids[old_place])
-        found.append(ClusterChange("vanished", old_id, old_names[old_place], size, 0))
-    return sorted(found, key=lambda c: (-abs(c.new_size - c.old_size), c.cluster_id))
+        changes.append(ClusterChange("vanished", old_id, old_names[old_place], size, 0))
+    return sorted(changes, key=lambda c: (-abs(c.new_size - c.old_size), c.cluster_id))
 
 
 def changes_section(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 
-from cluster.report_data import inline_json, shorten
-
-_FOLDER = Path(__file__).parent
+from cluster.report_data import inline_json, render_template, settings_in_words, shorten
 
 
 @dataclass(frozen=True)
@@ -30,24 +26,17 @@ class Judged:
 
 def render_page(judged: Judged) -> str:
     """The page as HTML; every text in it is escaped, and nothing is loaded from elsewhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     name = str(judged.settings["embeddings"]).rstrip("/").rsplit("/", 1)[-1]
     rows = judged.curve.to_pylist()
-    facts = {key.replace("_", " "): str(value) for key, value in judged.settings.items()}
-    return environment.get_template("duplicate_report.html.jinja").render(
+    return render_template(
+        "duplicate_report",
         title=f"Near-duplicates of {name}",
         lead=_lead(judged),
         figures=_figures(judged),
         notices=_notices(judged),
         has_pairs=bool(judged.pairs),
         rows=[_row(row, judged.similarity) for row in rows],
-        facts=[(key, value) for key, value in facts.items() if value not in ("None", "")],
-        css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
-        javascript=(_FOLDER / "duplicate_report.js").read_text(encoding="utf-8"),
+        facts=list(settings_in_words(judged.settings).items()),
         data_json=inline_json(
             {
                 "similarity": judged.similarity,

@@ -8,7 +8,7 @@ document. Stages that are done in the folder of unfinished work stay done.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,9 @@ from cluster.duplicates import (
     no_decisions,
     repeat_decisions,
 )
+from cluster.sample import refuse_repeats
 from cluster.vectors import Block, VectorSource
+from pipelines.runtime.arrow import vectors_to_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, make_folder, read_bytes, write_bytes
 from pipelines.runtime.segments import read_segment, write_segments
@@ -126,6 +128,32 @@ class Search:
     cells: int = 0
 
 
+def owners_of(parts: Sequence[Part], positions: np.ndarray) -> np.ndarray:
+    """int64 (m,): places of the parts that rows at ``positions`` of the corpus, int64 (m,), lie in.
+
+    A part without rows starts where the next one does, and has none.
+    """
+    return np.searchsorted([part.start for part in parts], positions, side="right") - 1
+
+
+def take_rows(
+    parts: Sequence[Part],
+    positions: np.ndarray,
+    read: Callable[[Part], pa.Table],
+    empty: pa.Table,
+) -> pa.Table:
+    """The rows at ``positions``, int64 (m,), of what ``read`` gives of each part they lie in."""
+    if not len(positions):
+        return empty
+    owners = owners_of(parts, positions)
+    tables = [
+        read(parts[number]).take(pa.array(positions[owners == number] - parts[number].start))
+        for number in np.unique(owners).tolist()
+    ]
+    back = np.argsort(np.argsort(owners, kind="stable"), kind="stable")
+    return pa.concat_tables(tables).take(pa.array(back))
+
+
 def read_parts(
     sources: Sequence[VectorSource], plan: SearchPlan, work: str, read: Any
 ) -> tuple[Part, ...]:
@@ -174,17 +202,7 @@ def row_table(block: Block, hashes: np.ndarray, digests: list[bytes | None], kee
 
 def vector_table(vectors: np.ndarray, **columns: np.ndarray) -> pa.Table:
     """Float32 (n, d) as the column ``vector`` beside others."""
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    return pa.table(
-        {**{name: pa.array(values) for name, values in columns.items()}, "vector": lists}
-    )
-
-
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """Undo :func:`vector_table`: float32 (n, d)."""
-    column = table["vector"].combine_chunks()
-    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    return pa.table({**columns, "vector": vectors_to_column(vectors)})
 
 
 def order_rows(
@@ -201,26 +219,28 @@ def order_rows(
         raise InputError(f"{source.uri} holds no usable rows: nothing to compare")
     names = [name for name in ("hash", "digest", "key") if name in filled[0].column_names]
     rows = pa.concat_tables([table.select(names) for table in filled])
-    own = sum(part.rows for part in parts if not part.source)
+    own_rows = sum(part.rows for part in parts if not part.source)
     hashes = rows["hash"].to_numpy()
-    _refuse_repeats(hashes[:own], source)
+    refuse_repeats(np.sort(hashes[:own_rows]), source)
     ranks = np.empty(len(rows), dtype=np.int64)
-    fixed = len(rows) - own
-    ranks[own:] = np.arange(fixed)
+    fixed = len(rows) - own_rows
+    ranks[own_rows:] = np.arange(fixed)
     if plan.keep == "first":
-        ranks[:own] = fixed + np.arange(own)
+        ranks[:own_rows] = fixed + np.arange(own_rows)
     else:
         if plan.keep == "hash":
             keys = np.zeros(len(rows))
-        falling = -_as_numbers(rows["key"] if keys is None else pa.chunked_array([keys]))[:own]
-        ranks[np.lexsort((hashes[:own], falling))] = fixed + np.arange(own)
+        falling = -_as_numbers(rows["key"] if keys is None else pa.chunked_array([keys]))[:own_rows]
+        ranks[np.lexsort((hashes[:own_rows], falling))] = fixed + np.arange(own_rows)
     by_rank = np.empty(len(rows), dtype=np.int64)
     by_rank[ranks] = np.arange(len(rows))
     same_as, empty = _same(rows["digest"].combine_chunks().take(pa.array(by_rank)))
     rejected = [read_segment(join(work, "rows", part.name), 2) for part in parts if not part.source]
-    told = [table for table in rejected if table is not None]
+    rejected_tables = [table for table in rejected if table is not None]
     none = pa.table({"id": pa.array([], source.id_kind), "reason": pa.array([], pa.string())})
-    return Order(tuple(parts), ranks, fixed, same_as, empty, pa.concat_tables([none, *told]))
+    return Order(
+        tuple(parts), ranks, fixed, same_as, empty, pa.concat_tables([none, *rejected_tables])
+    )
 
 
 def _as_numbers(keys: pa.ChunkedArray) -> np.ndarray:
@@ -245,16 +265,6 @@ def _same(digests: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     same_as[order] = order[np.flatnonzero(is_new)[np.cumsum(is_new) - 1]]
     same_as[empty] = np.flatnonzero(empty)
     return same_as, empty
-
-
-def _refuse_repeats(hashes: np.ndarray, source: VectorSource) -> None:
-    ordered = np.sort(hashes)
-    repeats = int((ordered[1:] == ordered[:-1]).sum())
-    if repeats:
-        raise InputError(
-            f"{source.uri}: {repeats} rows repeat the {source.columns.id!r} of another; ids must "
-            "be unique. Was the corpus embedded twice into one folder?"
-        )
 
 
 def write_ranks(order: Order, work: str) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from cluster.assign import one_thread_each, side_by_side
+from cluster.assign import one_thread_each, side_by_side, split_by
 from cluster.distances import squared_lengths
 
 MOST_PAIRS = 16
@@ -347,9 +347,3 @@ def repeat_decisions(
     kept = first < fixed if fixed else decisions.keepers[first] < 0
     keepers[repeats[kept]], similarities[repeats[kept]] = first[kept], 1
     return Decisions(keepers, similarities, np.zeros(len(keepers), dtype=bool))
-
-
-def split_by(values: np.ndarray, keys: np.ndarray, count: int) -> list[np.ndarray]:
-    """``values`` (n,) in ``count`` lists by their ``keys``, integers below ``count``; in order."""
-    order = np.argsort(keys, kind="stable")
-    return np.split(values[order], np.cumsum(np.bincount(keys, minlength=count))[:-1])

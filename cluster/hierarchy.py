@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cluster.assign import NearestCentroids
+from cluster.assign import NearestCentroids, split_by
 from cluster.distances import squared_distances_to, squared_lengths
 from cluster.kmeans import (
     TWO_LEVEL_FROM,
@@ -52,9 +52,7 @@ def _divide_once(
 ) -> tuple[Fit, np.ndarray, np.ndarray]:
     """Centroids of ``k`` clusters, where each vector lies among them, and whose parts they are."""
     count = len(coarse.centroids)
-    parts = np.split(
-        np.argsort(places, kind="stable"), np.cumsum(np.bincount(places, minlength=count))[:-1]
-    )
+    parts = split_by(np.arange(len(vectors)), places, count)
     spread = squared_distances_to(vectors, coarse.centroids, places)
     weights = np.bincount(places, weights=spread, minlength=count)
     shares = _shares(weights, [count_distinct(vectors[rows]) for rows in parts], k)

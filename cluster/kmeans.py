@@ -42,6 +42,11 @@ class Fit:
     reseeded: int
     """How often an empty cluster was given half of a large one."""
 
+    @classmethod
+    def standing(cls, centroids: np.ndarray) -> Fit:
+        """Centroids, float32 (k, d), that were fitted elsewhere."""
+        return cls(centroids, np.zeros(len(centroids), np.int64), 0.0, 0, 0, 0)
+
 
 @dataclass(frozen=True)
 class FitOptions:

@@ -8,18 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.noise import DenseRegions
 from cluster.vectors import VectorSource, read_centroids
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import exists, join, list_files, open_filesystem, read_bytes
+from pipelines.runtime.files import (
+    exists,
+    join,
+    list_files,
+    open_filesystem,
+    read_bytes,
+    read_table,
+)
 from pipelines.runtime.run_record import require_complete
 
 ASSIGNMENTS = r"part-\d{5,}\.parquet"
@@ -152,7 +160,7 @@ def read_clustering(folder: str, quantile: float) -> KnownClusters:
         folder,
         centroids,
         ids,
-        reach_of(_assigned(join(folder, "assignments")), ids).limits(quantile),
+        reach_of(read_assignments(folder, "cluster_id", "distance"), ids).limits(quantile),
         settings.get("metric") == "cosine",
         fingerprint or before.get("encoder_fingerprint"),
         encoder,
@@ -164,9 +172,7 @@ def read_clustering(folder: str, quantile: float) -> KnownClusters:
 def _read_regions(address: str) -> DenseRegions | None:
     if not exists(address):
         return None
-    filesystem, path = open_filesystem(address)
-    with filesystem.open_input_file(path) as stream:
-        return DenseRegions.from_table(pq.read_table(stream))
+    return DenseRegions.from_table(read_table(address))
 
 
 def describe_encoder_of(folder: str) -> dict[str, Any] | None:
@@ -175,20 +181,22 @@ def describe_encoder_of(folder: str) -> dict[str, Any] | None:
     return json.loads(read_bytes(path)) if folder and exists(path) else None
 
 
-def reach_of(assigned: Iterable[tuple[np.ndarray, np.ndarray]], ids: np.ndarray) -> Reach:
+def reach_of(assigned: Iterable[Sequence[pa.Array]], ids: np.ndarray) -> Reach:
     """How far clusters ``ids``, rising int (k,), reach, from ids and distances of documents."""
     reach = Reach(len(ids))
-    for cluster_ids, distances in assigned:
+    for cluster_ids, distances in ([array.to_numpy() for array in pair] for pair in assigned):
         places = np.minimum(np.searchsorted(ids, cluster_ids), len(ids) - 1)
         known = ids[places] == cluster_ids
         reach.add(places[known], distances[known])
     return reach
 
 
-def _assigned(folder: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    names = [name for name in list_files(folder) if re.fullmatch(ASSIGNMENTS, name)]
-    for name in names:
-        filesystem, path = open_filesystem(join(folder, name))
-        with filesystem.open_input_file(path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=["cluster_id", "distance"]):
-                yield batch.column(0).to_numpy(), batch.column(1).to_numpy()
+def read_assignments(folder: str, *columns: str) -> Iterator[list[pa.Array]]:
+    """Columns of a clustering's ``assignments/``, a batch of rows at a time."""
+    assignments = join(folder, "assignments")
+    for name in list_files(assignments):
+        if re.fullmatch(ASSIGNMENTS, name):
+            filesystem, path = open_filesystem(join(assignments, name))
+            with filesystem.open_input_file(path) as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(columns=list(columns)):
+                    yield [batch.column(column) for column in columns]

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.fs as pafs
 
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import first_line
 
 _VECS: dict[str, np.dtype[Any]] = {
     ".fvecs": np.dtype("<f4"),
@@ -65,9 +66,8 @@ def open_matrix(filesystem: pafs.FileSystem, path: str) -> Matrix:
         return _raw_matrix(filesystem, path, suffix)
     except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         kind = {".npy": "NumPy matrix", ".npz": "NumPy archive"}.get(suffix, f"{suffix} file")
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        why = lines[0].rpartition("Error: ")[2]  # FAISS begins with where in its code
-        raise InputError(f"{path} is not a {kind}: {why[:200]}") from error
+        why = first_line(error).rpartition("Error: ")[2]  # FAISS begins with where in its code
+        raise InputError(f"{path} is not a {kind}: {why}") from error
 
 
 def _ranged(

@@ -21,7 +21,7 @@ from cluster.clustering import digest_of, pool_of
 from cluster.config import AssignConfig
 from cluster.describe import find_keywords
 from cluster.distances import squared_distances_to
-from cluster.document_map import TableWriter
+from cluster.document_map import table_writer
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.known import ASSIGNMENTS, KnownClusters, describe_encoder_of
 from cluster.noise import NoiseFinder, mark_noise
@@ -37,15 +37,15 @@ from cluster.vectors import (
     read_blocks,
     shorten_texts,
 )
-from cluster.work import WORK_FOLDER, Work, remove_stale
+from cluster.work import Work, remove_stale
+from pipelines.runtime.arrow import column_to_vectors, vectors_to_column
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.files import (
-    atomic_output,
     join,
     make_folder,
     write_table,
 )
-from pipelines.runtime.run_record import RunRecord, deciding_settings, require_unchanged
+from pipelines.runtime.run_record import RunRecord, deciding_settings
 
 SAMPLED = 5_000
 """Novel documents that are looked at together, and others that their words are compared with."""
@@ -78,12 +78,8 @@ def assign_clusters(
     known.check(source, describe_encoder_of(config.embeddings))
     source = replace(source, unit_norm=known.unit_norm, drop_bad=config.drop_bad_vectors)
     digest = hashlib.sha256((digest_of(source) + known.digest()).encode()).hexdigest()
-    if record is not None and record.settled and record.previous is not None:
-        require_unchanged(config.output, record.previous, "inputs_digest", digest)
-        Work(join(config.output, WORK_FOLDER)).end()
-        return JobResult(
-            summary={"nothing to do": f"{config.output} is complete, as are its inputs"}
-        )
+    if done := Work.confirm(record, config.output, "inputs_digest", digest):
+        return done
     work = Work.begin(config.output, {"inputs": digest, "settings": deciding_settings(config)})
     assigned = assign_all(source, known, config, work)
     summary = describe_novel(assigned, known, config.seed)
@@ -103,9 +99,7 @@ def assign_clusters(
     )
     result = roll_up_passages(result, config.output, source, work, **pool_of(config))
     if record is not None:
-        record.counts.update(result.counts)
-        record.metrics.update(result.metrics)
-        record.complete()
+        record.complete(result.counts, result.metrics)
     work.end()
     return result
 
@@ -162,8 +156,7 @@ def assign_newcomers(
     """Assign the documents of one shard, write them to ``path``, and count them."""
     index, finder = NearestCentroids(known.centroids, count=1), NoiseFinder(known.regions)
     parts = []
-    with atomic_output(path) as stream:
-        writer = TableWriter(stream)
+    with table_writer(path) as write:
         for block in read_blocks(source, shard):
             assigned = index.assign(block.vectors)
             places, distances = assigned.cluster_ids, assigned.distances.astype(np.float32)
@@ -175,9 +168,8 @@ def assign_newcomers(
                 "distance": distances,
                 "novel": novel,
             }
-            writer.write(pa.table({"id": block.ids, **own, **given}))
+            write(pa.table({"id": block.ids, **own, **given}))
             parts.append(_count(block, places, distances, novel, noise, len(known.ids), seed))
-        writer.close()
     return merge_assigned(parts)
 
 
@@ -193,13 +185,12 @@ def _count(
     orders = hash_ids(block.ids, seed)
     rows = np.concatenate([_lowest(orders, novel), _lowest(orders, ~novel)])
     chosen = pa.array(rows)
-    flat = pa.array(block.vectors[rows].ravel())
     columns: dict[str, Any] = {
         "id": block.ids.take(chosen),
         "order": orders[rows],
         "novel": novel[rows],
         "place": places[rows].astype(np.int32),
-        "vector": pa.FixedSizeListArray.from_arrays(flat, block.vectors.shape[1]),
+        "vector": vectors_to_column(block.vectors[rows]),
     }
     if block.texts is not None:
         columns["text"] = shorten_texts(block.texts.take(chosen), _TEXT_CHARACTERS)
@@ -246,8 +237,7 @@ def describe_novel(assigned: Assigned, known: KnownClusters, seed: int) -> pa.Ta
     ``nearest_cluster_id``, the known cluster that most of them were given to.
     """
     sample = assigned.sample.filter(assigned.sample.column("novel"))
-    column = sample.column("vector").combine_chunks()
-    vectors = column.flatten().to_numpy().reshape(len(sample), column.type.list_size)
+    vectors = column_to_vectors(sample.column("vector"))
     places = sample.column("place").to_numpy()
     groups, centroids = _group(vectors, seed)
     k = len(centroids)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cluster.assign import NearestCentroids
 from cluster.distances import squared_distances_to
+from pipelines.runtime.arrow import column_to_vectors, vectors_to_column
 
 NOISE = -1
 """The ``cluster_id`` of documents that belong to no dense region."""
@@ -58,16 +59,14 @@ class DenseRegions:
 
     def table(self) -> pa.Table:
         """``noise.parquet``: limit, the same in every row, order and vector of the sample."""
-        flat = pa.array(self.sample.ravel())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, self.sample.shape[1])
         limits = np.full(len(self.sample), self.limit)
+        vectors = vectors_to_column(self.sample)
         return pa.table({"limit": limits, "order": self.orders, "vector": vectors})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> DenseRegions:
         """Undo :meth:`table`."""
-        column = table["vector"].combine_chunks()
-        sample = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        sample = column_to_vectors(table["vector"])
         return cls(sample, table["order"].to_numpy(), float(table["limit"][0].as_py()))
 
 

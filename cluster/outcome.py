@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +35,7 @@ from cluster.tables import (
     outliers_table,
 )
 from cluster.work import remove_stale
-from pipelines.runtime.files import join, make_folder, write_bytes, write_table
+from pipelines.runtime.files import join, json_bytes, make_folder, write_bytes, write_table
 
 ALONE = Nesting()
 """One level, which lies in no other."""
@@ -231,12 +230,7 @@ def describe_outcome(
         if duplicates is None:
             some = scan.sample.head(len(scan.sample) if most_searched is None else most_searched)
             searched = len(some)
-            decisions = find_duplicates(some.vectors, similarity)
-            nearest = NearestCentroids(levels[-1].fit.centroids, count=1)
-            ids = mark_noise(
-                nearest.nearest(some.vectors)[:, 0], finder.find(some.vectors, some.orders)
-            )
-            duplicates = duplicates_table(decisions, some.ids, ids)
+            duplicates = sample_duplicates(some, similarity, levels[-1].fit, finder)
         scores["near_duplicates"] = {
             "count": len(duplicates),
             "similarity": similarity,
@@ -255,6 +249,13 @@ def describe_outcome(
         fingerprint=fingerprint,
         regions=regions,
     )
+
+
+def sample_duplicates(sample: Sample, similarity: float, fit: Fit, finder: NoiseFinder) -> pa.Table:
+    """``near_duplicates.parquet`` by a sample alone."""
+    nearest = NearestCentroids(fit.centroids, count=1).nearest(sample.vectors)[:, 0]
+    cluster_ids = mark_noise(nearest, finder.find(sample.vectors, sample.orders))
+    return duplicates_table(find_duplicates(sample.vectors, similarity), sample.ids, cluster_ids)
 
 
 def noise_in_words(census: Census) -> str:
@@ -314,7 +315,7 @@ def level_scores(levels: Sequence[Level]) -> list[dict[str, Any]]:
     ``nested_share`` is the share of documents that lie in their cluster's parent: 1 means that
     every cluster lies in one cluster of ``in_level_of``. The coarsest level lies in none.
     """
-    found = []
+    rows = []
     shared = levels[-1].census.shared
     for coarser, level in zip([None, *levels], levels, strict=False):
         row = {name: level.scores[name] for name in _SCORES_OF_A_LEVEL}
@@ -324,8 +325,8 @@ def level_scores(levels: Sequence[Level]) -> list[dict[str, Any]]:
                 "in_level_of": coarser.k,
                 "nested_share": float(counts.max(axis=0).sum() / counts.sum()),
             }
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
@@ -383,8 +384,7 @@ def write_tables(outcome: Outcome, folder: str) -> None:
     for name, table in tables.items():
         write_table(join(folder, f"{name}.parquet"), table)
     remove_stale(folder, _OWN_TABLES, {f"{name}.parquet" for name in tables})
-    text = json.dumps(outcome.scores, indent=2, ensure_ascii=False) + "\n"
-    write_bytes(join(folder, "scores.json"), text.encode())
+    write_bytes(join(folder, "scores.json"), json_bytes(outcome.scores))
 
 
 MOST_NAMED = 500

@@ -7,10 +7,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 
 from cluster.describe import Description
@@ -25,6 +23,8 @@ from cluster.report_data import (
     Report,
     inline_json,
     page_data,
+    render_template,
+    settings_in_words,
     shorten,
 )
 from cluster.tables import OUTLIER_DEVIATIONS, levels_table
@@ -95,7 +95,7 @@ def _lead(outcome: Outcome, *, has_texts: bool) -> str:
 
 def _facts(outcome: Outcome, settings: Mapping[str, Any]) -> dict[str, str]:
     fit = outcome.fit
-    found = {
+    facts = {
         "vectors": f"{outcome.scan.rows:,} of {fit.centroids.shape[1]:,} numbers each",
         "centroids fitted on": outcome.fitted_on(),
         "iterations": str(fit.iterations),
@@ -104,10 +104,9 @@ def _facts(outcome: Outcome, settings: Mapping[str, Any]) -> dict[str, str]:
         "imbalance": f"{outcome.scores['imbalance']:.2f} (1 when all clusters are equal)",
     }
     if outcome.choice is not None:
-        found["why so many clusters"] = outcome.choice.reason
-    named = {name.replace("_", " "): str(value) for name, value in settings.items()}
-    named = {name: value for name, value in named.items() if value not in ("None", "")}
-    return found | {name: value for name, value in named.items() if name not in found}
+        facts["why so many clusters"] = outcome.choice.reason
+    named = settings_in_words(settings)
+    return facts | {name: value for name, value in named.items() if name not in facts}
 
 
 def _levels(outcome: Outcome) -> list[dict[str, Any]]:
@@ -179,18 +178,13 @@ def _only_first(table: pa.Table) -> str:
 
 
 SHOWN_CLUSTERS = 500
-_FOLDER = Path(__file__).parent
 
 
 def render_report(report: Report) -> str:
     """The page as HTML; every text in it is escaped."""
     shown = sorted(report.clusters, key=lambda c: (-c.size, c.cluster_id))[:SHOWN_CLUSTERS]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html.jinja").render(
+    return render_template(
+        "report",
         title=report.title,
         lead=report.lead,
         notices=report.notices,
@@ -215,8 +209,6 @@ def render_report(report: Report) -> str:
         lists=[_listing(listing) for listing in report.lists],
         changes=_changes(report.changes),
         facts=list(report.facts.items()),
-        css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
-        javascript=(_FOLDER / "report.js").read_text(encoding="utf-8"),
         vega_bundle=_chart_library(),
         data_json=inline_json(page_data(report, shown)),
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from cluster.census import Census
 from cluster.describe import Description, Example
 from cluster.document_map import MapLayout
 
+_FOLDER = Path(__file__).parent
 MAP_TEXT_BYTES = 1_000_000
 EXAMPLE_TEXT_BYTES = 1_400_000
 _CONFUSION_CELLS = 3_000
@@ -134,6 +137,26 @@ def _level_data(level: MapLevel, points: np.ndarray) -> dict[str, Any]:
             for (x, y), cluster in zip(places, labelled, strict=True)
         ],
     }
+
+
+def render_template(name: str, **content: Any) -> str:
+    """A page as HTML, with its style and the script ``name.js``; every text in it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(f"{name}.html.jinja").render(
+        css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
+        javascript=(_FOLDER / f"{name}.js").read_text(encoding="utf-8"),
+        **content,
+    )
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as a page lists them, those that are not set left out."""
+    shown = {name.replace("_", " "): str(value) for name, value in settings.items()}
+    return {name: value for name, value in shown.items() if value not in ("None", "")}
 
 
 def inline_json(data: object) -> str:

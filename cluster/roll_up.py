@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.document_map import join_maps
 from cluster.vectors import Shard, VectorSource, hash_ids
 from cluster.work import Work
 from pipelines.runtime.command import JobResult
-from pipelines.runtime.files import atomic_output, join, make_folder, open_filesystem
+from pipelines.runtime.files import join, make_folder, read_table, write_table
 from pipelines.runtime.segments import read_segment, write_segments
 
 DOCUMENT = "document_id"
@@ -112,14 +111,12 @@ def join_counts(folder: str, names: Sequence[str], partition: int) -> int:
     found = (read_segment(join(folder, f"{name}.counts"), partition) for name in names)
     tables = [table for table in found if table is not None]
     table = _documents(_added(pa.concat_tables(tables)) if tables else None)
-    with atomic_output(part_of(folder, partition)) as stream:
-        pq.write_table(table, stream)
+    write_table(part_of(folder, partition), table)
     return len(table)
 
 
 def _count_shard(assignments: str, folder: str, partitions: int, shard: Shard) -> _Done:
-    filesystem, path = open_filesystem(join(assignments, f"{shard.name}.parquet"))
-    table = pq.read_table(path, columns=list(ASSIGNED), filesystem=filesystem)
+    table = read_table(join(assignments, f"{shard.name}.parquet"), ASSIGNED)
     return _Done(count_passages(table, folder, partitions, shard.name))
 
 

@@ -6,13 +6,15 @@ spread over files, and a sample of fewer rows is the beginning of a sample of mo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks, shorten_texts
+from pipelines.runtime.arrow import column_to_vectors, vectors_to_column
 from pipelines.runtime.errors import InputError
 
 TEXT_CHARACTERS = 2_000
@@ -102,9 +104,7 @@ class Scan:
         """The same as Arrow tables, to travel between workers and driver."""
         numbers = {"rows": self.rows, "zeros": self.zeros, "labelled": self.labelled}
         columns = {"id": self.sample.ids, "order": self.sample.orders}
-        dimension = self.sample.vectors.shape[1]
-        flat = pa.array(self.sample.vectors.ravel())
-        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, dimension)
+        columns["vector"] = vectors_to_column(self.sample.vectors)
         if self.sample.texts is not None:
             columns["text"] = self.sample.texts
         if self.sample.labels is not None:
@@ -163,7 +163,6 @@ def scan_shard(source: VectorSource, shard: Shard, plan: SamplePlan) -> Scan:
 def scan_from_tables(tables: Mapping[str, pa.Table]) -> Scan:
     """The scan that :meth:`Scan.to_tables` took apart."""
     sample = tables["sample"]
-    vectors = sample.column("vector").combine_chunks()
     names = sample.column_names
     return Scan(
         **tables["totals"].to_pylist()[0],
@@ -173,7 +172,7 @@ def scan_from_tables(tables: Mapping[str, pa.Table]) -> Scan:
         sample=Sample(
             sample.column("id").combine_chunks(),
             sample.column("order").to_numpy(),
-            vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size),
+            column_to_vectors(sample.column("vector")),
             sample.column("text").combine_chunks() if "text" in names else None,
             sample.column("label").combine_chunks() if "label" in names else None,
         ),
@@ -189,7 +188,8 @@ def merge_scans(scans: Iterable[Scan], source: VectorSource, plan: SamplePlan) -
     sample = _join([part.sample for part in parts], source.dimension)
     sample = sample.take(np.argsort(sample.orders, kind="stable"))
     hashes = np.sort(np.concatenate([part.hashes for part in parts]))
-    _refuse_repeats(hashes, sample, source)
+    twice = np.flatnonzero(sample.orders[1:] == sample.orders[:-1])
+    refuse_repeats(hashes, source, [sample.ids[int(place)].as_py() for place in twice[:1]])
     labels = frozenset().union(*(part.labels for part in parts))
     _refuse_too_many(labels, source)
     return Scan(
@@ -213,16 +213,15 @@ def _refuse_too_many(labels: Collection[str], source: VectorSource) -> None:
         )
 
 
-def _refuse_repeats(hashes: np.ndarray, sample: Sample, source: VectorSource) -> None:
+def refuse_repeats(hashes: np.ndarray, source: VectorSource, known: Sequence[Any] = ()) -> None:
+    """Raise :class:`InputError` where sorted ``hashes`` of ids repeat; some repeat is ``known``."""
     repeats = int((hashes[1:] == hashes[:-1]).sum())
-    if not repeats:
-        return
-    twice = np.flatnonzero(sample.orders[1:] == sample.orders[:-1])
-    example = f" (for example {sample.ids[int(twice[0])].as_py()!r})" if len(twice) else ""
-    raise InputError(
-        f"{source.uri}: {repeats} rows repeat the {source.columns.id!r} of another{example}; ids "
-        "must be unique. Was the corpus embedded twice into one folder?"
-    )
+    if repeats:
+        example = f" (for example {known[0]!r})" if known else ""
+        raise InputError(
+            f"{source.uri}: {repeats} rows repeat the {source.columns.id!r} of another{example}; "
+            "ids must be unique. Was the corpus embedded twice into one folder?"
+        )
 
 
 def _join(samples: list[Sample], dimension: int) -> Sample:

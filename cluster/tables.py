@@ -12,7 +12,7 @@ from cluster.describe import Description
 from cluster.duplicates import Decisions
 from cluster.hierarchy import Nesting
 from cluster.num_clusters import Choice
-from cluster.vector_files import FINGERPRINT_KEY
+from pipelines.runtime.arrow import FINGERPRINT_KEY, vectors_to_column
 
 OUTLIER_DEVIATIONS = 3.0
 
@@ -28,20 +28,16 @@ def centroids_table(
     Without ``ids`` clusters are called by their places. ``fingerprint`` is that of the encoder
     that made the vectors; the file carries it as files of vectors do.
     """
-    k, dimension = centroids.shape
-    flat = pa.array(centroids.ravel(), pa.float32())
     table = pa.table(
         {
-            "cluster_id": pa.array(range(k) if ids is None else ids, pa.int32()),
+            "cluster_id": pa.array(range(len(centroids)) if ids is None else ids, pa.int32()),
             "size": pa.array(sizes, pa.int64()),
-            "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
+            "centroid": vectors_to_column(centroids, pa.float32()),
         }
     )
-    return (
-        table
-        if fingerprint is None
-        else table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
-    )
+    if fingerprint is None:
+        return table
+    return table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
 
 
 def clusters_table(found: list[Description], id_type: pa.DataType) -> pa.Table:

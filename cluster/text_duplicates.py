@@ -22,6 +22,7 @@ from cluster.duplicate_search import (
     Search,
     SearchPlan,
     order_rows,
+    owners_of,
     pair_tables,
     read_pairs,
     read_parts,
@@ -32,10 +33,17 @@ from cluster.duplicate_search import (
 )
 from cluster.duplicates import Pairs, decide, no_decisions
 from cluster.vector_files import Columns, Piece, check_readable, find_files, read_batches
-from cluster.vectors import Block, Shard, VectorSource, hash_ids, shorten_texts
+from cluster.vectors import (
+    Block,
+    Shard,
+    VectorSource,
+    group_into_shards,
+    hash_ids,
+    shorten_texts,
+)
 from pipelines.runtime.arrow import file_columns, open_parquet, plain_column
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, make_folder, open_filesystem
+from pipelines.runtime.files import first_line, join, make_folder, open_filesystem
 from pipelines.runtime.segments import read_segment, write_segments
 from pipelines.runtime.units import Receipt, run_stage
 
@@ -69,7 +77,7 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
                 f"{path} is not a readable Parquet file, which --method text needs: "
-                f"{str(error).splitlines()[0][:200]}"
+                f"{first_line(error)}"
             ) from error
         for name in columns.names():
             if name not in schema.names:
@@ -89,24 +97,13 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
     if not pieces:
         raise InputError(f"{uri} holds no rows: nothing to compare")
     kind = kinds.pop() if len(kinds) == 1 else "string"
-    return VectorSource(uri, columns, 0, kind, tuple(_shards(pieces)))
+    return VectorSource(uri, columns, 0, kind, group_into_shards(pieces, _ROWS_PER_SHARD))
 
 
 def _id_kind(kind: pa.DataType) -> str:
     if pa.types.is_integer(kind):
         return "uint64" if pa.types.is_uint64(kind) else "int64"
     return "string"
-
-
-def _shards(pieces: Sequence[Piece]) -> Iterator[Shard]:
-    waiting: list[Piece] = []
-    number = 0
-    for piece in pieces:
-        if waiting and sum(p.rows for p in waiting) + piece.rows > _ROWS_PER_SHARD:
-            yield Shard(f"part-{number:05d}", tuple(waiting))
-            waiting, number = [], number + 1
-        waiting.append(piece)
-    yield Shard(f"part-{number:05d}", tuple(waiting))
 
 
 def search_texts(
@@ -205,7 +202,7 @@ def _read_shard(
     unit: list[int],
 ) -> Receipt:
     source = sources[unit[0]]
-    rows, kept, keys = [], [], []
+    rows, shingle_tables, keys = [], [], []
     for block in _texts(source, source.shards[unit[1]]):
         texts = [normal_text(text) for text in (block.texts or pa.array([])).to_pylist()]
         digests = [
@@ -220,10 +217,10 @@ def _read_shard(
         flat = np.concatenate([np.empty(0, np.uint64), *sets])
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
         for start in range(0, len(lists), _ROWS_AT_A_TIME):
-            kept.append(pa.table({"shingles": lists[start : start + _ROWS_AT_A_TIME]}))
+            shingle_tables.append(pa.table({"shingles": lists[start : start + _ROWS_AT_A_TIME]}))
         keys.append(_band_keys(flat, offsets, bands, width))
     table = pa.table({"shingles": pa.array([], pa.large_list(pa.uint64()))})
-    whole = pa.concat_tables([table, *kept])
+    whole = pa.concat_tables([table, *shingle_tables])
     steps = range(0, len(whole), _ROWS_AT_A_TIME)
     write_segments(join(work, "shingles", name), [whole[s : s + _ROWS_AT_A_TIME] for s in steps])
     every = np.concatenate([np.empty((0, bands), np.uint64), *keys])
@@ -294,11 +291,9 @@ def _write_candidates(order: Order, work: str, names: Sequence[str]) -> None:
     earlier = np.concatenate([pairs.earlier for pairs in parts])
     both = np.unique(np.stack([later, earlier], axis=1), axis=0)
     positions = order.positions()
-    starts = np.array([part.start for part in order.parts])
-    part_of = np.searchsorted(starts, positions[both[:, 0]], side="right") - 1
-    # Parts without rows start where the next one does.
+    part_of = owners_of(order.parts, positions[both[:, 0]])
     for number, part in enumerate(order.parts):
-        own = both[part_of == number] if part.rows else both[:0]
+        own = both[part_of == number]
         table = pa.table(
             {
                 "later": own[:, 0],
@@ -321,8 +316,7 @@ def _verify(
     if table is not None:
         later, earlier = table["later"].to_numpy(), table["earlier"].to_numpy()
         rows, others = table["row"].to_numpy(), table["other"].to_numpy()
-        starts = np.array([part.start for part in parts])
-        part_of = np.searchsorted(starts, others, side="right") - 1
+        part_of = owners_of(parts, others)
         scores = np.empty(len(later), dtype=np.float32)
         read = lru_cache(maxsize=8)(partial(_shingle_sets, work))
         for i in np.lexsort((others, rows // _ROWS_AT_A_TIME)).tolist():

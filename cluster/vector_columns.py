@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.runtime.arrow import FileColumns
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.files import first_line
 
 
 def vector_length(about: FileColumns, name: str, path: str) -> int | None:
@@ -72,9 +73,8 @@ def vector_column(column: pa.Array, path: str) -> pa.Array:
         vectors = [json.loads(text) if text else None for text in column.to_pylist()]
         return pa.array(vectors, pa.list_(pa.float64()))
     except (ValueError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        why = str(error).splitlines()[0][:200]
         raise InputError(
-            f"{path}: a vector is text that is not of the form [1,2,3]: {why}"
+            f"{path}: a vector is text that is not of the form [1,2,3]: {first_line(error)}"
         ) from error
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.assign import NearestCentroids, one_thread_each
+from cluster.assign import NearestCentroids, one_thread_each, split_by
 from cluster.duplicate_search import (
     REMOVED,
     UNDECIDED,
@@ -31,7 +31,6 @@ from cluster.duplicate_search import (
     read_ranks,
     row_table,
     vector_table,
-    vectors_of,
     write_ranks,
     write_rows,
 )
@@ -42,12 +41,12 @@ from cluster.duplicates import (
     digests,
     exact_cosines,
     merge_pairs,
-    split_by,
     to_units,
 )
 from cluster.kmeans import FitOptions, count_distinct, fit_in_memory
 from cluster.sample import SamplePlan
 from cluster.vectors import BLOCK_BYTES, VectorSource, hash_ids, read_blocks
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.files import exists, join, make_folder, read_bytes, write_bytes
 from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes, write_segments
 from pipelines.runtime.units import Receipt, run_stage
@@ -114,7 +113,7 @@ def _cells(
     path = join(work, "cells.arrow")
     if not exists(path):
         sample = _drawn(parts, work, source.dimension)
-        vectors = vectors_of(sample)[: _sample_rows(source.rows)]
+        vectors = column_to_vectors(sample["vector"])[: _sample_rows(source.rows)]
         k = min(_num_cells(source.rows), max(1, count_distinct(vectors) // 8))
         if k == 1:
             centroids = np.zeros((1, source.dimension), dtype=np.float32)
@@ -125,7 +124,7 @@ def _cells(
         groups = _neighbouring(centroids, max(1, -(-source.rows // room)))
         write_bytes(path, table_to_bytes(vector_table(centroids, group=groups)))
     table = bytes_to_table(read_bytes(path))
-    return table, vectors_of(table)
+    return table, column_to_vectors(table["vector"])
 
 
 def _drawn(parts: Sequence[Part], work: str, dimension: int) -> pa.Table:
@@ -195,7 +194,7 @@ def _sample_to_check(
     by_hash = np.argsort(every, kind="stable")
     positions = by_hash[np.searchsorted(every[by_hash], sample["hash"].to_numpy())]
     ranks = order.ranks[positions]
-    table = vector_table(vectors_of(sample), rank=ranks)
+    table = vector_table(column_to_vectors(sample["vector"]), rank=ranks)
     write_bytes(join(work, "sample.arrow"), table_to_bytes(table))
     return ranks
 
@@ -211,9 +210,11 @@ def _place_shard(
     """Write a shard's vectors to the groups of cells that they lie in or visit."""
     table = bytes_to_table(read_bytes(join(work, "cells.arrow")))
     groups = table["group"].to_numpy()
-    cells = Cells(vectors_of(table), similarity)
+    cells = Cells(column_to_vectors(table["vector"]), similarity)
     sample = bytes_to_table(read_bytes(join(work, "sample.arrow")))
-    check = _SampleCheck(sample["rank"].to_numpy(), vectors_of(sample), similarity, fixed)
+    check = _SampleCheck(
+        sample["rank"].to_numpy(), column_to_vectors(sample["vector"]), similarity, fixed
+    )
     count = visits = 0
     for ranks, units in _ranked_blocks(sources[unit[0]], unit[1], read_ranks(work, name)):
         tables, seen = _by_group(ranks, units, cells, groups)
@@ -337,7 +338,7 @@ def _pairs_of_group(
     filled = [table for table in own if table is not None and len(table)]
     if filled:
         members = pa.concat_tables(filled)
-        vectors, ranks = vectors_of(members), members["rank"].to_numpy()
+        vectors, ranks = column_to_vectors(members["vector"]), members["rank"].to_numpy()
         cells = members["cell"].to_numpy()
         places = {int(c): np.flatnonzero(cells == c) for c in np.unique(cells)}
         held = {c: (vectors[rows], ranks[rows]) for c, rows in places.items()}
@@ -370,7 +371,7 @@ def _compare_visitors(
     table, visits = read_segment(path, 3 * group + 1), read_segment(path, 3 * group + 2)
     if table is None or visits is None:
         return
-    vectors, ranks = vectors_of(table), table["rank"].to_numpy()
+    vectors, ranks = column_to_vectors(table["vector"]), table["rank"].to_numpy()
     rows, cells = visits["row"].to_numpy(), visits["cell"].to_numpy()
     order = np.argsort(cells, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):

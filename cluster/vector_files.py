@@ -23,15 +23,18 @@ from cluster.vector_columns import first_length, vector_column, vector_length
 from pipelines.runtime.arrow import (
     FileColumns,
     file_columns,
+    fingerprint_of,
     id_column,
     open_parquet,
     plain_column,
     read_parquet,
+    vectors_to_column,
 )
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     check_store,
     exists,
+    first_line,
     join,
     open_filesystem,
     split_options,
@@ -49,7 +52,6 @@ from pipelines.runtime.tables import (
     table_files,
 )
 
-FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 PARQUET_SUFFIXES = (".parquet", ".pq")
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
@@ -220,11 +222,10 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
         dimension = first_length(heads, path) if dimension is None else dimension
     except (pa.ArrowInvalid, OSError) as error:
         check_store(file.address, error)
-        raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
-    fingerprint = (about.own.metadata or {}).get(FINGERPRINT_KEY)
+        raise InputError(f"{path} is not a readable Parquet file: {first_line(error)}") from error
     return FileSummary(
         dimension,
-        fingerprint.decode() if fingerprint else None,
+        fingerprint_of(about.own) or None,
         id_kind,
         about.schema,
         [Piece(path, i, groups[i], view=file.view) for i in filled],
@@ -248,7 +249,6 @@ def _describe_lance(file: VectorFile, columns: Columns) -> FileSummary:
     dataset = open_lance(file.address, file.view.version if file.view else "")
     about = file_columns(dataset.schema)
     id_kind = _check_columns(about, columns, file.path)
-    fingerprint = (dataset.schema.metadata or {}).get(FINGERPRINT_KEY)
     dimension = vector_length(about, columns.embedding, file.path)
     heads = (
         plain_column(batch.column(0))
@@ -256,7 +256,7 @@ def _describe_lance(file: VectorFile, columns: Columns) -> FileSummary:
     )
     return FileSummary(
         first_length(heads, file.path) if dimension is None else dimension,
-        fingerprint.decode() if fingerprint else None,
+        fingerprint_of(about.own) or None,
         id_kind,
         about.schema,
         [
@@ -289,7 +289,7 @@ def _text_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _text_batches(
@@ -411,9 +411,8 @@ def _matrix_batches(
 ) -> Iterator[pa.RecordBatch]:
     matrix = open_matrix(filesystem, piece.path)
     for ids, vectors in matrix.read(piece.part, piece.part + piece.rows, block_rows):
-        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), matrix.dimension)
         yield pa.RecordBatch.from_arrays(
-            [pa.array(ids), values], names=[columns.id, columns.embedding]
+            [pa.array(ids), vectors_to_column(vectors)], names=[columns.id, columns.embedding]
         )
 
 
@@ -423,7 +422,3 @@ def _rows_that_fit(group: Any, columns: Columns) -> int:
     shown = {columns.text, *columns.keep}
     text_bytes = sum(p.total_uncompressed_size for p in parts if p.path_in_schema in shown)
     return max(1, int(_TEXT_BYTES * group.num_rows / max(1, text_bytes)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

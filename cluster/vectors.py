@@ -6,7 +6,7 @@ Leaves: :class:`Block`, a few thousand rows at a time, so memory does not grow w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from cluster.matrix_files import MATRIX_SUFFIXES
 from cluster.vector_files import (
     ROWS_PER_SHARD,
     Columns,
+    FileSummary,
     Piece,
     check_readable,
     describe_file,
@@ -28,7 +29,7 @@ from cluster.vector_files import (
 )
 from pipelines.runtime.arrow import plain_column
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import check_store, open_filesystem, with_inner_path
+from pipelines.runtime.files import check_store, first_line, open_filesystem, with_inner_path
 
 BLOCK_BYTES = 32 << 20
 _PARALLEL_READS = 16
@@ -125,22 +126,10 @@ def open_vectors(
         raise InputError(f"{uri} holds no rows: nothing to cluster")
     if not any(about.dimension for _, about in usable):
         raise InputError(f"{uri}: every vector is null or empty; nothing to cluster")
-    usable.sort(key=lambda pair: not pair[1].dimension)
-    first_path, first = usable[0]
-    for path, about in usable:
-        if about.dimension not in (first.dimension, 0):
-            raise InputError(
-                f"mixed dimensions: {first_path} holds vectors of {first.dimension}, {path} of "
-                f"{about.dimension}; cluster vectors of one encoder at a time"
-            )
-        if about.fingerprint != first.fingerprint:
-            raise InputError(
-                f"mixed encoders: {first_path} was embedded with fingerprint {first.fingerprint}, "
-                f"{path} with {about.fingerprint}; embed the corpus with one encoder"
-            )
+    usable.sort(key=lambda pair: pair[0])
+    first = _require_one_encoder(usable)
     kinds = {about.id_kind for _, about in usable}
     id_kind = first.id_kind if len(kinds) == 1 else "string"
-    usable.sort(key=lambda pair: pair[0])
     if optional_text is not None and all(
         optional_text in about.schema.names for _, about in usable
     ):
@@ -152,7 +141,7 @@ def open_vectors(
     if document_kind is not None:
         columns = replace(columns, document=optional_document)
     pieces = [piece for _, about in usable for piece in about.pieces]
-    shards = _group_into_shards(pieces, rows_per_shard)
+    shards = group_into_shards(pieces, rows_per_shard)
     return VectorSource(
         uri,
         columns,
@@ -162,6 +151,23 @@ def open_vectors(
         first.fingerprint,
         document_kind=document_kind,
     )
+
+
+def _require_one_encoder(files: Sequence[tuple[str, FileSummary]]) -> FileSummary:
+    """The first of ``files`` that has a vector; an error where others are of another encoder."""
+    first_path, first = next(pair for pair in files if pair[1].dimension)
+    for path, about in files:
+        if about.dimension not in (first.dimension, 0):
+            raise InputError(
+                f"mixed dimensions: {first_path} holds vectors of {first.dimension}, {path} of "
+                f"{about.dimension}; cluster vectors of one encoder at a time"
+            )
+        if about.fingerprint != first.fingerprint:
+            raise InputError(
+                f"mixed encoders: {first_path} was embedded with fingerprint {first.fingerprint}, "
+                f"{path} with {about.fingerprint}; embed the corpus with one encoder"
+            )
+    return first
 
 
 def _document_kind(schemas: Sequence[pa.Schema], name: str | None) -> str | None:
@@ -198,8 +204,9 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
             if piece.read is not None:
                 raise
             check_store(with_inner_path(source.uri, piece.path), error)
-            line = str(error).splitlines()[0][:200]
-            raise InputError(f"{piece.path} cannot be read to its end: {line}") from error
+            raise InputError(
+                f"{piece.path} cannot be read to its end: {first_line(error)}"
+            ) from error
 
 
 def read_centroids(uri: str) -> tuple[np.ndarray, str | None]:
@@ -245,7 +252,10 @@ def shorten_texts(texts: pa.Array, characters: int, wanted: np.ndarray | None = 
     )  # fmt: skip
 
 
-def _group_into_shards(pieces: list[Piece], rows_per_shard: int) -> tuple[Shard, ...]:
+def group_into_shards(
+    pieces: Iterable[Piece], rows_per_shard: int = ROWS_PER_SHARD
+) -> tuple[Shard, ...]:
+    """Neighbouring pieces as shards of at most ``rows_per_shard``, or of one larger piece."""
     groups: list[list[Piece]] = []
     room = 0
     for piece in pieces:

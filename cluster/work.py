@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cluster.on_ray import Travelling, run_on_shards
 from cluster.vectors import Shard
+from pipelines.runtime.command import JobResult
 from pipelines.runtime.files import (
     exists,
     join,
@@ -28,7 +29,7 @@ from pipelines.runtime.files import (
     remove_folder,
     write_bytes,
 )
-from pipelines.runtime.run_record import source_digest
+from pipelines.runtime.run_record import RunRecord, require_unchanged, source_digest
 
 WORK_FOLDER = "_work"
 _STATE = "state.json"
@@ -53,6 +54,21 @@ class Work:
             remove_folder(folder)
             write_bytes(join(folder, _STATE), wanted)
         return cls(folder)
+
+    @classmethod
+    def confirm(
+        cls, record: RunRecord | None, output: str, name: str, digest: str
+    ) -> JobResult | None:
+        """The result of a run that is complete, where what it read is still so; else None.
+
+        ``name`` is the metric with the ``digest`` of that. Raises :class:`InputError` where it has
+        changed.
+        """
+        if record is None or not record.settled or record.previous is None:
+            return None
+        require_unchanged(output, record.previous, name, digest)
+        cls(join(output, WORK_FOLDER)).end()
+        return JobResult(summary={"nothing to do": f"{output} is complete, its input unchanged"})
 
     def end(self) -> None:
         """Let all of it go."""

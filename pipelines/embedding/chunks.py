@@ -214,12 +214,12 @@ def _documents(
 ) -> Iterator[pa.Table]:
     """The documents of a group that are to be encoded, in batches; the others go ``aside``."""
     scan = settings.scan
-    for number, packed, rows, checksum, flushes in unit["shards"]:
+    for number, packed, rows, expected, flushes in unit["shards"]:
         shard = Shard.from_unit(packed)
-        checker, found = scan.checker(known_cuts(scan, flushes) if scan.cut else None), 0
+        checker, checksum = scan.checker(known_cuts(scan, flushes) if scan.cut else None), 0
         settled = _Fates.read(settings, number)
         for _, documents, _ in check_shard(scan, shard, checker, []):
-            found = add_to_checksum(found, documents)
+            checksum = add_to_checksum(checksum, documents)
             fates, owners = settled.of(documents["row"].to_numpy())
             for fate in np.unique(fates[(fates != ENCODE) & (fates != LEAVE_OUT)]).tolist():
                 chosen = fates == fate
@@ -228,7 +228,7 @@ def _documents(
             some = documents.filter(pa.array(fates == ENCODE))
             if len(some):
                 yield _finish(settings, some).append_column("text", some["text"])
-        if (checker.rows, found) != (rows, checksum):
+        if (checker.rows, checksum) != (rows, expected):
             raise InputError(
                 f"{shard.file.path} is not what it was when this run read it first: it has "
                 "changed since. Leave the corpus alone while it is embedded, and choose another "

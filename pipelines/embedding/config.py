@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.corpus.files import (
-    Columns,
-    CorpusOptions,
-)
+from pipelines.corpus.files import Columns, CorpusOptions
 from pipelines.corpus.passages import PASSAGE_COLUMNS, PassageOptions
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.errors import InputError
@@ -85,9 +82,3 @@ class EmbedConfig(CorpusOptions, PassageOptions, ActorOptions, EncoderConfig):
         if not self.corpus and not keep:
             keep = DEMO_KEPT_COLUMNS
         return Columns(self.text_column, self.id_column, keep)
-
-    @property
-    def encoder(self) -> EncoderConfig:
-        """The encoder as asked for."""
-        names = EncoderConfig.__dataclass_fields__
-        return EncoderConfig(**{name: getattr(self, name) for name in names})

@@ -121,12 +121,8 @@ def embed_corpus(
     connect()
     run = settle_run(config, files, *prepare_encoder(config))
     if config.dry_run:
-        from pipelines.embedding.estimate import estimate_run, estimate_table  # torch
-
-        cut = run.scan.cut
-        estimate = estimate_run(run.files, config.columns, run.description, run.actors, cut)
         seen = describe_corpus(run.files, config.columns, listing.passed_over)
-        return JobResult(summary=seen | estimate_table(estimate, run.actors, config.output))
+        return JobResult(summary=seen | forecast(run))
     run.plan.save(run.work)
     scanned = scan_corpus(run.scan, run.files, skip_unreadable=config.skip_unreadable_files)
     settled = settle_corpus(settle_settings(run, scanned))
@@ -148,26 +144,26 @@ def embed_corpus(
     check_encoded(config, counts, written["failed_rows"])
     effect = read_adapter_effect(run.work)
     replace(run.description, adapter_effect=effect).save(config.output)
-    record.counts.update(counts)
-    record.metrics.update(
-        {
-            "rows": written["rows"],
-            "files": written["files"],
-            "files_passed_over": len(listing.passed_over),
-            **speed,
-            "corpus_digest": listing_digest(scanned.listing),
-            "encoder_fingerprint": run.description.fingerprint,
-        }
-    )
-    record.complete()
+    metrics = {
+        "rows": written["rows"],
+        "files": written["files"],
+        "files_passed_over": len(listing.passed_over),
+        **speed,
+        "corpus_digest": listing_digest(scanned.listing),
+        "encoder_fingerprint": run.description.fingerprint,
+    }
+    record.complete(counts, metrics)
     remove_folder(run.work)
-    summary = summarize(config, record, time.monotonic() - started)
-    if effect is not None:
-        summary["adapter"] = (
-            f"changed {effect['changed_layers']:.0%} of its layers; cosine of vectors with and "
-            f"without it {effect['cosine']:.3f}"
-        )
-    return JobResult(summary=summary)
+    return JobResult(summary=summarize(config, record, effect, time.monotonic() - started))
+
+
+def forecast(run: EmbedRun) -> dict[str, str]:
+    """How long a run would take, for people."""
+    from pipelines.embedding.estimate import estimate_run, estimate_table  # torch
+
+    columns, cut = run.config.columns, run.scan.cut
+    estimate = estimate_run(run.files, columns, run.description, run.actors, cut)
+    return estimate_table(estimate, run.actors, run.config.output)
 
 
 def confirm_complete(
@@ -425,12 +421,21 @@ def check_encoded(config: EmbedConfig, counts: Mapping[str, int], failed: int) -
         )
 
 
-def summarize(config: EmbedConfig, record: RunRecord, seconds: float) -> dict[str, str]:
-    """The table that a person sees at the end."""
+def summarize(
+    config: EmbedConfig, record: RunRecord, effect: Mapping[str, float] | None, seconds: float
+) -> dict[str, str]:
+    """The table that a person sees at the end; ``effect`` is what the adapter changed."""
+    adapter = {}
+    if effect is not None:
+        adapter["adapter"] = (
+            f"changed {effect['changed_layers']:.0%} of its layers; cosine of vectors with and "
+            f"without it {effect['cosine']:.3f}"
+        )
     return {
         **{name: f"{count:,}" for name, count in record.counts.items()},
         "tokens a second": f"{record.metrics['tokens_per_second']:,.0f}",
         "padding": f"{record.metrics['padding_waste']:.1%}",
         "took": duration(seconds),
         "output": config.output,
+        **adapter,
     }

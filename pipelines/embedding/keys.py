@@ -395,12 +395,12 @@ def settle_partition(settings: SettleSettings, name: str, unit: int) -> Receipt:
     receipt: Receipt = dict.fromkeys(
         ("distinct", "known", "duplicates", "left_out", "repeated_ids"), 0
     )
-    told: list[pa.Table] = []
+    fate_tables: list[pa.Table] = []
     counts: dict[str, int] = {}
     if keys is not None:
         losses = _losses(settings, unit, keys)
         losing = losses != ENCODE
-        told.append(_fates(keys.filter(pa.array(losing)), losses[losing]))
+        fate_tables.append(_fates(keys.filter(pa.array(losing)), losses[losing]))
         receipt |= {"repeated_ids": int((losses == REJECT).sum()), "lost": int(losing.sum())}
         keys = keys.filter(pa.array(~losing)).combine_chunks()
     fates = np.full(0 if keys is None else len(keys), ENCODE, dtype=np.int8)
@@ -411,8 +411,8 @@ def settle_partition(settings: SettleSettings, name: str, unit: int) -> Receipt:
         owners, found = _name_owners(keys, fates)
         receipt |= found
         table = _fates(keys, fates, owners)
-        told.append(table.filter(pa.array(fates != settings.usual)))
-    table = pa.concat_tables([_fates(None, 0), *told]).sort_by(
+        fate_tables.append(table.filter(pa.array(fates != settings.usual)))
+    table = pa.concat_tables([_fates(None, 0), *fate_tables]).sort_by(
         [("shard", "ascending"), ("row", "ascending")]
     )
     shard = table["shard"].to_numpy().astype(np.int64)

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pipelines.corpus.documents import REJECTED_SCHEMA, rejected_table
 from pipelines.embedding.chunks import FOLDERS, STAGE, Groups, chunk_name
 from pipelines.embedding.keys import REPEAT
+from pipelines.runtime.arrow import FINGERPRINT_KEY, column_to_vectors, vectors_to_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     atomic_output,
@@ -36,6 +37,7 @@ from pipelines.runtime.files import (
     make_folder,
     open_filesystem,
     read_bytes,
+    read_table,
     remove_files,
     with_retries,
     write_bytes,
@@ -83,7 +85,7 @@ class ResultSettings:
             pa.field("embedding", pa.list_(self.value_type, self.dimension), nullable=False),
         ]
         metadata = {
-            "shoal.encoder_fingerprint": self.fingerprint,
+            FINGERPRINT_KEY: self.fingerprint,
             "shoal.key": "encoder_fingerprint, text_sha256",
         }
         return pa.schema(fields, metadata=metadata)
@@ -157,8 +159,7 @@ def result_rows(settings: ResultSettings, documents: pa.Table, vectors: np.ndarr
     """Documents and their vectors, (n, d), as the result has them."""
     hashes = [digest.hex() for digest in documents["text_sha256"].to_pylist()]
     kept = [documents[f"kept.{name}"].cast(kind) for name, kind in settings.kept_types.items()]
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), settings.value_type)
-    embedding = pa.FixedSizeListArray.from_arrays(flat, settings.dimension)
+    embedding = vectors_to_column(vectors, settings.value_type)
     columns = [
         documents["id"].cast(settings.id_type),
         *kept,
@@ -189,20 +190,7 @@ def write_rows(
 
 def read_rows(work: str, name: str, columns: Sequence[str]) -> pa.Table:
     """Columns of a file of vectors."""
-    path = join(work, "vectors", f"{name}.parquet")
-    filesystem, inner = open_filesystem(path)
-    return with_retries(
-        lambda: pq.ParquetFile(inner, filesystem=filesystem).read(columns=list(columns)),
-        path,
-        reads=True,
-    )
-
-
-def vector_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """(n, d) of a column of vectors."""
-    array = column.combine_chunks()
-    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+    return read_table(join(work, "vectors", f"{name}.parquet"), columns)
 
 
 def write_result(
@@ -310,12 +298,13 @@ def _owned_vectors(
     """Text hashes, binary, and vectors (n, d) of the ``wanted`` texts that chunks hold."""
     names = pa.array([digest.hex() for digest in wanted], pa.string())
     hashes: list[bytes] = []
-    parts = [np.empty((0, settings.dimension), settings.value_type.to_pandas_dtype())]
+    kind = settings.value_type.to_pandas_dtype()
+    parts = [np.empty((0, settings.dimension), kind)]
     for chunk in chunks:
         table = read_rows(settings.work, chunk, ("text_sha256", "embedding"))
         table = table.filter(pc.is_in(table["text_sha256"], value_set=names))
         hashes += map(bytes.fromhex, table["text_sha256"].to_pylist())
-        parts.append(vector_matrix(table["embedding"]))
+        parts.append(column_to_vectors(table["embedding"], kind))
     return pa.array(hashes, pa.binary(32)), np.concatenate(parts)
 
 
@@ -367,25 +356,16 @@ def write_part(settings: ResultSettings, name: str, unit: Sequence[Sequence[Any]
     path = join(settings.output, "embeddings", f"{name}.parquet")
     sources = [join(settings.work, "vectors", f"{chunk}.parquet") for chunk, _, _ in unit]
     rows = sum(stop - start for _, start, stop in unit)
-    if len(unit) == 1 and _is_whole(sources[0], rows):
+    if len(unit) == 1 and _read_chunk(sources[0]).rows == rows:
         copy_file(sources[0], path)
         return {"rows": rows}
     with atomic_output(path) as sink, _open_writer(sink, settings.schema) as writer:
-        tables = (_read_run(s, *run[1:]) for s, run in zip(sources, unit, strict=True))
+        tables = (
+            read_table(source).slice(start, stop - start)
+            for source, (_, start, stop) in zip(sources, unit, strict=True)
+        )
         _write_groups(writer, tables)
     return {"rows": rows}
-
-
-def _is_whole(path: str, rows: int) -> bool:
-    return _read_chunk(path).rows == rows
-
-
-def _read_run(path: str, start: int, stop: int) -> pa.Table:
-    filesystem, inner = open_filesystem(path)
-    table = with_retries(
-        lambda: pq.ParquetFile(inner, filesystem=filesystem).read(), path, reads=True
-    )
-    return table.slice(start, stop - start)
 
 
 def copy_file(source: str, target: str) -> None:

@@ -22,7 +22,8 @@ from pipelines.encoder.sources import (
     fetch_model,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import exists, join, read_bytes, write_bytes
+from pipelines.runtime.files import exists, join, json_bytes, read_bytes, write_bytes
+from pipelines.runtime.run_record import settings_of
 
 Pooling = Literal["last", "mean", "body-mean", "weighted-mean", "max", "first", "last+mean"]
 """How token states become a vector.
@@ -70,13 +71,25 @@ _NOT_DECIDING = (
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """An encoder as asked for."""
+class ModelOptions:
+    """Which base model, and how it is run."""
 
     model: str = PACKAGED_MODEL
     """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    dtype: DType = "auto"
+    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
+    append_eos: bool = False
+    """Put the end-of-sequence token after the prompt."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for models whose author you trust."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig(ModelOptions):
+    """An encoder as asked for."""
+
     adapter: str | None = AUTO_ADAPTER
     """PEFT adapter to merge into the weights: a folder, local or remote, a hub id, packaged, or
     none; auto is packaged with the packaged model, and none with any other."""
@@ -100,12 +113,6 @@ class EncoderConfig:
     """Keep only the first N numbers of a vector, for models trained so (Matryoshka)."""
     normalize: bool = True
     """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
 
     def __post_init__(self) -> None:
         PromptTemplate.parse(self.prompt or DEFAULT_PROMPT)
@@ -131,6 +138,11 @@ class EncoderConfig:
     def layers(self) -> tuple[int, ...] | None:
         """The layers as a tuple, as they were given."""
         return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """These options alone, of a configuration that has more."""
+        return EncoderConfig(**settings_of(self, EncoderConfig))
 
 
 @dataclass(frozen=True)
@@ -269,8 +281,7 @@ class EncoderDescription:
 
     def save(self, folder: str) -> None:
         """Write ``encoder.json`` into ``folder``, local or remote."""
-        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-        write_bytes(join(folder, FILE_NAME), text.encode())
+        write_bytes(join(folder, FILE_NAME), json_bytes(self.to_json()))
 
     @classmethod
     def load(cls, folder: str) -> EncoderDescription:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from pipelines.corpus.sample import sample_corpus
@@ -30,6 +29,7 @@ from pipelines.encoder.encoder import token_budget_batches
 from pipelines.encoder.padded import find_layers, pad_right
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.config import AttentionConfig
+from pipelines.evaluation.contestants import worker_device
 from pipelines.evaluation.figure import draw_attention
 from pipelines.evaluation.token_kinds import (
     PromptedToken,
@@ -41,14 +41,14 @@ from pipelines.evaluation.token_kinds import (
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
-    atomic_output,
     join,
+    json_bytes,
     make_folder,
     read_bytes,
     remove_folder,
     write_bytes,
+    write_table,
 )
-from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.segments import bytes_to_table, table_to_bytes
@@ -163,8 +163,7 @@ def inspect_attention(config: AttentionConfig, record: RunRecord) -> JobResult:
 
 def describe_encoders(config: AttentionConfig) -> dict[str, EncoderDescription]:
     """The model without an adapter and with each, by labels that differ."""
-
-    device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
+    device = worker_device()
     encoders = {UNTUNED: describe_encoder(config.encoder(None), device=device)}
     names = [adapter.rstrip("/").rpartition("/")[2] for adapter in config.adapters]
     repeated = Counter(names)
@@ -197,13 +196,13 @@ def attend_unit(work: str, name: str, unit: Mapping[str, Any], _: Any) -> Receip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_eager(description, device)
     (layer,) = description.layers
-    found = dict(last_token_attention(model, token_ids, layer))
+    weights = dict(last_token_attention(model, token_ids, layer))
     tables = []
     for index, document in enumerate(documents):
         tokens = describe_tokens(
             tokenizer.tokenizer, token_ids[index], tokenizer.prefix_tokens, tokenizer.suffix_tokens
         )
-        tables.append(token_table(unit["label"], document, tokens, found[index], layer))
+        tables.append(token_table(unit["label"], document, tokens, weights[index], layer))
     table = pa.concat_tables(tables)
     path = join(work, "tables", f"{name}.arrow")
     write_bytes(path, table_to_bytes(table), create_folder=False)
@@ -248,25 +247,15 @@ def write_outcome(
     lists = {label: list(texts.values()) for label, texts in by_text.items()}
     shares = {label: summarize(texts) for label, texts in lists.items()}
     shifts = {label: shift(lists[UNTUNED], lists[label]) for label in encoders[1:]}
-    layer = table["layer"][0].as_py()
-    content = {
-        "layer": layer,
-        "texts": len(lists[UNTUNED]),
-        "shares": shares,
-        "shift": shifts,
-    }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_bytes(join(config.output, "shares.json"), text.encode())
-    with atomic_output(join(config.output, "attention.parquet")) as sink:
-        pq.write_table(table, sink)
+    counts = {"texts": len(lists[UNTUNED]), "encoders": len(encoders), "tokens": len(table)}
+    metrics = {"layer": table["layer"][0].as_py(), "shares": shares, "shift": shifts}
+    content = {**metrics, "texts": counts["texts"]}
+    write_bytes(join(config.output, "shares.json"), json_bytes(content))
+    write_table(join(config.output, "attention.parquet"), table)
     picture = draw_attention(table, shares)
     write_bytes(join(config.output, "attention.png"), picture.png)
     write_bytes(join(config.output, "attention.svg"), picture.svg.encode())
-    counts = {"texts": len(lists[UNTUNED]), "encoders": len(encoders), "tokens": len(table)}
-    metrics = {"layer": layer, "shares": shares, "shift": shifts}
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
+    record.complete(counts, metrics)
     remove_folder(join(config.output, WORK_FOLDER))
     summary = {
         label: ", ".join(

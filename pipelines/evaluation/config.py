@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pipelines.corpus.files import CorpusOptions
 from pipelines.corpus.passages import PassageOptions
 from pipelines.encoder.description import (
     AUTO_ADAPTER,
     POOLINGS,
-    DType,
     EncoderConfig,
+    ModelOptions,
     Pooling,
 )
 from pipelines.encoder.prompts import PromptTemplate
 from pipelines.encoder.sources import PACKAGED_ADAPTER, PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
-from pipelines.runtime.run_record import may_change
+from pipelines.runtime.run_record import may_change, settings_of
 
 DEFAULT_PROMPTS = ("one-word", "cluster", "summary", "classification", "none")
 # Not "first": a decoder's first token has seen nothing of the text.
@@ -32,7 +32,7 @@ FEWEST_DOCUMENTS = 20
 
 
 @dataclass(frozen=True)
-class SelectConfig(CorpusOptions, PassageOptions):
+class SelectConfig(CorpusOptions, PassageOptions, ModelOptions):
     """Choose prompt, pooling and layer for a corpus."""
 
     corpus: str = ""
@@ -45,10 +45,6 @@ class SelectConfig(CorpusOptions, PassageOptions):
     """Documents of the sample: those whose texts hash lowest."""
     output: str = field(default_factory=lambda: default_output("select_encoder"))
     """Folder of the result, local or remote; an unfinished run in it is gone on with."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
     adapter: str | None = None
     """PEFT adapter to merge into the weights: a folder, local or remote, or a hub id."""
     adapters: tuple[str, ...] = (AUTO_ADAPTER,)
@@ -66,12 +62,6 @@ class SelectConfig(CorpusOptions, PassageOptions):
     """Tokens of the text itself that are read; the prompt comes on top."""
     normalize: bool = True
     """Scale vectors to length 1."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
     num_actors: int = may_change(0)
     """Prompts tried at once, a GPU each where there are any; 0 finds it from the Ray cluster."""
     cpus_per_actor: float | None = may_change(None)
@@ -100,10 +90,8 @@ class SelectConfig(CorpusOptions, PassageOptions):
     def encoder(self, prompt: str) -> EncoderConfig:
         """The encoder with one of the prompts, of the last layer and the first pooling."""
         return EncoderConfig(
-            model=self.model, revision=self.revision, adapter=self.adapter, prompt=prompt,
+            **settings_of(self, ModelOptions), adapter=self.adapter, prompt=prompt,
             pooling=self.poolings[0], max_tokens=self.max_tokens, normalize=self.normalize,
-            dtype=self.dtype, append_eos=self.append_eos,
-            trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
 
     @property
@@ -114,13 +102,9 @@ class SelectConfig(CorpusOptions, PassageOptions):
         named = [auto if name == AUTO_ADAPTER else (name,) for name in self.adapters]
         return tuple(name for names in named for name in names)
 
-    def candidate(self, prompt: str, pooling: Pooling, layer: int) -> EncoderConfig:
-        """The encoder of one candidate."""
-        return replace(self.encoder(prompt), pooling=pooling, layer=layer)
-
 
 @dataclass(frozen=True)
-class AttentionConfig(CorpusOptions):
+class AttentionConfig(CorpusOptions, ModelOptions):
     """See what the last token attends to, before and after tuning."""
 
     text: str = ""
@@ -136,10 +120,6 @@ class AttentionConfig(CorpusOptions):
     """Documents of the corpus to average over."""
     output: str = field(default_factory=lambda: default_output("inspect_attention"))
     """Folder of the result, local or remote."""
-    model: str = PACKAGED_MODEL
-    """Base model: a packaged name, a folder, a GGUF file, a hub id or an s3:// folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
     adapters: tuple[str, ...] = ()
     """PEFT adapters to compare the model without one with: folders, local or remote, or hub ids."""
     prompt: str = "one-word"
@@ -148,12 +128,6 @@ class AttentionConfig(CorpusOptions):
     """Whose attention: 1 the first layer, -1 the last."""
     max_tokens: int = 256
     """Tokens of the text itself that are read; the prompt comes on top."""
-    dtype: DType = "auto"
-    """Precision of the forward pass; auto is bfloat16 where that is faster, else float32."""
-    append_eos: bool = False
-    """Put the end-of-sequence token after the prompt."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; only for models whose author you trust."""
     seed: int = 0
     """Another one draws other documents."""
 
@@ -171,9 +145,8 @@ class AttentionConfig(CorpusOptions):
     def encoder(self, adapter: str | None) -> EncoderConfig:
         """The encoder with one of the adapters, or with none."""
         return EncoderConfig(
-            model=self.model, revision=self.revision, adapter=adapter, prompt=self.prompt,
-            layer=self.layer, max_tokens=self.max_tokens, dtype=self.dtype,
-            append_eos=self.append_eos, trust_remote_code=self.trust_remote_code,
+            **settings_of(self, ModelOptions), adapter=adapter, prompt=self.prompt,
+            layer=self.layer, max_tokens=self.max_tokens,
         )  # fmt: skip
 
 
@@ -241,9 +214,3 @@ class EvaluateConfig(CorpusOptions, EncoderConfig):
         """Prompts by their keys."""
         parts = [entry.partition("=") for entry in self.task_prompts]
         return {key: prompt for key, _, prompt in parts}
-
-    @property
-    def encoder(self) -> EncoderConfig:
-        """The encoder as asked for."""
-        names = EncoderConfig.__dataclass_fields__
-        return EncoderConfig(**{name: getattr(self, name) for name in names})

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipelines.encoder.description import EncoderConfig, EncoderDescription
 from pipelines.encoder.sources import digest_folder, fetch_model
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join
+from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.packaged import MINILM_WHEEL, extract_wheel
 from pipelines.runtime.run_record import read_run, require_complete
 
@@ -77,6 +78,11 @@ def parse_contestant(
         settings = {"model": name}
     config = _with_settings(base, settings, name)
     return encoder_contestant(describe_encoder(config, device=device), prompts)
+
+
+def worker_device() -> str:
+    """What encoders run on: GPUs, where the Ray cluster has any."""
+    return "cuda" if find_nodes().resources()["GPU"] else "cpu"
 
 
 def encoder_contestant(
@@ -152,9 +158,7 @@ def _with_settings(base: EncoderConfig, settings: Mapping[str, str], name: str) 
     if "layer" in values:
         values["layer"] = tuple(values["layer"].split("+"))
     try:
-        return pydantic.TypeAdapter(EncoderConfig).validate_python(
-            {key: getattr(base, key) for key in EncoderConfig.__dataclass_fields__} | values
-        )
+        return pydantic.TypeAdapter(EncoderConfig).validate_python(asdict(base) | values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise InputError(

@@ -30,6 +30,7 @@ from pipelines.evaluation.contestants import (
     distinct,
     encoder_contestant,
     parse_contestant,
+    worker_device,
 )
 from pipelines.evaluation.leaderboard import (
     TaskScore,
@@ -44,9 +45,8 @@ from pipelines.evaluation.leaderboard import (
 )
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, read_bytes, remove_folder, write_bytes
-from pipelines.runtime.machines import find_nodes
-from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.files import join, json_bytes, read_bytes, remove_folder, write_bytes
+from pipelines.runtime.run_record import RunRecord, require_unchanged
 from pipelines.runtime.units import configure_ray_data, plan_unit_actors, run_actor_stage
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,7 @@ def write_outcome(
         "differences": ranking["differences"],
         "unreachable": dict(unreachable),
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_bytes(join(output, "scores.json"), text.encode())
+    write_bytes(join(output, "scores.json"), json_bytes(content))
     write_bytes(join(output, "leaderboard.md"), to_markdown(table).encode())
     write_bytes(join(output, "leaderboard.csv"), to_csv(table).encode())
     summary = {
@@ -127,9 +126,7 @@ def write_outcome(
     }
     metrics = {row["encoder"]: row["mean"] for row in ranking["encoders"]}
     counts = {"encoders": len(results), "tasks": len(shared), "unreachable": len(unreachable)}
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
+    record.complete(counts, metrics)
     remove_folder(join(output, WORK_FOLDER))
     left = {f"not reached: {name}": why for name, why in unreachable.items()}
     return JobResult(counts, metrics, {**summary, **left, "output": output})
@@ -188,17 +185,13 @@ def confirm_complete(
                 f"{config.output} holds scores of {contestant.label} as it was at "
                 f"{previous['started_at']}; its files have changed since: choose another --output"
             )
-    if previous["metrics"].get("corpus_digest") != corpus:
-        raise InputError(
-            f"{config.output} holds scores on this corpus as it was at "
-            f"{previous['started_at']}; it has changed since: choose another --output"
-        )
+    require_unchanged(config.output, previous, "corpus_digest", corpus)
     return JobResult(summary={"nothing to do": f"{config.output} is complete, nothing changed"})
 
 
 def find_contestants(config: EvaluateConfig, names: Sequence[str]) -> list[Contestant]:
     """The encoders to run: those of ``names``, or the one that the flags describe."""
-    device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
+    device = worker_device()
     if not config.compare:
         described = describe_encoder(config.encoder, device=device)
         return [encoder_contestant(described, config.prompts)]

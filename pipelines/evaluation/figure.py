@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +68,9 @@ def attention_spec(table: pa.Table, shares: Mapping[str, Mapping[str, Any]]) -> 
 
 def _shares_panel(shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     values = []
-    for encoder, found in shares.items():
+    for encoder, by_group in shares.items():
         for group in GROUPS:
-            mean, error = found[group]["mean"], found[group]["standard_error"] or 0.0
+            mean, error = by_group[group]["mean"], by_group[group]["standard_error"] or 0.0
             low, high = max(0.0, mean - error), mean + error
             values.append(
                 {"encoder": encoder, "group": group, "share": mean, "low": low, "high": high}
@@ -134,7 +135,7 @@ def _tokens_panel(table: pa.Table, encoders: list[str]) -> dict[str, Any]:
                     "type": "ordinal",
                     "title": "tokens in their order, the first left out",
                     "axis": {
-                        "labelExpr": f"{_json(labels)}[datum.value]",
+                        "labelExpr": f"{json.dumps(labels)}[datum.value]",
                         "labelAngle": -60,
                         "labelFontSize": 10,
                         "labelOverlap": False,
@@ -203,9 +204,3 @@ def _label(token: str) -> str:
 
 def _colors(count: int) -> list[str]:
     return [_ENCODER_COLORS[place % len(_ENCODER_COLORS)] for place in range(count)]
-
-
-def _json(labels: Mapping[int, str]) -> str:
-    import json
-
-    return json.dumps({str(slot): label for slot, label in labels.items()})

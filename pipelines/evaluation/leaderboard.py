@@ -50,11 +50,11 @@ def take_over(folder: str, output: str) -> dict[str, dict[str, Any]]:
 def add_results(results: dict[str, dict[str, Any]], more: Mapping[str, dict[str, Any]]) -> None:
     """Add what another run found; an encoder of the same name but another revision stays apart."""
     for label, entry in more.items():
-        there = results.get(label)
-        if there is not None and there["revision"] == entry["revision"]:
-            there["tasks"] = {**entry["tasks"], **there["tasks"]}
+        earlier = results.get(label)
+        if earlier is not None and earlier["revision"] == entry["revision"]:
+            earlier["tasks"] = {**entry["tasks"], **earlier["tasks"]}
         else:
-            name = label if there is None else f"{label} {entry['revision'][:6]}"
+            name = label if earlier is None else f"{label} {entry['revision'][:6]}"
             results[name] = entry
 
 
@@ -117,9 +117,7 @@ def mean_and_spread(scores: Sequence[TaskScore]) -> tuple[float, float | None]:
     return mean, float(np.sqrt(variance)) / len(scores)
 
 
-def paired_bootstrap(
-    first: Sequence[TaskScore], second: Sequence[TaskScore], *, seed: int = 0
-) -> dict[str, Any]:
+def paired_bootstrap(first: Sequence[TaskScore], second: Sequence[TaskScore]) -> dict[str, Any]:
     """How much better ``first`` is than ``second`` on the same tasks, in the same order.
 
     Tasks are resampled, and within each the draws, both encoders' together.
@@ -128,7 +126,7 @@ def paired_bootstrap(
         ``difference`` of the means over tasks, ``low`` and ``high`` of its 95% interval, and
         ``share_above``: in how many resamples ``first`` was ahead.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     resampled = np.zeros((len(first), RESAMPLES))
     means = []
     for place, (one, other) in enumerate(zip(first, second, strict=True)):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.corpus.passages import Cuts, TokenReader, cut_texts
 from pipelines.corpus.sample import Sample, sample_corpus, text_digest
@@ -33,6 +32,7 @@ from pipelines.encoder.prompts import PROMPTS, PromptTemplate
 from pipelines.encoder.sources import load_model_settings
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.evaluation.config import FEWEST_DOCUMENTS, SelectConfig
+from pipelines.evaluation.contestants import worker_device
 from pipelines.evaluation.ranking import Ranking, rank_candidates
 from pipelines.evaluation.trial import (
     FEWEST_HALF_TOKENS,
@@ -46,17 +46,24 @@ from pipelines.evaluation.trial import (
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
-    atomic_output,
     join,
     make_folder,
     read_bytes,
     remove_folder,
     write_bytes,
+    write_table,
 )
-from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
+
+_MAY_BE_NULL = {
+    "adapter": pa.string(),
+    "v_measure": pa.float64(),
+    "half_agreement": pa.float64(),
+    "partner_rank": pa.float64(),
+}
+"""Columns that have no value where they were not measured, and so none to tell a type by."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +114,9 @@ def candidates_table(
                 "dimension": pooled_dimension(pooling, wide[name]),
             }
         )
-    strings = {"adapter"}
-    floats = {"v_measure", "half_agreement", "partner_rank"}
     table = pa.Table.from_pylist(rows)
-    for name in floats:  # all null where it was not measured
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, table[name].cast(pa.float64()))
-    for name in strings:
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, table[name].cast(pa.string()))
-    return table
+    types = {f.name: f.type for f in table.schema} | _MAY_BE_NULL
+    return table.cast(pa.schema(types))
 
 
 def summarize(table: pa.Table, metrics: Mapping[str, Any], output: str) -> dict[str, str]:
@@ -179,7 +179,7 @@ def describe_candidates(config: SelectConfig) -> dict[str, EncoderDescription]:
 
     Raises :class:`InputError` for an adapter of averaged layers, which are not tried here.
     """
-    device = "cuda" if find_nodes().resources()["GPU"] else "cpu"
+    device = worker_device()
     encoders = {
         prompt: describe_encoder(config.encoder(prompt), device=device) for prompt in config.prompts
     }
@@ -342,14 +342,15 @@ def write_outcome(
 ) -> JobResult:
     """Write the candidates and the winner; the job's short table."""
     table = candidates_table(selection, encoders, config.prompts)
-    with atomic_output(join(config.output, "candidates.parquet")) as sink:
-        pq.write_table(table, sink)
+    write_table(join(config.output, "candidates.parquet"), table)
     best = table.slice(0, 1).to_pylist()[0]
-    winner = config.candidate(best["prompt"], best["pooling"], best["layer"])
-    winner = replace(winner, adapter=best["adapter"])
-    description = describe_encoder(
-        winner, device="cuda" if find_nodes().resources()["GPU"] else "cpu"
+    winner = replace(
+        config.encoder(best["prompt"]),
+        adapter=best["adapter"],
+        pooling=best["pooling"],
+        layer=best["layer"],
     )
+    description = describe_encoder(winner, device=worker_device())
     description.save(config.output)
     as_good = selection.ranking.as_good
     counts = {"documents": selection.documents, "candidates": len(table)}
@@ -359,8 +360,6 @@ def write_outcome(
         "fingerprint": description.fingerprint,
         "as_good": as_good,
     }
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
+    record.complete(counts, metrics)
     remove_folder(join(config.output, WORK_FOLDER))
     return JobResult(counts, metrics, summarize(table, metrics, config.output))

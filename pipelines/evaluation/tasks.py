@@ -27,7 +27,7 @@ from pipelines.evaluation.contestants import (
     load_contestant,
 )
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, read_bytes, write_bytes
+from pipelines.runtime.files import first_line, join, read_bytes, write_bytes
 from pipelines.runtime.packaged import CorpusName, load_labelled_corpus
 from pipelines.runtime.units import Receipt
 
@@ -165,8 +165,7 @@ def why_unreachable(task: Any) -> str | None:
     try:
         task.load_data()
     except (OSError, ValueError) as error:  # hub and network errors are OSErrors
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return lines[0][:200]
+        return first_line(error)
     return None
 
 

@@ -56,6 +56,7 @@ from pipelines.nightly.reuse import (
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.runtime.machines import ActorPlan
+from pipelines.runtime.run_record import settings_of
 from pipelines.runtime.segments import bytes_to_table
 from pipelines.store.backfill import Backfill
 from pipelines.store.columns import document_schema
@@ -284,8 +285,7 @@ def require_same_passages(config: NightConfig, base: Version | None) -> None:
 
 def passage_details(config: NightConfig) -> dict[str, Any]:
     """How documents are cut, as a version's record keeps it."""
-    names = PassageOptions.__dataclass_fields__
-    return {PASSAGES: {name: getattr(config, name) for name in names}}
+    return {PASSAGES: settings_of(config, PassageOptions)}
 
 
 def _in_words(cut: Mapping[str, Any]) -> str:

@@ -7,16 +7,13 @@ a sample, to count every document under the new centroids, and to write its clus
 from __future__ import annotations
 
 import functools
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.assign import NearestCentroids
 from cluster.census import (
@@ -42,7 +39,7 @@ from cluster.on_ray import run_on_shards
 from cluster.outcome import Outcome, describe_outcome
 from cluster.sample import Scan
 from cluster.vector_files import Columns, Piece
-from cluster.vectors import Shard, VectorSource, hash_ids, read_blocks
+from cluster.vectors import Shard, VectorSource, group_into_shards, hash_ids, read_blocks
 from pipelines.nightly.config import TEXT, NightConfig
 from pipelines.nightly.edits import (
     AssignIds,
@@ -63,14 +60,15 @@ from pipelines.nightly.parts import (
 )
 from pipelines.nightly.titles import read_titles, write_titles
 from pipelines.runtime.files import exists, join
+from pipelines.runtime.run_record import settings_of
+from pipelines.runtime.tables import STORE_MARK
 from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
 from pipelines.store.documents import FragmentRef, assign_fragment, read_fragment
 from pipelines.store.edits import Edit, read_applied
-from pipelines.store.store import MARKER, Store
+from pipelines.store.store import Store
 from pipelines.store.version import Version
 
-SHARD_ROWS = 200_000
 MOST_WARM_ITERATIONS = 25
 _MERGED_AT_A_TIME = 8
 """Tasks that are submitted before their turn."""
@@ -160,15 +158,13 @@ def cluster_candidate(
     starts = {}
     if earlier is not None and config.warm:
         starts = split_starts(edits, earlier.version, earlier.parts, sample)
-    choice = None
+    choice = None if fitted_at is not None else choose_levels(scan, settings)
     if fitted_at is not None:
         assert earlier is not None
-        fit = _standing(_with_splits(earlier.parts, starts)[0])
+        fit = Fit.standing(_with_splits(earlier.parts, starts)[0])
     else:
-        choice = choose_levels(scan, settings)
-        k = (choice.k if choice is not None else settings.levels()[0]) + len(starts)
-        start = _start(config, earlier, starts, k, sample)
-        fit, _ = fit_levels(source, scan, [k], settings, start)
+        k = (settings.levels()[0] if choice is None else choice.k) + len(starts)
+        fit, _ = fit_levels(source, scan, [k], settings, _start(config, earlier, starts, k, sample))
     count = functools.partial(
         count_documents, source, scan, settings=settings, earlier=earlier, when=when,
         fitted_at=fitted_at,
@@ -177,7 +173,7 @@ def cluster_candidate(
     if fitted_at is not None:
         novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids))
         if len(novelty.centroids) and "novel" in config.accept:
-            fit = _standing(np.vstack([fit.centroids, novelty.centroids]))
+            fit = Fit.standing(np.vstack([fit.centroids, novelty.centroids]))
             counted = count(fit)
     outcome = describe_outcome(
         scan,
@@ -258,11 +254,6 @@ def _with_splits(parts: Parts, starts: Mapping[int, np.ndarray]) -> tuple[np.nda
     return centroids, sizes
 
 
-def _standing(centroids: np.ndarray) -> Fit:
-    """Centroids, float32 (k, d), that were fitted in another night, as a fit."""
-    return Fit(centroids, np.zeros(len(centroids), np.int64), 0.0, 0, 0, 0)
-
-
 def write_assignments(candidate: Candidate, clusters: NightClusters) -> None:
     """Write every document's cluster id and distance, those of pinned documents last."""
     ids = clusters.published.parts.ids
@@ -291,31 +282,26 @@ def cluster_config(
     if known and number == str(there) and changed < 1:
         needed = min(MOST_WARM_ITERATIONS, max(1, round(100 * changed)))
         iterations = config.warm_iterations or needed
-    shared = {f.name: getattr(config, f.name) for f in fields(ClusterOptions)}
-    shared |= {"num_clusters": number, "max_iterations": iterations}
-    return ClusterConfig(embeddings=config.store, output="", **shared)
+    given = {"num_clusters": number, "max_iterations": iterations}
+    return ClusterConfig(
+        embeddings=config.store, output="", **settings_of(config, ClusterOptions) | given
+    )
 
 
 def open_candidate(candidate: Candidate, config: NightConfig) -> VectorSource:
     """The candidate's vectors as the clustering package reads them."""
-    shards: list[list[Piece]] = []
-    room = 0
-    for ref in candidate.fragments():
-        if not ref.rows:
-            continue
-        if ref.rows > room:
-            shards.append([])
-            room = max(SHARD_ROWS, ref.rows)
-        read = functools.partial(_rows_of, ref)
-        shards[-1].append(Piece(config.store, ref.fragment, ref.rows, read))
-        room -= ref.rows
+    pieces = [
+        Piece(config.store, ref.fragment, ref.rows, functools.partial(_rows_of, ref))
+        for ref in candidate.fragments()
+        if ref.rows
+    ]
     kind = candidate.schema.field("embedding").type
     return VectorSource(
         config.store,
         Columns(text=TEXT, label=config.label_column),
         kind.list_size,
         "int64" if pa.types.is_int64(candidate.schema.field("id").type) else "string",
-        tuple(Shard(f"part-{n:05d}", tuple(pieces)) for n, pieces in enumerate(shards)),
+        group_into_shards(pieces),
         unit_norm=config.metric == "cosine",
     )
 
@@ -352,7 +338,7 @@ def count_documents(
 
 def is_store(address: str) -> bool:
     """Whether a store lies there."""
-    return exists(join(address, MARKER))
+    return exists(join(address, STORE_MARK))
 
 
 def read_published_clusters(address: str, number: int | None, quantile: float) -> KnownClusters:
@@ -366,22 +352,22 @@ def read_published_clusters(address: str, number: int | None, quantile: float) -
     # A cluster that people merged has several parts, and reaches as far as they do together.
     ids, places = np.unique(parts.ids, return_inverse=True)
     batches = version.batches(["cluster_id", "distance"])
-    assigned = ((b.column(0).to_numpy(), b.column(1).to_numpy()) for b in batches)
+    assigned = (batch.columns for batch in batches)
     return KnownClusters(
         f"{address} (version {version.number})",
         parts.centroids,
         parts.ids,
         reach_of(assigned, ids).limits(quantile)[places],
-        json.loads(version.read("run.json"))["config"]["metric"] == "cosine",
+        version.read_json("run.json")["config"]["metric"] == "cosine",
         version.record.fingerprint,
-        json.loads(version.read("encoder.json")),
+        version.read_json("encoder.json"),
     )
 
 
 def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:
     """The text of a document that stood for each of these clusters of a version."""
     wanted = set(ids)
-    rows = [row for row in _table(version, CLUSTERS).to_pylist() if row["cluster_id"] in wanted]
+    rows = [row for row in version.read_table(CLUSTERS).to_pylist() if row["cluster_id"] in wanted]
     firsts = {row["representative_ids"][0]: row["cluster_id"] for row in rows
               if row["representative_ids"]}  # fmt: skip
     if not firsts:
@@ -484,7 +470,3 @@ def _start(
         return None
     centroids, sizes = _with_splits(earlier.parts, starts)
     return start_from(centroids, sizes, k, sample, seed=config.seed)
-
-
-def _table(version: Version, name: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(version.read(name)))

@@ -31,8 +31,10 @@ from pipelines.embedding.keys import (
 )
 from pipelines.embedding.write import read_rows
 from pipelines.nightly.reuse import Leftover
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
+    first_line,
     in_threads,
     join,
     list_files,
@@ -52,7 +54,7 @@ from pipelines.runtime.segments import (
     write_segments,
 )
 from pipelines.runtime.units import Receipt, run_stage
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.columns import EMBEDDING
 from pipelines.store.documents import FragmentRef, read_fragment
 from pipelines.store.version import Version
 
@@ -170,7 +172,7 @@ class _WriteKeys:
             ids = batch.column("id").cast(pa.large_string())
             texts = digest_hashes(batch.column("text_sha256"))
             if self.settings.vectors is not None:
-                given = matrix(batch.column(EMBEDDING))
+                given = column_to_vectors(batch.column(EMBEDDING))
                 hashes = _raw_hashes(batch.column("text_sha256"))
                 digests = self.settings.vectors.digest(ids.to_pylist(), hashes, given)
                 texts = digest_column(digests)
@@ -244,7 +246,7 @@ class KeptDigest:
             except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:
                 raise InputError(
                     f"column {name!r} is {kind} in the store, and now holds something else "
-                    f"({str(error).splitlines()[0]}): mend the corpus, or begin a new store"
+                    f"({first_line(error)}): mend the corpus, or begin a new store"
                 ) from error
         return digest_rows(columns, len(documents))
 

@@ -18,8 +18,9 @@ from cluster.identity import Identity
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.outcome import Outcome
 from pipelines.nightly.parts import Parts, Published
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.store.candidate import Candidate
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.columns import EMBEDDING
 from pipelines.store.edits import SCHEMA, Edit, Status, document_id, merge_targets, read_applied
 from pipelines.store.version import Version
 
@@ -144,7 +145,7 @@ def place_pins(
     missing = frozenset(edit.number for i, (edit, _) in wanted.items() if i not in ids)
     if not ids:
         return Pins(missing=missing), published
-    vectors = matrix(table[EMBEDDING].combine_chunks())
+    vectors = column_to_vectors(table[EMBEDDING])
     nearest, distances = assign(vectors)
     own = {i: np.flatnonzero(parts.ids == i) for i in alive}
     sizes, moves, clusters = parts.sizes.copy(), {}, []

@@ -7,7 +7,6 @@ embedded, the next one does not embed again.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -63,7 +62,7 @@ from pipelines.runtime.units import map_on_ray
 from pipelines.store.backfill import open_backfills
 from pipelines.store.candidate import Candidate
 from pipelines.store.edits import EDITS_KEY, Edit, read_edits
-from pipelines.store.full_text import has_text_index
+from pipelines.store.index import has_text_index
 from pipelines.store.lease import Lease
 from pipelines.store.store import Store
 from pipelines.store.version import Version
@@ -92,8 +91,8 @@ def reindex(config: NightConfig, connect: Callable[[], None] = lambda: None) -> 
         from pipelines.nightly.dry_run import forecast  # torch
 
         connect()
-        there = Store.open_if_there(config.store)
-        return forecast(*(prepare(config, there, files)[:3]), files)
+        existing = Store.open_if_there(config.store)
+        return forecast(*(prepare(config, existing, files)[:3]), files)
     store = Store.open_or_create(config.store)
     steps = Steps()
     steps.begin(1)
@@ -172,10 +171,10 @@ def leave_unfinished(
     night.steps.end()
     known, base = compared.settled.known, night.before.base
     fingerprint = compared.run.description.fingerprint
-    there, texts = known + stopped.texts, known + compared.settled.distinct
+    embedded, texts = known + stopped.texts, known + compared.settled.distinct
     under_way = [b for b in open_backfills(night.store) if b.fingerprint == fingerprint]
     for backfill in under_way:
-        backfill.extended((), texts=texts, embedded=there, nights=0).save(night.store)
+        backfill.extended((), texts=texts, embedded=embedded, nights=0).save(night.store)
     night.record.counts.update(
         {"embedded": stopped.texts, "reused": known, "written": 0, "clusters": 0}
     )
@@ -184,9 +183,9 @@ def leave_unfinished(
         {"version": number, "published": False, "step_seconds": night.steps.seconds}
         | stopped.figures
     )
-    nights = math.ceil((texts - there) / max(1, stopped.added))
+    nights = math.ceil((texts - embedded) / max(1, stopped.added))
     summary = {
-        UNFINISHED: f"{there:,} of {texts:,} texts have a vector of encoder {fingerprint[:12]}",
+        UNFINISHED: f"{embedded:,} of {texts:,} texts have a vector of encoder {fingerprint[:12]}",
         "published": "no version yet" if number is None else f"version {number}, as before",
         "next": f"the same command goes on; about {nights:,} more nights of --max-embed-hours "
         f"{night.config.max_embed_hours:g}",
@@ -200,12 +199,12 @@ def listed_as_before(
     config: NightConfig, base: Version, files: Sequence[CorpusFile], began_ns: int
 ) -> bool:
     """Whether files and options are those that a version was made from; no file is opened."""
-    told = base.record.details.get(_CORPUS)
-    if told is None or config.reread:
+    corpus = base.record.details.get(_CORPUS)
+    if corpus is None or config.reread:
         return False
     source = source_of(config, base.record.fingerprint)
     listed = corpus_digest(config.embed_config(""), files, source, began_ns)
-    return listed is not None and told["digest"] == listed
+    return listed is not None and corpus["digest"] == listed
 
 
 def prepare(
@@ -256,7 +255,7 @@ def with_stored_encoder(config: NightConfig, store: Store) -> NightConfig:
     version = store.published()
     if config.vector_column or version is None or "encoder.json" not in version.record.artifacts:
         return config
-    stored = json.loads(version.read("encoder.json"))
+    stored = version.read_json("encoder.json")
     if config.dtype == "auto":
         config = replace(config, dtype=stored["dtype"])
     if config.adapter == AUTO_ADAPTER and stored.get("adapter_revision", "") is None:
@@ -331,7 +330,7 @@ def changed_share(night: Night, changes: Changes) -> float:
 
 def same_clustering(config: NightConfig, base: Version) -> bool:
     """Whether a version was clustered as this night would."""
-    earlier = {**asdict(NightConfig()), **json.loads(base.read("run.json"))["config"]}
+    earlier = {**asdict(NightConfig()), **base.read_json("run.json")["config"]}
     return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
 
 
@@ -339,7 +338,7 @@ def is_settled(
     config: NightConfig, edits: Sequence[Edit], base: Version, encoder: EncoderDescription
 ) -> bool:
     """Whether a version's encoder, clusters and edits are what this night's would be."""
-    prompt = json.loads(base.read("encoder.json")).get("query_prompt")
+    prompt = base.read_json("encoder.json").get("query_prompt")
     if encoder.fingerprint != base.record.fingerprint:
         return False
     if prompt != encoder.to_json().get("query_prompt"):
@@ -425,7 +424,7 @@ def find_drift(earlier: Earlier | None, clusters: NightClusters) -> Drift | None
     published = clusters.published
     if earlier is None or published.shared is None:
         return None
-    scores = json.loads(earlier.version.read("scores.json"))
+    scores = earlier.version.read_json("scores.json")
     radius = math.sqrt(scores["inertia"] / max(1, scores["documents"]))
     old, new, identity, shared = moved_by_the_night(
         published, earlier.clusters, earlier.parts, clusters.split
@@ -443,7 +442,7 @@ def night_figures(
         counts=changes.counts,
         documents_before=0 if base is None else base.count(),
         scores=clusters.outcome.scores,
-        scores_before=None if base is None else json.loads(base.read("scores.json")),
+        scores_before=None if base is None else base.read_json("scores.json"),
         drift=drift,
         encoder_before=base.record.fingerprint if base is not None and other_encoder else None,
         novel_groups=[] if clusters.novelty is None else clusters.novelty.sizes,

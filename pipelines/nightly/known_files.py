@@ -49,7 +49,7 @@ def with_known_files(
     if reread:
         remove_folder(root)
         return run
-    reading = _digest(_reading(run, types))
+    reading = short_digest(_reading(run, types))
     _tidy(root, reading, run.files, spare_others=backfills)
     return replace(run, scan=replace(run.scan, keys=(root, reading)))
 
@@ -67,7 +67,7 @@ def corpus_digest(
     left_out = {"output", *(option.name for option in fields(EncoderConfig))}
     asked = deciding_settings(config)
     settings = {name: value for name, value in asked.items() if name not in left_out}
-    return _digest([settings, config.skip_unreadable_files, listing_of(files), fingerprint])
+    return short_digest([settings, config.skip_unreadable_files, listing_of(files), fingerprint])
 
 
 def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
@@ -86,7 +86,8 @@ def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
     ]
 
 
-def _digest(content: Any) -> str:
+def short_digest(content: Any) -> str:
+    """A name that says what ``content``, of JSON, is."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.nightly.config import NightConfig
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.store.candidate import Candidate
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.columns import EMBEDDING
 from pipelines.store.index import unit
 
 NOVEL = "novel.parquet"
@@ -101,7 +102,7 @@ def _group(config: NightConfig, candidate: Candidate, novel: pa.Table) -> Novelt
     if len(novel) >= max(2, config.novel_documents):
         ids = novel["id"].slice(0, GROUPED_DOCUMENTS).to_pylist()
         table = candidate.take(ids, ["id", EMBEDDING]).sort_by("id")
-        vectors = matrix(table[EMBEDDING].combine_chunks())
+        vectors = column_to_vectors(table[EMBEDDING])
         from sklearn.cluster import AgglomerativeClustering  # slow to load
 
         alike = AgglomerativeClustering(

@@ -13,14 +13,13 @@ from pipelines.corpus.readers import inspect_files, read_shard
 from pipelines.embedding.job import shard_size
 from pipelines.encoder.description import FILE_NAME, EncoderDescription
 from pipelines.nightly.config import NightConfig
+from pipelines.runtime.arrow import fingerprint_of
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, open_filesystem, with_retries
 from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.units import configure_ray_data
 from pipelines.store.columns import EMBEDDING
 from pipelines.store.version import Version
-
-_FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 
 
 def vector_takers() -> ActorPlan:
@@ -48,9 +47,9 @@ def describe_vectors(
         description = EncoderDescription.elsewhere(named, width)
         if base is None or description.fingerprint != base.record.fingerprint:
             description = EncoderDescription.elsewhere(named, _first_width(config, files))
-    told = in_threads(_told_encoder, [file for file in files if file.format == "parquet"])
-    for file, fingerprint in told:
-        if fingerprint not in (None, description.fingerprint):
+    claims = in_threads(_claimed_encoder, [file for file in files if file.format == "parquet"])
+    for file, fingerprint in claims:
+        if fingerprint not in ("", description.fingerprint):
             raise InputError(
                 f"{file} says that its vectors are of encoder {fingerprint[:12]}, and --vectors-of "
                 f"names {description.fingerprint[:12]}: name the encoder.json that lies beside it"
@@ -73,14 +72,13 @@ def _first_width(config: NightConfig, files: Sequence[CorpusFile]) -> int:
     raise InputError(f"column {config.vector_column!r} holds no vector in {files[0].path}")
 
 
-def _told_encoder(file: CorpusFile) -> tuple[str, str | None]:
-    """A Parquet file, and the fingerprint of the encoder of its vectors, if it says."""
+def _claimed_encoder(file: CorpusFile) -> tuple[str, str]:
+    """A Parquet file, and the fingerprint of the encoder of its vectors, empty if it says none."""
     filesystem, inner = open_filesystem(file.path)
     schema = with_retries(
         lambda: pq.read_schema(inner, filesystem=filesystem), file.path, reads=True
     )
-    told = (schema.metadata or {}).get(_FINGERPRINT_KEY)
-    return file.path, None if told is None else told.decode()
+    return file.path, fingerprint_of(schema)
 
 
 def given_vectors(config: NightConfig, description: EncoderDescription) -> GivenVectors | None:

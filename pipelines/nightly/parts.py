@@ -7,19 +7,18 @@ same ``cluster_id`` and different ``part_id``.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
 from cluster.identity import Event, Identity, NewClusters, OldClusters, related_event
+from cluster.tables import centroids_table
 from pipelines.nightly.titles import read_titles
-from pipelines.store.columns import matrix
-from pipelines.store.edits import Edit, merge_targets, read_applied
+from pipelines.runtime.arrow import column_to_vectors
+from pipelines.store.edits import Edit, follow, merge_targets, read_applied
 from pipelines.store.version import Version
 
 CENTROIDS = "centroids.parquet"
@@ -42,28 +41,21 @@ class Parts:
     def table(self) -> pa.Table:
         """``centroids.parquet``; ``part_id`` is there where a cluster has several parts."""
         assert self.centroids is not None
-        dimension = self.centroids.shape[1]
-        flat = pa.array(self.centroids.ravel(), pa.float32())
-        columns = {
-            "cluster_id": pa.array(self.ids, pa.int32()),
-            "size": pa.array(self.sizes, pa.int64()),
-            "centroid": pa.FixedSizeListArray.from_arrays(flat, dimension),
-        }
-        if not np.array_equal(self.ids, self.part_ids):
-            columns["part_id"] = pa.array(self.part_ids, pa.int32())
-        return pa.table(columns)
+        table = centroids_table(self.centroids, self.sizes, self.ids)
+        if np.array_equal(self.ids, self.part_ids):
+            return table
+        return table.append_column("part_id", pa.array(self.part_ids, pa.int32()))
 
 
 def read_parts(version: Version, *, same_encoder: bool) -> Parts:
     """The parts of a version, by rising id."""
-    table = _table(version, CENTROIDS)
+    table = version.read_table(CENTROIDS)
     key = "part_id" if "part_id" in table.column_names else "cluster_id"
     table = table.sort_by(key)
-    column = table["centroid"].combine_chunks()
     return Parts(
         table[key].to_numpy().astype(np.int32),
         table["cluster_id"].to_numpy().astype(np.int32),
-        matrix(column) if same_encoder else None,
+        column_to_vectors(table["centroid"]) if same_encoder else None,
         table["size"].to_numpy().astype(np.int64),
     )
 
@@ -74,7 +66,7 @@ def published_clusters(version: Version, parts: Parts) -> OldClusters:
     A cluster that a person or a model named goes by the name that its keywords gave it: the other
     says nothing about whether those still fit.
     """
-    table = _table(version, CLUSTERS)
+    table = version.read_table(CLUSTERS)
     names = dict(zip(table["cluster_id"].to_pylist(), table["name"].to_pylist(), strict=True))
     names.update({i: by_keywords for i, (_, by_keywords) in read_titles(version).items()})
     for row in read_applied(version).to_pylist():
@@ -246,14 +238,16 @@ def _join_parts(
     if shared is not None and old is not None:
         joined = np.zeros((len(shared), len(ids)), np.int64)
         np.add.at(joined.T, places, shared.T)
-        found = np.searchsorted(old.ids, ids)
-        there = (found < len(old.ids)) & (old.ids[np.minimum(found, len(old.ids) - 1)] == ids)
-        old_places[there] = found[there]
+        places_before = np.searchsorted(old.ids, ids)
+        known = (places_before < len(old.ids)) & (
+            old.ids[np.minimum(places_before, len(old.ids) - 1)] == ids
+        )
+        old_places[known] = places_before[known]
     names = [identity.names[lead] for lead in leads]
-    told = Identity(ids, old_places, identity.next_id, names, [])
+    joined_identity = Identity(ids, old_places, identity.next_id, names, [])
     clusters = NewClusters(centroids, sizes, keywords)
-    events = _events(old, told, clusters, joined, identity)
-    return Published(parts, clusters, replace(told, events=events), joined)
+    events = _events(old, joined_identity, clusters, joined, identity)
+    return Published(parts, clusters, replace(joined_identity, events=events), joined)
 
 
 def moved_by_the_night(
@@ -271,15 +265,15 @@ def moved_by_the_night(
         *zip(now.part_ids, now.ids, strict=True),
     ]
     for one, other in [*pairs, *split.items()]:
-        first, second = _follow(labels, int(one)), _follow(labels, int(other))
+        first, second = follow(labels, int(one)), follow(labels, int(other))
         if first != second:
             labels[max(first, second)] = min(first, second)
     assert published.shared is not None
     if not labels:
         return old, published.new, published.identity, published.shared
-    ids, rows = np.unique([_follow(labels, int(i)) for i in old.ids], return_inverse=True)
+    ids, rows = np.unique([follow(labels, int(i)) for i in old.ids], return_inverse=True)
     new_ids, columns = np.unique(
-        [_follow(labels, int(i)) for i in published.identity.ids], return_inverse=True
+        [follow(labels, int(i)) for i in published.identity.ids], return_inverse=True
     )
     shared = np.zeros((len(ids), len(new_ids)), np.int64)
     np.add.at(shared, (rows[:, None], columns[None]), published.shared)
@@ -305,12 +299,6 @@ def moved_by_the_night(
     )
 
 
-def _follow(labels: Mapping[int, int], cluster: int) -> int:
-    while cluster in labels:
-        cluster = labels[cluster]
-    return cluster
-
-
 def _lead(places: np.ndarray, sizes: np.ndarray, identity: Identity) -> int:
     """The part that a cluster is named after: one that was there, or the largest."""
     order = sorted(places.tolist(), key=lambda p: (identity.old_places[p] < 0, -sizes[p]))
@@ -319,7 +307,7 @@ def _lead(places: np.ndarray, sizes: np.ndarray, identity: Identity) -> int:
 
 def _events(
     old: OldClusters | None,
-    told: Identity,
+    published: Identity,
     new: NewClusters,
     shared: np.ndarray | None,
     identity: Identity,
@@ -327,20 +315,16 @@ def _events(
     """What happened to published clusters; people's merges and their undoing among it."""
     if old is None or shared is None:
         return identity.events
-    ids, was = told.ids.tolist(), old.ids.tolist()
+    ids, was = published.ids.tolist(), old.ids.tolist()
     events = []
     for place in (p for p, cluster in enumerate(ids) if cluster not in was):
-        size, name = int(new.sizes[place]), told.names[place]
+        size, name = int(new.sizes[place]), published.names[place]
         begun = Event("born", ids[place], new_size=size, new_name=name)
         events.append(related_event(begun, "split", shared[:, place], old.ids))
     for place in (p for p, cluster in enumerate(was) if cluster not in ids):
         size, name = int(old.sizes[place]), old.names[place] if old.names else ""
         ended = Event("died", was[place], old_size=size, old_name=name)
-        events.append(related_event(ended, "merged", shared[place], told.ids))
+        events.append(related_event(ended, "merged", shared[place], published.ids))
     lasting = set(ids) & set(was)
     renamed = [e for e in identity.events if e.event == "renamed" and e.cluster_id in lasting]
     return [*events, *renamed]
-
-
-def _table(version: Version, name: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(version.read(name)))

@@ -6,8 +6,6 @@ is. Out: files in ``vectors/``, as the encoder actors write them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,9 +28,10 @@ from pipelines.embedding.write import (
     chunk_names,
     read_rows,
     result_rows,
-    vector_matrix,
     write_in_files,
 )
+from pipelines.nightly.known_files import short_digest
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.files import (
     join,
     list_files,
@@ -45,8 +44,6 @@ from pipelines.runtime.segments import bytes_to_table, digest_column, digest_mat
 from pipelines.runtime.units import Receipt, read_receipts, run_stage
 from pipelines.store.backfill import Backfill, end_backfill, open_backfills
 from pipelines.store.store import Store
-
-_NAME_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,12 @@ def night_folder(
     settings = deciding_settings(config)
     settings.pop("output")
     deciding = [settings, listing_of(files), fingerprint, list(versions)]
-    text = json.dumps(deciding, sort_keys=True, default=str)
-    return join(root, hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS])
+    return join(root, short_digest(deciding))
 
 
 def find_leftovers(root: str, mine: str, fingerprint: str, *, float16: bool) -> list[Leftover]:
     """Vectors of the same encoder and precision in the folders of other nights."""
-    found = []
+    leftovers = []
     for folder in other_folders(root, mine):
         work = join(folder, WORK_FOLDER)
         plan = WorkPlan.load(work)
@@ -82,8 +78,8 @@ def find_leftovers(root: str, mine: str, fingerprint: str, *, float16: bool) -> 
             continue
         chunks = chunk_names(work)
         if chunks:
-            found.append(Leftover(work, chunks))
-    return found
+            leftovers.append(Leftover(work, chunks))
+    return leftovers
 
 
 def other_folders(root: str, mine: str) -> list[str]:
@@ -190,12 +186,12 @@ class _CopyVectors:
         wanted = places.take(place).append_column("hash", texts)
         kind = self.settings.results.value_type.to_pandas_dtype()
         vectors = np.zeros((len(texts), self.settings.results.dimension), dtype=kind)
-        found = np.zeros(len(texts), dtype=bool)
-        for rows, some in (*self._from_store(wanted), *_from_work(wanted)):
-            vectors[rows] = some
-            found[rows] = True
-        if not found.all():
-            raise RuntimeError(f"{int((~found).sum())} known vectors are no longer there")
+        is_filled = np.zeros(len(texts), dtype=bool)
+        for rows, part in (*self._from_store(wanted), *_from_work(wanted)):
+            vectors[rows] = part
+            is_filled[rows] = True
+        if not is_filled.all():
+            raise RuntimeError(f"{int((~is_filled).sum())} known vectors are no longer there")
         return vectors[pc.index_in(hashes, value_set=texts).to_numpy()]
 
     def _from_store(self, places: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -205,11 +201,11 @@ class _CopyVectors:
             wanted = places.take(pa.array(rows))
             version = Store.open(self.settings.store).version(number)
             ids = wanted["id"].cast(version.schema.field("id").type)
-            there = version.take(ids.to_pylist(), ["id", "text_sha256", "embedding"])
-            order = pc.index_in(ids, value_set=there["id"].combine_chunks())
-            there = there.take(order.combine_chunks())
-            _check_texts(f"version {number}", there, wanted)
-            results.append((rows, vector_matrix(there["embedding"])))
+            stored = version.take(ids.to_pylist(), ["id", "text_sha256", "embedding"])
+            order = pc.index_in(ids, value_set=stored["id"].combine_chunks())
+            stored = stored.take(order.combine_chunks())
+            _check_texts(f"version {number}", stored, wanted)
+            results.append((rows, column_to_vectors(stored["embedding"])))
         return results
 
 
@@ -222,13 +218,13 @@ def _from_work(places: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
         same = pc.and_(pc.equal(places["work"], work), pc.equal(places["chunk"], chunk))
         rows = np.flatnonzero(pc.fill_null(same, False))
         wanted = places.take(pa.array(rows))
-        there = read_rows(work, chunk, ("text_sha256", "embedding")).take(wanted["row"])
-        _check_texts(f"{chunk} of {work}", there, wanted)
-        results.append((rows, vector_matrix(there["embedding"])))
+        stored = read_rows(work, chunk, ("text_sha256", "embedding")).take(wanted["row"])
+        _check_texts(f"{chunk} of {work}", stored, wanted)
+        results.append((rows, column_to_vectors(stored["embedding"])))
     return results
 
 
-def _check_texts(what: str, there: pa.Table, wanted: pa.Table) -> None:
+def _check_texts(what: str, stored: pa.Table, wanted: pa.Table) -> None:
     hashes = [digest.hex() for digest in wanted["hash"].to_pylist()]
-    if there["text_sha256"].to_pylist() != hashes:
+    if stored["text_sha256"].to_pylist() != hashes:
         raise RuntimeError(f"{what} has other texts than its keys said")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.describe import Description
 from cluster.outcome import MOST_NAMED, brief_of
@@ -18,7 +17,7 @@ def read_titles(version: Version) -> dict[int, tuple[str, str]]:
     """By cluster id what a model called it, and what it is called by its keywords."""
     if TITLES not in version.record.artifacts:
         return {}
-    rows = pq.read_table(pa.BufferReader(version.read(TITLES))).to_pylist()
+    rows = version.read_table(TITLES).to_pylist()
     return {row["cluster_id"]: (row["title"], row["keywords_name"]) for row in rows}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.document_map import join_maps, lay_out
 from cluster.drift import Drift, changes_section
@@ -37,7 +34,7 @@ from pipelines.nightly.night import Night
 from pipelines.nightly.novelty import NOVEL
 from pipelines.nightly.parts import CENTROIDS, CLUSTERS
 from pipelines.nightly.titles import TITLES, titles_table
-from pipelines.runtime.files import join, list_files, make_folder, read_bytes
+from pipelines.runtime.files import join, json_bytes, list_files, make_folder, read_bytes
 from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
 from pipelines.store.compare import Side, compare, describe_neighbours, figures_of, summary_rows
@@ -72,7 +69,7 @@ def write_artifacts(
     """Write what belongs to the version beside its documents; ``recall`` is that of its search."""
     outcome, published = clusters.outcome, clusters.published
     lineage = lineage_table(published.identity.events, candidate.number)
-    candidate.put("encoder.json", to_json(changes.compared.run.description.to_json()))
+    candidate.put("encoder.json", json_bytes(changes.compared.run.description.to_json()))
     candidate.put_table(CENTROIDS, published.parts.table())
     candidate.put_table(CLUSTERS, clusters_table(outcome.clusters, outcome.documents.ids.type))
     if clusters.titles or night.config.name_model is not None:  # also none is an answer
@@ -88,8 +85,8 @@ def write_artifacts(
     if clusters.novelty is not None:
         candidate.put_table(NOVEL, clusters.novelty.artifact(published.parts.ids))
     candidate.put_table(LINEAGE, _grown_lineage(night.before.base, lineage))
-    candidate.put("scores.json", to_json(outcome.scores))
-    candidate.put("checks.json", to_json([asdict(check) for check in checks]))
+    candidate.put("scores.json", json_bytes(outcome.scores))
+    candidate.put("checks.json", json_bytes([asdict(check) for check in checks]))
     if night.config.passages:
         candidate.put(FILE_NAME, roll_up_version(candidate, join(night.folder, "documents")))
     rejected = join(night.folder, "rejected")
@@ -104,7 +101,7 @@ def write_artifacts(
     comparison = None
     if night.before.base is not None:
         comparison = compare_candidate(night, candidate, changes, clusters, checks, recall, applied)
-        candidate.put(COMPARED, to_json(comparison))
+        candidate.put(COMPARED, json_bytes(comparison))
     about = describe_changes(night, changes, clusters, drift, applied, comparison)
     report = build_report(outcome, settings, layout, changes=about)
     candidate.put("report.html", render_report(report).encode())
@@ -264,9 +261,4 @@ def _grown_lineage(base: Version | None, added: pa.Table) -> pa.Table:
     """The lineage of a version and what is added to it."""
     if base is None:
         return added
-    return pa.concat_tables([pq.read_table(io.BytesIO(base.read(LINEAGE))), added])
-
-
-def to_json(content: Any) -> bytes:
-    """JSON for people and machines."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return pa.concat_tables([base.read_table(LINEAGE), added])

@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 
 from pipelines.runtime.tables import TableView, unpack_rows
 
+FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
+"""Metadata of a schema of vectors: the fingerprint of the encoder that made them."""
 _NAMES_KEY = b"huggingface"
 _UUID = "arrow.uuid"
 _BUFFER_BYTES = 4 << 20
@@ -172,6 +174,27 @@ def named_labels(column: pa.Array, names: Sequence[str]) -> pa.Array:
     )
 
 
+def fingerprint_of(schema: pa.Schema) -> str:
+    """The encoder's fingerprint that a schema names; empty where it names none."""
+    return (schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+
+
+def vectors_to_column(vectors: np.ndarray, kind: pa.DataType | None = None) -> pa.Array:
+    """Vectors (n, d) as a column of lists of d numbers, of their own type or of ``kind``."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), kind)
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def column_to_vectors(
+    column: pa.Array | pa.ChunkedArray, dtype: type[np.generic] = np.float32
+) -> np.ndarray:
+    """A column of lists of d numbers, none of them null, as vectors (n, d) of ``dtype``."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    numbers = array.flatten().to_numpy(zero_copy_only=False)
+    return numbers.reshape(len(array), array.type.list_size).astype(dtype, copy=False)
+
+
 # ---- columns that a file has, or that stand beside it
 
 
@@ -235,13 +258,13 @@ class FileColumns:
 
     def paths(self, wanted: Sequence[str]) -> list[str]:
         """What to read of the file for these columns."""
-        found = []
+        paths = []
         for name in wanted:
             first = name if name in self.schema.names else name.split(".")[0]
-            there = first if self.view.names is None else self.view.names.get(first)
-            if there is not None and there in self.own.names:
-                found.append(there if first == name else ".".join([there, *name.split(".")[1:]]))
-        return list(dict.fromkeys(found))
+            source = first if self.view.names is None else self.view.names.get(first)
+            if source is not None and source in self.own.names:
+                paths.append(source if first == name else ".".join([source, *name.split(".")[1:]]))
+        return list(dict.fromkeys(paths))
 
     def select(self, table: pa.Table, wanted: Sequence[str], first_row: int) -> pa.Table:
         """The columns wanted of a batch read from the file, nulls for those that are nowhere."""
@@ -250,12 +273,12 @@ class FileColumns:
 
     def _column(self, table: pa.Table, name: str, first_row: int) -> pa.ChunkedArray:
         first, *rest = [name] if name in self.schema.names else name.split(".")
-        there = first if self.view.names is None else self.view.names.get(first)
-        if there is not None and there in table.column_names:
-            column = table.column(there)
+        source = first if self.view.names is None else self.view.names.get(first)
+        if source is not None and source in table.column_names:
+            column = table.column(source)
             for part in rest:
                 column = pc.struct_field(column, part)
-            names = None if rest else self.labels.get(there)
+            names = None if rest else self.labels.get(source)
             chunks = [plain_column(chunk) for chunk in column.chunks]
             if names:
                 chunks = [named_labels(chunk, names) for chunk in chunks]

@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from typing import Any, NoReturn, TypeVar, cast
@@ -133,13 +133,8 @@ def run_job(
     An exception that carries an ``exit_code`` is a message to the user: its one line goes to
     stderr without a traceback.
     """
-    try:
-        configure_logging()
-        config = parse(config_class, sys.argv[1:])
-        settings = asdict(config)  # type: ignore[call-overload]
-        refuse_credentials(settings)
-        refuse_own_output(settings)
-        print_config(job, settings)
+    with _exit_codes():
+        config, settings = _begin(job, config_class)
         made_from = {}
         for name in inputs:
             folder = settings[name]
@@ -155,8 +150,6 @@ def run_job(
             record.counts.update(result.counts)
             record.metrics.update(result.metrics)
         print_summary(job, result.summary)
-    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
-        sys.exit(report_error(error))
     sys.exit(0)
 
 
@@ -170,29 +163,42 @@ def run_unrecorded_job(
     The function is also given what joins or starts a Ray cluster, to be called where it needs one.
     Exits with :data:`REFUSED` where the result has refusals.
     """
-    try:
-        configure_logging()
-        config = parse(config_class, sys.argv[1:])
-        settings = asdict(config)  # type: ignore[call-overload]
-        refuse_credentials(settings)
-        refuse_own_output(settings)
-        print_config(job, settings)
+    with _exit_codes():
+        config, _ = _begin(job, config_class)
         result = function(config, connect_ray)
         print_summary(job, result.summary)
-    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
-        sys.exit(report_error(error))
     for refusal in result.refusals:
         print(f"refused: {' '.join(refusal.split())}", file=sys.stderr)  # noqa: T201
     sys.exit(REFUSED if result.refusals else 0)
 
 
+def _begin(job: str, config_class: type[Config]) -> tuple[Config, dict[str, Any]]:
+    """The configuration that ``sys.argv`` asks for, which is printed, and its settings."""
+    config = parse(config_class, sys.argv[1:])
+    settings = asdict(config)  # type: ignore[call-overload]
+    refuse_credentials(settings)
+    refuse_own_output(settings)
+    print_config(job, settings)
+    return config, settings
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Log as asked for, and end the process with the code that an exception calls for."""
+    try:
+        configure_logging()
+        yield
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
+        sys.exit(report_error(error))
+
+
 def report_error(error: BaseException) -> int:
     """Say on stderr what went wrong and return the exit code it calls for."""
-    told = find_told_error(error)
-    if told is not None:
-        line = show_controls(" ".join(str(told).split()))
+    message = find_told_error(error)
+    if message is not None:
+        line = show_controls(" ".join(str(message).split()))
         print(f"error: {line}", file=sys.stderr)  # noqa: T201
-        return int(told.exit_code)  # type: ignore[attr-defined]
+        return int(message.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, Stopped):
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 128 + signal.SIGTERM
@@ -418,8 +424,7 @@ def run_verbs(
 def _run(
     choose: Callable[[], tuple[str, type[Any], list[str]]], function: Callable[[Any], Answer]
 ) -> NoReturn:
-    configure_logging()
-    try:
+    with _exit_codes():
         name, config_class, arguments = choose()
         config = parse(config_class, arguments)
         settings = asdict(config)
@@ -428,8 +433,6 @@ def _run(
             print_config(name, settings)
             answer = function(config)
         _print(answer, as_json)
-    except BaseException as error:  # noqa: BLE001 - the outermost frame: every way out has a code
-        sys.exit(report_error(error))
     for line in answer.problems:
         print(f"problem: {' '.join(line.split())}", file=sys.stderr)  # noqa: T201
     sys.exit(PROBLEMS if answer.problems else 0)

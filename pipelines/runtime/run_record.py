@@ -22,7 +22,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import exists, join, list_files, read_bytes, write_bytes
+from pipelines.runtime.files import (
+    exists,
+    first_line,
+    join,
+    json_bytes,
+    list_files,
+    read_bytes,
+    write_bytes,
+)
 
 FILE_NAME = "run.json"
 _RECORDED_PACKAGES = ("shoal", "ray", "torch", "transformers", "peft", "faiss-cpu", "pyarrow")
@@ -45,6 +53,11 @@ def deciding_settings(config: Any) -> dict[str, Any]:
     """The settings of a configuration without those that decide no result."""
     free = names_that_may_change(type(config))
     return {name: value for name, value in asdict(config).items() if name not in free}
+
+
+def settings_of(config: Any, options: Any) -> dict[str, Any]:
+    """The settings of a configuration that ``options``, one of the classes it is made of, has."""
+    return {f.name: getattr(config, f.name) for f in fields(options)}
 
 
 @dataclass
@@ -97,8 +110,10 @@ class RunRecord:
             self._write("running")
         return self
 
-    def complete(self) -> None:
-        """Write ``complete`` now, with the counts and metrics so far, instead of on leaving."""
+    def complete(self, counts: Mapping[str, int], metrics: Mapping[str, Any]) -> None:
+        """Write ``complete`` now, with these counts and metrics too, instead of on leaving."""
+        self.counts.update(counts)
+        self.metrics.update(metrics)
         self._write("complete")
         self.settled = True
 
@@ -113,7 +128,7 @@ class RunRecord:
         if error is None:
             self._write("complete")
         else:
-            self._write("failed", error=(str(error) or type(error).__name__).splitlines()[0])
+            self._write("failed", error=first_line(error))
 
     def content(self, status: str, **extra: Any) -> bytes:
         """The record as it is now, as the content of ``run.json``."""
@@ -132,7 +147,7 @@ class RunRecord:
             "metrics": self.metrics,
             **extra,
         }
-        return (json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+        return json_bytes(content, default=str)
 
     def _write(self, status: str, **extra: Any) -> None:
         write_bytes(join(self.folder, FILE_NAME), self.content(status, **extra))
@@ -162,7 +177,9 @@ def require_complete(folder: str) -> dict[str, Any]:
     return run
 
 
-def require_unchanged(folder: str, previous: Mapping[str, Any], name: str, digest: str) -> None:
+def require_unchanged(
+    folder: str, previous: Mapping[str, Any], name: str, digest: str | None
+) -> None:
     """Raise :class:`InputError` unless a complete run read what is there now.
 
     ``name`` is the metric under which the run kept the digest of what it read.
@@ -179,9 +196,9 @@ def require_unchanged(folder: str, previous: Mapping[str, Any], name: str, diges
 
 def describe_input(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run keeps of another whose output it reads, to tell later whether it is still that."""
-    found = {name: run.get(name) for name in ("job", "run_id", "started_at", "source_sha256")}
+    described = {name: run.get(name) for name in ("job", "run_id", "started_at", "source_sha256")}
     fingerprint = run.get("metrics", {}).get("encoder_fingerprint")
-    return {**found, "encoder_fingerprint": fingerprint} if fingerprint else found
+    return {**described, "encoder_fingerprint": fingerprint} if fingerprint else described
 
 
 def check_output_folder(
@@ -234,13 +251,13 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _RECORDED_PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @functools.cache

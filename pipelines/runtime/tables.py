@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     exists,
+    first_line,
     in_threads,
     join,
     open_filesystem,
@@ -36,7 +37,7 @@ from pipelines.runtime.files import (
 )
 
 LANCE_SUFFIX = ".lance"
-PUBLISHED_TAG = "published"
+PUBLISHED = "published"
 """The tag that a store gives the version that readers are to see."""
 STORE_DOCUMENTS = "documents.lance"
 STORE_MARK = "store.json"
@@ -200,8 +201,7 @@ def _as_time(version: str) -> datetime.datetime | None:
 
 
 def _no_version(address: str, version: str, error: BaseException) -> InputError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"{address}: cannot read {version or _CURRENT}: {lines[0][:200]}")
+    return InputError(f"{address}: cannot read {version or _CURRENT}: {first_line(error)}")
 
 
 # ---- Delta
@@ -216,7 +216,7 @@ def _delta_files(address: str, version: str) -> Iterator[TableFile]:
     time = _as_time(version) if version else None
     try:
         table = DeltaTable(
-            _uri(address),
+            plain_uri(address),
             version=int(version) if version and time is None else None,
             storage_options=_delta_options(address),
         )
@@ -288,7 +288,7 @@ def _typed(value: Any, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(str(value)) if as_text else pa.scalar(value, kind)
 
 
-def _uri(address: str) -> str:
+def plain_uri(address: str) -> str:
     """An address without options, as libraries beside pyarrow take it."""
     return split_options(address)[0] if "://" in address else open_filesystem(address)[1]
 
@@ -325,7 +325,7 @@ def _iceberg_files(address: str, version: str) -> Iterator[TableFile]:
         properties = {f"s3.{name}": value for name, value in s3_settings(address).items()}
     try:
         metadata = _newest_metadata(address) or address
-        table = StaticTable.from_metadata(_uri(metadata), properties)
+        table = StaticTable.from_metadata(plain_uri(metadata), properties)
         snapshot = _snapshot(table, version)
         if snapshot is None:
             raise ValueError("there is no such snapshot" if version else "it has no snapshot")
@@ -447,6 +447,17 @@ def _file_address(location: str) -> str:
 # ---- Lance
 
 
+def lance_options(address: str) -> dict[str, str]:
+    """How Lance reaches an address."""
+    if "://" not in address:
+        return {}
+    settings = s3_settings(address)
+    options = {f"aws_{name}": value for name, value in settings.items()}
+    if settings.get("endpoint", "").startswith("http://"):
+        options["allow_http"] = "true"
+    return options
+
+
 def open_lance(address: str, version: str | int = "") -> Any:
     """A Lance dataset at a version, a tag or a time.
 
@@ -456,24 +467,20 @@ def open_lance(address: str, version: str | int = "") -> Any:
     """
     import lance  # slow, and few inputs are of this kind
 
-    options = s3_settings(address) if address.startswith("s3://") else {}
-    if options.get("endpoint", "").startswith("http://"):
-        options["allow_http"] = "true"
     asked: dict[str, Any] = {}
     if version and (time := _as_time(str(version))):
         asked = {"asof": time}
     elif version:
         asked = {"version": int(version)}
     try:
-        dataset = lance.dataset(_uri(address), storage_options=options or None, **asked)
+        dataset = lance.dataset(plain_uri(address), storage_options=lance_options(address), **asked)
         tags = {} if version else dataset.tags.list()
-        if PUBLISHED_TAG in tags:
-            return dataset.checkout_version(tags[PUBLISHED_TAG]["version"])
+        if PUBLISHED in tags:
+            return dataset.checkout_version(tags[PUBLISHED]["version"])
     except (ValueError, OSError) as error:
         if version:
             raise _no_version(address, str(version), error) from error
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"{address} is not a Lance dataset: {lines[0][:200]}") from error
+        raise InputError(f"{address} is not a Lance dataset: {first_line(error)}") from error
     base, given = split_options(address)
     store, _, name = base.rpartition("/")
     if not version and name == STORE_DOCUMENTS and exists(join(store, STORE_MARK) + given):

@@ -5,10 +5,9 @@
 ``version``    a sealed version, for readers, and its search
 ``candidate``  a version in the making
 ``documents``  how Lance keeps the rows of all versions
-``full_text``  documents by their words, and rankings joined
 ``columns``    columns of a document, and rows made of what comes
 ``records``    ``version.json`` and publications: what belongs to what, and when
-``index``      the vector index, and its measured recall
+``index``      the index of vectors with its measured recall, that of words, rankings joined
 ``edits``      what people decide about clusters, for nights to apply
 ``compare``    two versions side by side
 ``backfill``   vectors of another encoder that gather over several nights

@@ -13,22 +13,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.runtime.arrow import fingerprint_of
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, remove_files, remove_folder
+from pipelines.runtime.tables import PUBLISHED
 from pipelines.store.columns import (
     RowMaker,
-    fingerprint_of,
     in_portions,
     read_sources,
     require_same,
 )
 from pipelines.store.documents import AssignedFragment, Documents, FragmentRef, write_documents
-from pipelines.store.full_text import has_text_index, index_text
-from pipelines.store.index import IndexReport, update_index
+from pipelines.store.index import IndexReport, has_text_index, index_text, update_index
 from pipelines.store.lease import Lease
 from pipelines.store.records import (
     FILE_NAME,
-    PUBLISHED,
     VERSION_TAG,
     VERSIONS_FOLDER,
     Artifact,
@@ -45,8 +44,6 @@ from pipelines.store.version import Version
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Maps a picklable function over items; ``map`` here, Ray tasks in a night."""
-
-_PORTION_BYTES = 256 << 20
 
 
 class Candidate:
@@ -106,7 +103,7 @@ class Candidate:
         maker = RowMaker(documents.schema, when, keep_unchanged=False)
         rows = (maker.rows(b, documents.lookup(b.column("id"))) for b in read_sources(sources))
         inserted = updated = 0
-        for portion in in_portions(rows, _PORTION_BYTES):
+        for portion in in_portions(rows):
             self._lease.check()
             new, known = documents.merge(portion)
             inserted, updated = inserted + new, updated + known
@@ -150,7 +147,7 @@ class Candidate:
         columns = (b.column("id") if isinstance(b, pa.RecordBatch) else b for b in ids)
         tables = (pa.table({"id": column.cast(kind)}) for column in columns)
         deleted = 0
-        for portion in in_portions(tables, _PORTION_BYTES):
+        for portion in in_portions(tables):
             self._lease.check()
             deleted += documents.delete(portion)
         return deleted

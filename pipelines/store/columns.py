@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.runtime.arrow import FINGERPRINT_KEY, fingerprint_of
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import open_filesystem
 
-FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 EMBEDDING = "embedding"
 TIME = pa.timestamp("us", "UTC")
 OWN_COLUMNS = ("cluster_id", "distance", "first_seen", "last_changed")
@@ -25,6 +24,7 @@ PASSAGE_COLUMNS = ("document_id", "passage", "start", "stop")
 CARRIED = ("id", "text_sha256", *OWN_COLUMNS)
 """What is looked up of a document that the store has already."""
 READ_ROWS = 8192
+_PORTION_BYTES = 256 << 20
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 _SQL_TOKENS = re.compile(
     r"""'(?:[^']|'')*' | `[^`]*` | "(?:[^"]|"")*" | --[^\n]* | .""", re.VERBOSE | re.DOTALL
@@ -103,11 +103,6 @@ def spelled_columns(names: Sequence[str]) -> list[str]:
     ]
 
 
-def fingerprint_of(schema: pa.Schema) -> str:
-    """The encoder's fingerprint that a schema names; empty where it names none."""
-    return (schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
-
-
 def require_same(old: pa.Schema, new: pa.Schema) -> None:
     """Raise :class:`InputError` unless documents of ``new`` can stand beside those of ``old``."""
     if fingerprint_of(old) != fingerprint_of(new):
@@ -123,12 +118,6 @@ def require_same(old: pa.Schema, new: pa.Schema) -> None:
                 f"column {field.name!r} is {stored or 'missing'} in the store and {field.type} in "
                 "these documents: write all documents anew, or bring the column to the store's type"
             )
-
-
-def matrix(vectors: pa.Array) -> np.ndarray:
-    """A column of vectors as float32 (n, d)."""
-    values = vectors.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(vectors), -1).astype(np.float32, copy=False)
 
 
 def read_sources(sources: Iterable[str | pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -200,12 +189,12 @@ class RowMaker:
         return column.cast(field.type)
 
 
-def in_portions(tables: Iterable[pa.Table], most_bytes: int) -> Iterator[pa.Table]:
-    """Tables joined to about ``most_bytes`` each; an id twice in one portion is an error."""
+def in_portions(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables joined to about 256 MiB each; an id twice in one portion is an error."""
     pending: list[pa.Table] = []
     for table in tables:
         pending.append(table)
-        if sum(part.nbytes for part in pending) >= most_bytes:
+        if sum(part.nbytes for part in pending) >= _PORTION_BYTES:
             yield _joined(pending)
             pending = []
     if pending:

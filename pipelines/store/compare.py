@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, write_bytes
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.store.columns import EMBEDDING
 from pipelines.store.config import CompareConfig
 from pipelines.store.documents import Documents
 from pipelines.store.edits import read_applied
@@ -183,13 +184,13 @@ def _nearest(documents: Documents, chosen: Sequence[Any]) -> list[set[Any]]:
     table = documents.take(chosen, ["id", EMBEDDING])
     own = pa.array(chosen, documents.schema.field("id").type)
     order = pc.index_in(own, table["id"].combine_chunks())
-    queries = unit(matrix(table[EMBEDDING].combine_chunks().take(order)))
+    queries = unit(column_to_vectors(table[EMBEDDING].combine_chunks().take(order)))
     wanted = min(NEIGHBOURS, documents.count() - 1)
     best = np.full((len(queries), wanted), -np.inf, np.float32)
     places = np.full((len(queries), wanted), -1, np.int64)
     start = 0
     for batch in documents.batches(["id", EMBEDDING]):
-        cosines = queries @ unit(matrix(batch.column(EMBEDDING))).T
+        cosines = queries @ unit(column_to_vectors(batch.column(EMBEDDING))).T
         query_of = pc.fill_null(pc.index_in(batch.column("id"), own), -1).to_numpy()
         rows = np.flatnonzero(query_of >= 0)
         cosines[query_of[rows], rows] = -np.inf  # itself

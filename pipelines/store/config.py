@@ -15,21 +15,25 @@ Format = Literal["parquet", "faiss"]
 
 
 @dataclass(frozen=True)
-class ListConfig:
-    """List the versions with their counts and scores."""
+class StoreOptions:
+    """Which store, whatever is asked of it."""
 
     store: str
     """The store: a folder or an s3:// address."""
+
+
+@dataclass(frozen=True)
+class ListConfig(StoreOptions):
+    """List the versions with their counts and scores."""
+
     json: bool = False
     """Print JSON."""
 
 
 @dataclass(frozen=True)
-class ShowConfig:
+class ShowConfig(StoreOptions):
     """Show one version: counts, scores, index, what belongs to it."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     version: int | None = None
     """Which version; by default the published."""
     json: bool = False
@@ -37,49 +41,38 @@ class ShowConfig:
 
 
 @dataclass(frozen=True)
-class PublishConfig:
+class PublishConfig(StoreOptions):
     """Publish a version by moving the tag."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     version: int
     """Which version; one that a night refused may be published so."""
 
 
 @dataclass(frozen=True)
-class RollbackConfig:
+class RollbackConfig(StoreOptions):
     """Go back to the version that was published before."""
-
-    store: str
-    """The store: a folder or an s3:// address."""
 
 
 @dataclass(frozen=True)
-class PruneConfig:
+class PruneConfig(StoreOptions):
     """Remove old versions; the published and named ones stay."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     keep: int
     """How many of the newest versions stay."""
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(StoreOptions):
     """Check every invariant of the store by reading all of it; exit code 1 if one is broken."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     json: bool = False
     """Print JSON."""
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(StoreOptions):
     """Write a version as Parquet files, or as a FAISS index file with its map of ids."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     output: str
     """A new folder, local or remote."""
     version: int | None = None
@@ -89,11 +82,9 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
-class TagConfig:
+class TagConfig(StoreOptions):
     """Give a version a name, which keeps it from being pruned."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     version: int
     """Which version."""
     name: str
@@ -101,21 +92,17 @@ class TagConfig:
 
 
 @dataclass(frozen=True)
-class UntagConfig:
+class UntagConfig(StoreOptions):
     """Take a name away from a version."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     name: str
     """The name."""
 
 
 @dataclass(frozen=True)
-class EditConfig:
+class EditConfig(StoreOptions):
     """Decide about clusters, for all nights to come; without an action, list what was decided."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     name: tuple[int, str] | None = None
     """ID NAME: call a cluster so, whatever its keywords are."""
     merge: tuple[int, int] | None = None
@@ -149,11 +136,9 @@ class EditConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(StoreOptions):
     """Compare two versions: neighbours, clusters, documents that moved, search, scores, cost."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     version: int
     """The version that may be published."""
     with_: Annotated[int | None, tyro.conf.arg(name="with")] = None
@@ -173,11 +158,9 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
-class BackfillConfig:
+class BackfillConfig(StoreOptions):
     """Show the backfills that are under way, or cancel one."""
 
-    store: str
-    """The store: a folder or an s3:// address."""
     cancel: str = ""
     """Give up the backfill of the encoder whose fingerprint begins so, and remove its vectors."""
     json: bool = False

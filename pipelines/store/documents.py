@@ -1,4 +1,4 @@
-"""Documents of all versions as one Lance dataset; this module and ``full_text`` know Lance.
+"""Documents of all versions as one Lance dataset; this module and ``index`` know Lance.
 
 Columns of a document: ``id`` (string or int64), ``text`` (string), the kept columns,
 ``text_sha256`` (string), ``embedding`` fixed_size_list<float | halffloat>[d], ``cluster_id``
@@ -24,13 +24,14 @@ import lance
 import numpy as np
 import pyarrow as pa
 
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import open_filesystem, s3_settings
+from pipelines.runtime.files import first_line
+from pipelines.runtime.tables import lance_options, plain_uri
 from pipelines.store.columns import (
     CARRIED,
     EMBEDDING,
     RowMaker,
-    matrix,
     read_sources,
     spell_condition,
     spelled_columns,
@@ -86,7 +87,7 @@ class WrittenFile:
 
 
 def read_fragment(
-    ref: FragmentRef, columns: Sequence[str], *, filter: str | None = None, batch_rows: int = 8192
+    ref: FragmentRef, columns: Sequence[str], *, batch_rows: int = 8192
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a fragment in order; only the named columns are read.
 
@@ -94,7 +95,7 @@ def read_fragment(
     the document in the version before, null for one that is new.
     """
     reading = {**_READING, "batch_size": batch_rows}
-    yield from _fragment(ref).to_batches(columns=list(columns), filter=filter, **reading)
+    yield from _fragment(ref).to_batches(columns=list(columns), **reading)
 
 
 def assign_fragment(ref: FragmentRef, assign: Assign) -> AssignedFragment:
@@ -106,7 +107,7 @@ def assign_fragment(ref: FragmentRef, assign: Assign) -> AssignedFragment:
     parts = []
     for batch in fragment.to_batches(columns=[EMBEDDING], with_row_address=True, **_READING):
         if batch.num_rows:
-            ids, distances = assign(matrix(batch.column(EMBEDDING)))
+            ids, distances = assign(column_to_vectors(batch.column(EMBEDDING)))
             columns = {
                 "_rowaddr": batch.column("_rowaddr"),
                 "cluster_id": pa.array(ids, pa.int32()),
@@ -123,29 +124,13 @@ def _fragment(ref: FragmentRef) -> Any:
     return _open(ref.address, ref.lance_version).get_fragment(ref.fragment)
 
 
-def _storage_options(address: str) -> dict[str, str]:
-    if "://" not in address:
-        return {}
-    settings = s3_settings(address)
-    options = {f"aws_{name}": value for name, value in settings.items()}
-    if settings.get("endpoint", "").startswith("http://"):
-        options["allow_http"] = "true"
-    return options
-
-
-def _lance_uri(address: str) -> str:
-    scheme, separator, _ = address.partition("://")
-    inner = open_filesystem(address)[1]
-    return f"{scheme}://{inner}" if separator else inner
-
-
 def _open(address: str, version: int | str | None) -> Any:
     try:
         return lance.dataset(
-            _lance_uri(address), version=version, storage_options=_storage_options(address)
+            plain_uri(address), version=version, storage_options=lance_options(address)
         )
     except ValueError as error:  # also how Lance says that there is none
-        raise FileNotFoundError(f"{address}: {_first_line(error)}") from error
+        raise FileNotFoundError(f"{address}: {first_line(error)}") from error
 
 
 def write_documents(
@@ -171,11 +156,11 @@ def write_documents(
 
     fragments = lance.fragment.write_fragments(
         pa.RecordBatchReader.from_batches(maker.schema, batches()),
-        _lance_uri(address),
+        plain_uri(address),
         schema=maker.schema,
         mode="overwrite",
         max_rows_per_file=_ROWS_A_FILE,
-        storage_options=_storage_options(address),
+        storage_options=lance_options(address),
     )
     return WrittenFile(tuple(json.dumps(f.to_json()) for f in fragments), rows)
 
@@ -313,7 +298,7 @@ class Documents:
             condition = spell_condition(filter, self.schema.names)
             self._dataset.scanner(columns=["id"], filter=condition).explain_plan()
         except ValueError as error:
-            reason = _first_line(error).removeprefix("Invalid user input: ").partition(", /home")[0]
+            reason = first_line(error).removeprefix("Invalid user input: ").partition(", /home")[0]
             raise InputError(
                 f"filter {filter!r}: {reason.partition(' Valid fields are')[0]} A filter is a "
                 "condition in SQL, such as \"cluster_id = 3 AND label = 'sport'\"; columns are "
@@ -479,11 +464,11 @@ class Documents:
 def _commit(address: str, operation: Any, read_version: int | None) -> Any:
     with _told_race(address, read_version):
         return lance.LanceDataset.commit(
-            _lance_uri(address),
+            plain_uri(address),
             operation,
             read_version=read_version,
             max_retries=0,
-            storage_options=_storage_options(address),
+            storage_options=lance_options(address),
         )
 
 
@@ -500,7 +485,7 @@ def _told_race(address: str, before: int | None) -> Iterator[None]:
         if _newest(address) == before:
             raise
         raise StaleWriterError(
-            f"{address}: another writer has changed it meanwhile ({_first_line(error)}); "
+            f"{address}: another writer has changed it meanwhile ({first_line(error)}); "
             "nothing of this run is published. Run the same command again"
         ) from error
 
@@ -514,7 +499,3 @@ def _newest(address: str) -> int | None:
 
 def _literal(value: Any) -> str:
     return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(int(value))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -8,20 +8,26 @@ each edit in it.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import create_exclusively, in_threads, join, list_files, read_bytes
+from pipelines.runtime.files import (
+    create_exclusively,
+    in_threads,
+    join,
+    json_bytes,
+    list_numbered,
+    numbered_file,
+    read_bytes,
+)
 from pipelines.store.config import EditConfig
 from pipelines.store.store import Store
 from pipelines.store.version import Version
@@ -81,8 +87,8 @@ class Edit:
 
 def read_edits(store: str) -> list[Edit]:
     """Every entry of the journal in order, undone ones and undos among them."""
-    names = [n for n in list_files(join(store, _FOLDER)) if n.removesuffix(".json").isdigit()]
-    contents = in_threads(lambda name: json.loads(read_bytes(join(store, _FOLDER, name))), names)
+    paths = list(list_numbered(join(store, _FOLDER)).values())
+    contents = in_threads(lambda path: json.loads(read_bytes(path)), paths)
     return [Edit(**{**content, "clusters": tuple(content["clusters"])}) for content in contents]
 
 
@@ -95,10 +101,11 @@ def active_edits(edits: Sequence[Edit]) -> list[Edit]:
 def merge_targets(edits: Sequence[Edit]) -> dict[int, int]:
     """For each cluster that was merged away, the one that it is part of, chains followed."""
     direct = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
-    return {cluster: _follow(direct, cluster) for cluster in direct}
+    return {cluster: follow(direct, cluster) for cluster in direct}
 
 
-def _follow(direct: dict[int, int], cluster: int) -> int:
+def follow(direct: Mapping[int, int], cluster: int) -> int:
+    """Where steps from one cluster to the next end."""
     while cluster in direct:
         cluster = direct[cluster]
     return cluster
@@ -108,7 +115,7 @@ def read_applied(version: Version) -> pa.Table:
     """``edits.parquet`` of a version, of :data:`SCHEMA`; empty where it has none."""
     if EDITS not in version.record.artifacts:
         return SCHEMA.empty_table()
-    return pq.read_table(io.BytesIO(version.read(EDITS)))
+    return version.read_table(EDITS)
 
 
 def add_edit(store: Store, edit: Edit) -> Edit:
@@ -121,8 +128,8 @@ def add_edit(store: Store, edit: Edit) -> Edit:
         number = edits[-1].number + 1 if edits else 1
         require_no_conflict(replace(edit, number=0), edits)
         edit = replace(edit, number=number)
-        content = json.dumps(asdict(edit), indent=2, ensure_ascii=False).encode()
-        if create_exclusively(join(store.uri, _FOLDER, f"{number:08d}.json"), content):
+        path = numbered_file(join(store.uri, _FOLDER), number)
+        if create_exclusively(path, json_bytes(asdict(edit))):
             return edit
 
 
@@ -279,8 +286,7 @@ def cluster_ids_of(version: Version) -> list[int]:
     """Ids of a version's clusters, each once."""
     if "centroids.parquet" not in version.record.artifacts:
         raise InputError(f"version {version.number} of {version.store} has no clusters to edit")
-    table = pq.read_table(io.BytesIO(version.read("centroids.parquet")), columns=["cluster_id"])
-    return sorted(set(table["cluster_id"].to_pylist()))
+    return sorted(set(version.read_table("centroids.parquet")["cluster_id"].to_pylist()))
 
 
 def document_id(text: str, source: Any) -> str | int:

@@ -1,21 +1,28 @@
-"""The vector index of a version: when it is extended, when trained anew, and what it finds.
+"""The two indexes of a version: of vectors, and of words for who wants them.
 
-Its kind is a measured choice, ``docs/store.md`` has the figures. Recall is measured each time on a
-sample of the documents' own vectors, against exact search among all of them; where an index was
-extended also on what is new, which it rounds as suited the vectors that it was trained on: Lance
-cuts off what lies beyond their range.
+When the vector index is extended, when trained anew, and what it finds. Its kind is a measured
+choice, ``docs/store.md`` has the figures. Recall is measured each time on a sample of the
+documents' own vectors, against exact search among all of them; where an index was extended also on
+what is new, which it rounds as suited the vectors that it was trained on: Lance cuts off what lies
+beyond their range.
+
+Indexes are part of the documents, and so of a version. Lance does not answer for words and vectors
+in one call: their rankings are joined here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from pipelines.store.columns import EMBEDDING, matrix
+from pipelines.runtime.arrow import column_to_vectors
+from pipelines.runtime.errors import InputError
+from pipelines.store.columns import EMBEDDING
 from pipelines.store.documents import Documents
 
 EXACT_BELOW = 4096
@@ -155,12 +162,12 @@ def _recall(documents: Documents, sample: _Sample, probes: int, refine: int) -> 
 def _answer(documents: Documents, positions: np.ndarray) -> _Sample:
     """Documents at ``positions``, int64 (q,), and the exact answer by a pass over all vectors."""
     table = documents.at(positions, ["id", EMBEDDING])
-    queries = unit(matrix(table[EMBEDDING].combine_chunks()))
+    queries = unit(column_to_vectors(table[EMBEDDING]))
     wanted = min(NEIGHBOURS, documents.count() - 1)
     best = np.full((len(queries), wanted), -np.inf, dtype=np.float32)
     start = 0
     for batch in documents.batches([EMBEDDING]):
-        cosines = queries @ unit(matrix(batch.column(EMBEDDING))).T
+        cosines = queries @ unit(column_to_vectors(batch.column(EMBEDDING))).T
         inside = (positions >= start) & (positions < start + batch.num_rows)
         cosines[np.flatnonzero(inside), positions[inside] - start] = -np.inf  # itself
         best = np.partition(np.hstack([best, cosines]), -wanted, axis=1)[:, -wanted:]
@@ -172,3 +179,71 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows of float32 (n, d) scaled to length 1; rows of zeros stay."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+
+
+_WORD_INDEX = "words"
+_WORDS = {
+    "base_tokenizer": "icu",  # finds words also where a script has no blanks between them
+    # Words as they stand, in any language; likeness is the vectors' part. By default Lance takes
+    # every text for English: "The Who" has no word then, and "resume" does not find "résumé".
+    "stem": False,
+    "remove_stop_words": False,
+    "max_token_length": None,  # else identifiers of more than 40 characters are left out
+    "memory_limit": 1024,
+}
+"""How words are indexed; MiB."""
+_RANK_OFFSET = 60
+
+
+def has_text_index(documents: Documents) -> bool:
+    """Whether words can be searched for."""
+    return any(index.name == _WORD_INDEX for index in documents.dataset.describe_indices())
+
+
+def index_text(documents: Documents) -> None:
+    """Bring the index of words up to date, or make it."""
+    if has_text_index(documents):
+        documents.dataset.optimize.optimize_indices(index_names=[_WORD_INDEX])
+    elif documents.count():
+        documents.dataset.create_scalar_index("text", "INVERTED", name=_WORD_INDEX, **_WORDS)
+
+
+def find_words(
+    documents: Documents, words: str, limit: int, *, filter: str | None = None
+) -> list[Any]:
+    """Ids of the documents that have some of these words, best first (BM25).
+
+    Raises :class:`InputError` where the documents have no index of words, and for a faulty filter.
+    """
+    if not has_text_index(documents):
+        raise InputError(
+            "this version has no index of words: a night with --full-text makes one "
+            "(jobs/nightly_reindex.py)"
+        )
+    table = documents.dataset.to_table(
+        columns=["id", "_score"],
+        full_text_query=words,
+        filter=documents.condition(filter),
+        prefilter=True,
+        limit=limit,
+    )
+    return table.sort_by([("_score", "descending"), ("id", "ascending")])["id"].to_pylist()
+
+
+def fuse(rankings: Sequence[Sequence[Any]], limit: int) -> list[tuple[Any, float]]:
+    """The best of several rankings of ids, each with the sum of 1 / (60 + rank).
+
+    Reciprocal rank fusion (Cormack, Clarke and Büttcher 2009); equal sums are in the order of the
+    first ranking.
+    """
+    scores: dict[Any, float] = {}
+    for ranking in rankings:
+        for rank, row_id in enumerate(ranking, 1):
+            scores[row_id] = scores.get(row_id, 0.0) + 1 / (_RANK_OFFSET + rank)
+    return sorted(scores.items(), key=lambda entry: -entry[1])[:limit]
+
+
+def in_order(table: pa.Table, ids: Sequence[Any]) -> pa.Table:
+    """The rows of ``table`` in the order of their ``id`` among ``ids``."""
+    place = {row_id: number for number, row_id in enumerate(table["id"].to_pylist())}
+    return table.take(pa.array([place[row_id] for row_id in ids], pa.int64()))

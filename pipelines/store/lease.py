@@ -23,7 +23,9 @@ from typing import Self
 from pipelines.runtime.files import (
     create_exclusively,
     join,
-    list_files,
+    json_bytes,
+    list_numbered,
+    numbered_file,
     read_bytes,
     remove_files,
     write_bytes,
@@ -164,8 +166,8 @@ class Lease:
             return
         newest = newest_lease(self._store)
         if newest is None or newest.number != self._state.number:
-            by = "its file is gone" if newest is None else newest.describe(time.time())
-            self._lost = f"taken over by {by}" if newest else by
+            taken_by = "its file is gone" if newest is None else newest.describe(time.time())
+            self._lost = f"taken over by {taken_by}" if newest else taken_by
         elif time.monotonic() - self._renewed > self._state.ttl_seconds:
             self._lost = f"it could not be renewed for {self._state.ttl_seconds:.0f} s"
 
@@ -181,7 +183,7 @@ class Lease:
                 log.warning("cannot renew the lease of %s: %s", self._store, error)
 
     def _write(self, state: LeaseState) -> None:
-        write_bytes(_path(self._store, state.number), _content(state))
+        write_bytes(_path(self._store, state.number), json_bytes(asdict(state)))
         self._state = state
 
     def __enter__(self) -> Self:
@@ -219,7 +221,7 @@ def take_lease(store: str, job: str, ttl_seconds: float) -> Lease:
             number, job, **process, taken_at=now, renewed_at=now, ttl_seconds=ttl_seconds
         )
         # Another may have created, ended and superseded this number meanwhile: look once more.
-        if create_exclusively(_path(store, number), _content(state)):
+        if create_exclusively(_path(store, number), json_bytes(asdict(state))):
             after = newest_lease(store)
             if after is not None and after.number == number:
                 _remove_older(store, number)
@@ -231,31 +233,22 @@ def take_lease(store: str, job: str, ttl_seconds: float) -> Lease:
 def newest_lease(store: str) -> LeaseState | None:
     """The lease with the highest number, held or over; None where there was never one."""
     while True:
-        names = [n for n in list_files(join(store, _FOLDER)) if _is_lease(n)]
-        if not names:
+        paths = list(list_numbered(join(store, _FOLDER)).values())
+        if not paths:
             return None
         try:
-            return LeaseState(**json.loads(read_bytes(join(store, _FOLDER, names[-1]))))
+            return LeaseState(**json.loads(read_bytes(paths[-1])))
         except FileNotFoundError:
             continue  # superseded and removed between listing and reading
 
 
 def _remove_older(store: str, number: int) -> None:
-    names = [n for n in list_files(join(store, _FOLDER)) if _is_lease(n)]
-    old = [join(store, _FOLDER, n) for n in names if int(n.removesuffix(".json")) < number]
+    paths = list_numbered(join(store, _FOLDER))
     try:
-        remove_files(old)
+        remove_files([path for other, path in paths.items() if other < number])
     except FileNotFoundError:
         log.info("older leases of %s were removed by another", store)
 
 
 def _path(store: str, number: int) -> str:
-    return join(store, _FOLDER, f"{number:08d}.json")
-
-
-def _is_lease(name: str) -> bool:
-    return name.endswith(".json") and name.removesuffix(".json").isdigit()
-
-
-def _content(state: LeaseState) -> bytes:
-    return json.dumps(asdict(state), indent=2).encode()
+    return numbered_file(join(store, _FOLDER), number)

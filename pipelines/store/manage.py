@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,21 +11,23 @@ from typing import Any
 import faiss
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
-    atomic_output,
     join,
+    json_bytes,
     list_files,
     make_folder,
     open_filesystem,
     with_retries,
     write_bytes,
+    write_table,
 )
+from pipelines.runtime.tables import PUBLISHED
 from pipelines.store.backfill import show_backfills
-from pipelines.store.columns import EMBEDDING, PASSAGE_COLUMNS, matrix
+from pipelines.store.columns import EMBEDDING, PASSAGE_COLUMNS
 from pipelines.store.compare import compare_versions
 from pipelines.store.config import (
     BackfillConfig,
@@ -45,7 +46,7 @@ from pipelines.store.config import (
 )
 from pipelines.store.edits import edit_store
 from pipelines.store.index import unit
-from pipelines.store.records import PUBLISHED, read_record, sealed_numbers
+from pipelines.store.records import read_record, sealed_numbers
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 from pipelines.store.version import Version
@@ -85,7 +86,7 @@ def export(version: Version, output: str, kind: Format) -> Exported:
         "rows": exported.rows,
         "files": list(exported.files),
     }
-    write_bytes(join(output, "export.json"), json.dumps(content, indent=2).encode())
+    write_bytes(join(output, "export.json"), json_bytes(content))
     return exported
 
 
@@ -98,8 +99,7 @@ def _export_parquet(version: Version, output: str) -> Exported:
 
     def flush() -> None:
         name = f"documents/part-{len(files):05d}.parquet"
-        with atomic_output(join(output, name)) as sink:
-            pq.write_table(pa.Table.from_batches(pending, version.schema), sink)
+        write_table(join(output, name), pa.Table.from_batches(pending, version.schema))
         files.append(name)
         pending.clear()
 
@@ -128,14 +128,13 @@ def _export_faiss(version: Version, output: str) -> Exported:
     vectors = faiss.rev_swig_ptr(index.get_xb(), rows * dimension).reshape(rows, dimension)
     batches, start = [], 0
     for batch in version.batches([*names, EMBEDDING]):
-        vectors[start : start + batch.num_rows] = unit(matrix(batch.column(EMBEDDING)))
+        vectors[start : start + batch.num_rows] = unit(column_to_vectors(batch.column(EMBEDDING)))
         batches.append(batch.select(names))
         start += batch.num_rows
     schema = pa.schema([version.schema.field(name) for name in names])
     table = pa.Table.from_batches(batches, schema)
     table = table.add_column(0, "position", pa.array(range(rows), pa.int64()))
-    with atomic_output(join(output, "ids.parquet")) as sink:
-        pq.write_table(table, sink)
+    write_table(join(output, "ids.parquet"), table)
     _write_index(index, join(output, "index.faiss"))
     return Exported(rows, ("index.faiss", "ids.parquet"))
 

@@ -18,16 +18,17 @@ from pipelines.runtime.files import (
     create_exclusively,
     in_threads,
     join,
+    json_bytes,
     list_files,
+    list_numbered,
+    numbered_file,
     read_bytes,
     write_bytes,
 )
+from pipelines.runtime.tables import STORE_DOCUMENTS
 from pipelines.store.lease import Lease
 
-PUBLISHED = "published"
-"""The tag of the version that readers see."""
 VERSION_TAG = "version-"
-_DOCUMENTS = "documents.lance"
 VERSIONS_FOLDER = "versions"
 FILE_NAME = "version.json"
 FORMAT = 1
@@ -41,7 +42,7 @@ class StaleWriterError(RuntimeError):
 
 def documents_address(store: str) -> str:
     """Where a store keeps the documents of all its versions."""
-    return join(store, _DOCUMENTS)
+    return join(store, STORE_DOCUMENTS)
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def version_folder(store: str, number: int) -> str:
 
 def write_record(store: str, record: VersionRecord) -> None:
     """Write a version's record; from now on it is whole."""
-    text = json.dumps(record.to_json(), indent=2, ensure_ascii=False, default=str) + "\n"
-    write_bytes(join(version_folder(store, record.version), FILE_NAME), text.encode())
+    path = join(version_folder(store, record.version), FILE_NAME)
+    write_bytes(path, json_bytes(record.to_json(), default=str))
 
 
 def read_record(store: str, number: int) -> VersionRecord:
@@ -153,8 +154,7 @@ class Publication:
 
 def read_publications(store: str) -> list[Publication]:
     """All publications in order."""
-    names = [n for n in list_files(join(store, _FOLDER)) if n.removesuffix(".json").isdigit()]
-    contents = in_threads(lambda name: read_bytes(join(store, _FOLDER, name)), names)
+    contents = in_threads(read_bytes, list(list_numbered(join(store, _FOLDER)).values()))
     return [Publication(**json.loads(content)) for content in contents]
 
 
@@ -162,12 +162,11 @@ def write_publication(
     store: str, lease: Lease, version: int, previous: int | None, action: Action
 ) -> Publication:
     """Record that the tag is about to move; :class:`StaleWriterError` if another was quicker."""
-    names = [n for n in list_files(join(store, _FOLDER)) if n.removesuffix(".json").isdigit()]
-    number = int(names[-1].removesuffix(".json")) + 1 if names else 1
+    folder = join(store, _FOLDER)
+    number = max(list_numbered(folder), default=0) + 1
     at = datetime.now(UTC).isoformat(timespec="seconds")
     entry = Publication(number, version, previous, action, at, lease.state.job, lease.state.host)
-    path = join(store, _FOLDER, f"{number:08d}.json")
-    if not create_exclusively(path, json.dumps(asdict(entry), indent=2).encode()):
+    if not create_exclusively(numbered_file(folder, number), json_bytes(asdict(entry))):
         raise StaleWriterError(f"{store}: another run is publishing; look again with `list`")
     return entry
 

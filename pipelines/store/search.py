@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.encoder.description import EncoderDescription
+from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.command import Answer
 from pipelines.runtime.errors import InputError
-from pipelines.store.columns import EMBEDDING, PASSAGE_COLUMNS, matrix
+from pipelines.store.columns import EMBEDDING, PASSAGE_COLUMNS
 from pipelines.store.config import SearchConfig
 from pipelines.store.store import Store
 from pipelines.store.version import Version
@@ -46,25 +44,25 @@ def _holds_passages(version: Version) -> bool:
 
 
 def _best(
-    config: SearchConfig, version: Version, vector: np.ndarray, own: Any
+    config: SearchConfig, version: Version, vector: np.ndarray, own_id: Any
 ) -> list[dict[str, Any]]:
     """The hits asked for, best first; ``own`` is the id of what they are to be like."""
-    wanted = config.limit + (own is not None)
+    wanted = config.limit + (own_id is not None)
     condition = config.filter or None
     while True:
         if config.hybrid:
-            found = version.search_hybrid(vector, config.query, wanted, filter=condition)
+            table = version.search_hybrid(vector, config.query, wanted, filter=condition)
         else:
-            found = version.search(vector, wanted, filter=condition, exact=config.exact)
-        hits = found.to_pylist()
-        others = [hit for hit in hits if own is None or hit["id"] != own]
+            table = version.search(vector, wanted, filter=condition, exact=config.exact)
+        hits = table.to_pylist()
+        others = [hit for hit in hits if own_id is None or hit["id"] != own_id]
         if not config.per_document:
             return others[: config.limit]
         best: dict[str, dict[str, Any]] = {}
         for hit in others:  # the id of a passage is its document's, # and its number
             best.setdefault(hit["id"].rpartition("#")[0], hit)
-        if own is not None:
-            best.pop(own.rpartition("#")[0], None)
+        if own_id is not None:
+            best.pop(own_id.rpartition("#")[0], None)
         if len(best) >= config.limit or len(hits) < wanted:
             return list(best.values())[: config.limit]
         wanted *= 4
@@ -80,7 +78,7 @@ def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
             f"version {version.number} of {version.store} has no encoder.json: its vectors were "
             "made elsewhere, so only --similar-to can be searched for"
         )
-    description = EncoderDescription.from_json(json.loads(version.read("encoder.json")))
+    description = EncoderDescription.from_json(version.read_json("encoder.json"))
     if description.fingerprint != version.record.fingerprint:
         raise InputError(
             f"version {version.number}: encoder.json is of another encoder than its vectors; "
@@ -105,7 +103,7 @@ def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
     table = version.take([own], ["id", EMBEDDING])
     if not len(table):
         raise InputError(f"version {version.number} has no document with id {wanted!r}")
-    return matrix(table[EMBEDDING].combine_chunks())[0], own
+    return column_to_vectors(table[EMBEDDING])[0], own
 
 
 def _answer(
@@ -136,7 +134,7 @@ def cluster_names(version: Version) -> dict[int, str]:
     """The names of a version's clusters; none where it has no ``clusters.parquet``."""
     if "clusters.parquet" not in version.record.artifacts:
         return {}
-    table = pq.read_table(io.BytesIO(version.read("clusters.parquet")))
+    table = version.read_table("clusters.parquet")
     return dict(zip(table["cluster_id"].to_pylist(), table["name"].to_pylist(), strict=True))
 
 

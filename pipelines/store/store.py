@@ -40,16 +40,17 @@ from pipelines.runtime.files import (
     exists,
     in_threads,
     join,
+    json_bytes,
     list_files,
     read_bytes,
     remove_files,
 )
+from pipelines.runtime.tables import PUBLISHED, STORE_MARK
 from pipelines.store.candidate import Candidate, remove_leftovers
 from pipelines.store.documents import Documents
 from pipelines.store.lease import Lease, take_lease
 from pipelines.store.records import (
     FILE_NAME,
-    PUBLISHED,
     VERSION_TAG,
     Publication,
     StaleWriterError,
@@ -64,7 +65,6 @@ from pipelines.store.records import (
 )
 from pipelines.store.version import Version
 
-MARKER = "store.json"
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -79,12 +79,12 @@ class Store:
     @classmethod
     def open(cls, uri: str) -> Self:
         """An existing store; :class:`InputError` where there is none."""
-        path = join(uri, MARKER)
+        path = join(uri, STORE_MARK)
         try:
             content = json.loads(read_bytes(path))
         except FileNotFoundError as error:
             raise InputError(
-                f"{uri} is no store (it has no {MARKER}); jobs/nightly_reindex.py makes one"
+                f"{uri} is no store (it has no {STORE_MARK}); jobs/nightly_reindex.py makes one"
             ) from error
         if content.get("format") != FORMAT:
             raise InputError(
@@ -95,7 +95,7 @@ class Store:
     @classmethod
     def open_if_there(cls, uri: str) -> Self | None:
         """An existing store, None where nothing lies; :class:`InputError` where other files lie."""
-        if exists(join(uri, MARKER)):
+        if exists(join(uri, STORE_MARK)):
             return cls.open(uri)
         files = list_files(uri)
         if files:
@@ -112,7 +112,7 @@ class Store:
         if store is not None:
             return store
         created = {"format": FORMAT, "created_at": _now()}
-        create_exclusively(join(uri, MARKER), json.dumps(created, indent=2).encode())
+        create_exclusively(join(uri, STORE_MARK), json_bytes(created))
         return cls.open(uri)
 
     def work_folder(self) -> str:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipelines.encoder.description import EncoderDescription
+from pipelines.runtime.arrow import column_to_vectors, fingerprint_of
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import exists, join, read_bytes
-from pipelines.store.columns import EMBEDDING, OWN_COLUMNS, fingerprint_of, matrix
+from pipelines.runtime.files import exists, first_line, join, read_bytes
+from pipelines.runtime.tables import PUBLISHED
+from pipelines.store.columns import EMBEDDING, OWN_COLUMNS
 from pipelines.store.edits import document_id, read_applied, read_edits
 from pipelines.store.index import LEAST_RECALL
-from pipelines.store.records import PUBLISHED, VERSION_TAG, sealed_numbers
+from pipelines.store.records import VERSION_TAG, sealed_numbers
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
@@ -32,7 +32,7 @@ def verify_store(store: Store) -> list[str]:
         try:
             version = store.version(number)
         except (FileNotFoundError, InputError, OSError, KeyError, TypeError) as error:
-            problems.append(f"version {number} cannot be opened: {str(error).splitlines()[0]}")
+            problems.append(f"version {number} cannot be opened: {first_line(error)}")
             continue
         problems += [f"version {number}: {problem}" for problem in verify_version(version)]
     return problems
@@ -56,7 +56,7 @@ def verify_version(version: Version) -> list[str]:
         try:
             problems += check(version)
         except (OSError, ValueError) as error:
-            problems.append(f"it cannot be read: {str(error).splitlines()[0][:300]}")
+            problems.append(f"it cannot be read: {first_line(error)}")
     return problems
 
 
@@ -92,7 +92,7 @@ def _check_record(version: Version) -> Iterator[str]:
     try:
         documents.check()
     except (ValueError, OSError) as error:
-        yield f"Lance finds its files unsound: {str(error).splitlines()[0]}"
+        yield f"Lance finds its files unsound: {first_line(error)}"
     if record.base is not None and record.base >= record.version:
         yield f"it claims to be built from version {record.base}"
 
@@ -114,20 +114,18 @@ def _check_encoder(version: Version) -> Iterator[str]:
     try:
         encoder = _encoder_of(version)
     except (InputError, ValueError, KeyError) as error:
-        yield f"encoder.json cannot be read: {str(error).splitlines()[0]}"
+        yield f"encoder.json cannot be read: {first_line(error)}"
         return
     if encoder is not None and encoder.fingerprint != version.record.fingerprint:
         yield "encoder.json is of another encoder than its vectors"
 
 
-def _encoder_of(version: Version) -> Any | None:
+def _encoder_of(version: Version) -> EncoderDescription | None:
     """The version's encoder; None where the file is missing, which another check tells."""
-    from pipelines.encoder.description import EncoderDescription  # slow: it loads torch
-
     name = "encoder.json"
     if name not in version.record.artifacts or not exists(version.path(name)):
         return None
-    return EncoderDescription.from_json(json.loads(version.read(name)))
+    return EncoderDescription.from_json(version.read_json(name))
 
 
 def _check_index(version: Version) -> Iterator[str]:
@@ -156,7 +154,7 @@ def _check_documents(version: Version) -> Iterator[str]:
             nulls[name] += batch.column(name).null_count
         digests.append(_id_digests(batch.column("id")))
         wrong["hash"] += _wrong_hashes(batch)
-        vectors = matrix(batch.column(EMBEDDING))
+        vectors = column_to_vectors(batch.column(EMBEDDING))
         finite = np.isfinite(vectors).all(axis=1)
         wrong["vector"] += int(np.count_nonzero(~finite))
         if normalized:
@@ -205,7 +203,7 @@ def _check_clusters(version: Version) -> Iterator[str]:
     name = "centroids.parquet"
     if name not in version.record.artifacts or not exists(version.path(name)):
         return
-    centroids = pq.read_table(io.BytesIO(version.read(name)))
+    centroids = version.read_table(name)
     counts: dict[int, int] = dict.fromkeys(centroids["cluster_id"].to_pylist(), 0)
     for batch in version.batches(["cluster_id"]):
         for entry in pc.value_counts(batch.column("cluster_id").drop_null()).to_pylist():
@@ -231,7 +229,7 @@ def _check_roll_up(version: Version) -> Iterator[str]:
     name, counts = "documents.parquet", version.record.counts
     if name not in version.record.artifacts or not exists(version.path(name)):
         return
-    table = pq.read_table(io.BytesIO(version.read(name)), columns=["passages"])
+    table = version.read_table(name)
     found = len(table), pc.sum(table["passages"]).as_py() or 0
     told = counts.get("documents"), counts.get("passages")
     if found != told:
@@ -285,4 +283,4 @@ def _check_edits(version: Version) -> Iterator[str]:
 
 
 def _rows(version: Version, name: str) -> list[dict[str, Any]]:
-    return pq.read_table(io.BytesIO(version.read(name))).to_pylist()
+    return version.read_table(name).to_pylist()

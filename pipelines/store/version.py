@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, read_bytes
 from pipelines.store.columns import EMBEDDING
 from pipelines.store.documents import Documents, FragmentRef
-from pipelines.store.full_text import find_words, fuse, in_order
+from pipelines.store.index import find_words, fuse, in_order
 from pipelines.store.records import VersionRecord, documents_address
 
 _HYBRID_DEPTH = 100
@@ -72,6 +74,14 @@ class Version:
     def read(self, name: str) -> bytes:
         """An artifact; ``KeyError`` where it has none of that name."""
         return read_bytes(self.path(name))
+
+    def read_json(self, name: str) -> Any:
+        """An artifact's content, of JSON."""
+        return json.loads(self.read(name))
+
+    def read_table(self, name: str) -> pa.Table:
+        """An artifact's content, of Parquet."""
+        return pq.read_table(pa.BufferReader(self.read(name)))
 
     def path(self, name: str) -> str:
         """Address of an artifact, to be opened by whoever."""
@@ -136,7 +146,7 @@ class Version:
     ) -> pa.Table:
         """The documents that are near or have the words, best of both first.
 
-        ``score`` is the sum of reciprocal ranks (:func:`pipelines.store.full_text.fuse`), then
+        ``score`` is the sum of reciprocal ranks (:func:`pipelines.store.index.fuse`), then
         come all columns but the embedding. Arguments are those of :meth:`search`; raises
         :class:`InputError` as that does, and where the version has no index of words.
         """

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import atomic_output, join, open_filesystem
+from pipelines.runtime.files import atomic_output, join, open_filesystem, read_table
 
 BATCHES = "batches.parquet"
 HELDOUT = "heldout.parquet"
@@ -177,10 +177,9 @@ def read_batch(folder: str, step: int, rank: int, world_size: int) -> pa.Table:
     return rank_slice(table, rank, world_size)
 
 
-def read_heldout(folder: str, rank: int, world_size: int) -> pa.Table:
-    """The held-out pairs of one rank."""
-    filesystem, inner = open_filesystem(join(folder, HELDOUT))
-    return rank_slice(pq.read_table(inner, filesystem=filesystem), rank, world_size)
+def read_heldout(folder: str) -> pa.Table:
+    """The held-out pairs."""
+    return read_table(join(folder, HELDOUT))
 
 
 def rank_slice(table: pa.Table, rank: int, world_size: int) -> pa.Table:

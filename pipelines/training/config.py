@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from pipelines.corpus.files import (
-    Columns,
-    CorpusOptions,
-)
+from pipelines.corpus.files import Columns, CorpusOptions
 from pipelines.encoder.description import AUTO_ADAPTER, EncoderConfig
 from pipelines.encoder.sources import PACKAGED_MODEL
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import default_output
-from pipelines.runtime.run_record import may_change
+from pipelines.runtime.run_record import may_change, settings_of
 
 Quantize = Literal["none", "8bit", "4bit"]
 """Bits of a base model's weights in training; ``none`` leaves them in the encoder's dtype."""
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What shapes an adapter and its start."""
-
-    lora_rank: int
-    lora_alpha: float
-    lora_dropout: float
-    lora_targets: tuple[str, ...]
-    seed: int
 
 
 _LOWEST_TEMPERATURE = 0.01
@@ -43,7 +29,7 @@ class LossSettings:
     learn_temperature: bool = False
     """Train the temperature too, from the given one on."""
     both_directions: bool = True
-    """Also look for each positive's anchor among all anchors, and average the two."""
+    """Also look for each positive's anchor, and average the two losses."""
     margin: float = 0.0
     """Taken off a pair's own cosine, so that it must win by as much."""
     dimensions: tuple[int, ...] = ()
@@ -62,18 +48,41 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
-class TrainerSettings(LoraSettings):
+class LoraSettings:
+    """What shapes an adapter and its start."""
+
+    lora_rank: int = 16
+    """Rank of the adapter."""
+    lora_alpha: float = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout in front of the adapter."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter."""
+    seed: int = 0
+    """Decides everything random: the adapter's start, the crops, the batches, dropout."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings(LoraSettings, LossSettings):
     """What decides a trained adapter, the pairs and the encoder apart."""
 
-    loss: LossSettings
-    max_steps: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    max_gradient_norm: float
-    gradient_checkpointing: bool
-    activation_tokens: int
-    quantize: Quantize
+    max_steps: int = 100
+    """Steps at most."""
+    learning_rate: float = 5e-4
+    """Highest learning rate of AdamW."""
+    warmup_steps: int = 10
+    """Steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_gradient_norm: float = 1.0
+    """Longer gradients are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice in place of keeping them: slower, for long texts, large models."""
+    activation_tokens: int = 0
+    """Tokens whose activations are in memory at once, whatever the batch; 0 suits the hardware."""
+    quantize: Quantize = "none"
+    """Base model's weights in training: as they are, or in 8 or 4 bits on a CUDA GPU."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,7 @@ _WORKERS = re.compile(r"(\d+)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(CorpusOptions, EncoderConfig):
+class FinetuneConfig(CorpusOptions, TrainerSettings, EncoderConfig):
     """Tune a LoRA adapter on pairs of texts that mean the same."""
 
     adapter: str | None = AUTO_ADAPTER
@@ -190,42 +199,10 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
     the training; else they are only measured by (V-measure of held-out pairs)."""
     crop_words: tuple[int, int] = (16, 32)
     """Fewest and most words of a crop of the corpus."""
-    max_steps: int = 100
-    """Steps at most."""
     batch_pairs: int = 64
     """Pairs a step on all workers together; each has all others as its negatives."""
-    temperature: float = 0.05
-    """Cosines are divided by it; lower looks harder at the nearest negatives."""
-    learn_temperature: bool = False
-    """Train the temperature too, from the given one on."""
-    both_directions: bool = True
-    """Also look for each positive's anchor, and average the two losses."""
-    margin: float = 0.0
-    """Taken off a pair's own cosine, so that it must win by as much."""
     dimensions: tuple[int, ...] = ()  # type: ignore[assignment]  # in place of one to cut to
     """Shorter lengths that vectors shall be good at too (Matryoshka); the full one is added."""
-    learning_rate: float = 5e-4
-    """Highest learning rate of AdamW."""
-    warmup_steps: int = 10
-    """Steps in which the learning rate rises."""
-    weight_decay: float = 0.0
-    """Weight decay of AdamW."""
-    max_gradient_norm: float = 1.0
-    """Longer gradients are scaled down to it."""
-    lora_rank: int = 16
-    """Rank of the adapter."""
-    lora_alpha: float = 32.0
-    """The adapter's output is scaled by alpha / rank."""
-    lora_dropout: float = 0.0
-    """Dropout in front of the adapter."""
-    lora_targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linear layers that get an adapter."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice in place of keeping them: slower, for long texts, large models."""
-    quantize: Quantize = "none"
-    """Base model's weights in training: as they are, or in 8 or 4 bits on a CUDA GPU."""
-    activation_tokens: int = 0
-    """Tokens whose activations are in memory at once, whatever the batch; 0 suits the hardware."""
     heldout_pairs: int | None = None
     """Pairs kept from training to measure on; by default 128, of few pairs a tenth."""
     measure_every: int = 20
@@ -242,11 +219,10 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
     """GPUs of a worker; 1 by default where the Ray cluster has any."""
     max_failures: int = may_change(3)
     """Lost workers after which the run gives up; it can be gone on with."""
-    seed: int = 0
-    """Decides everything random: the adapter's start, the crops, the batches, dropout."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        EncoderConfig.__post_init__(self)
+        LossSettings.__post_init__(self)
         self.check_reading()
         self._check_sources()
         least = {
@@ -277,7 +253,7 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
                 f"num_workers is {self.num_workers}, more than the {self.batch_pairs} pairs of a "
                 "batch: each worker needs one, so raise --batch-pairs"
             )
-        _ = self.trainer.loss, self.pairs_config
+        _ = self.pairs_config
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -292,9 +268,7 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
     @property
     def encoder(self) -> EncoderConfig:
         """The encoder that is tuned, with the adapter that is gone on from."""
-        names = EncoderConfig.__dataclass_fields__
-        settings = {name: getattr(self, name) for name in names if name != "dimensions"}
-        return EncoderConfig(**settings)
+        return EncoderConfig(**settings_of(self, EncoderConfig) | {"dimensions": None})
 
     @property
     def pairs_config(self) -> PairsConfig:
@@ -312,10 +286,7 @@ class FinetuneConfig(CorpusOptions, EncoderConfig):
     @property
     def trainer(self) -> TrainerSettings:
         """What decides the adapter on given pairs."""
-        names = set(TrainerSettings.__dataclass_fields__) - {"loss"}
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
-        loss = {name: getattr(self, name) for name in LossSettings.__dataclass_fields__}
-        return TrainerSettings(loss=LossSettings(**loss), **settings)
+        return TrainerSettings(**settings_of(self, TrainerSettings))
 
     def _check_sources(self) -> None:
         if self.pairs and self.corpus:

@@ -90,9 +90,7 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     if made_by:
         metrics["made_by"] = made_by
     write_result(config, description, state, counts, metrics)
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
+    record.complete(counts, metrics)
     remove_folder(work)
     return JobResult(counts, metrics, summarize(config, counts, metrics))
 

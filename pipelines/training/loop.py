@@ -177,7 +177,7 @@ def train(
         report: called equally often on all ranks: with a row of the history and, on rank 0, the
             folder of a new state, which is gone afterwards.
     """
-    heldout = read_heldout(settings.batches, rank=0, world_size=1)
+    heldout = read_heldout(settings.batches)
     state = TrainingState() if checkpoint is None else resume(checkpoint, trainer)
     if checkpoint is None:
         _measure(trainer, state, heldout, rank, world_size, {"step": 0})

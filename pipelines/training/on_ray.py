@@ -93,17 +93,17 @@ def plan_workers(
 def share_of_cpus(nodes: RayNodes, workers: int, gpus: float) -> float:
     """CPUs of one of ``workers`` workers: an even share of the smallest machine they may be on."""
     kind = "GPU" if gpus else "CPU"
-    found = [
+    cpus_of_nodes = [
         node["Resources"]["CPU"]
         for node in nodes.nodes
         if node["Resources"].get(kind) and node["Resources"].get("CPU")
     ]
-    if not found:  # they are still to come
+    if not cpus_of_nodes:  # they are still to come
         return 1.0
-    smallest = min(found)
+    smallest = min(cpus_of_nodes)
     if nodes.count == 1:  # a local one is told of more CPUs than there are
         smallest = min(smallest, usable_cpus())
-    return max(1.0, smallest // math.ceil(max(1, workers) / len(found)))
+    return max(1.0, smallest // math.ceil(max(1, workers) / len(cpus_of_nodes)))
 
 
 def train_on_workers(task: TrainingTask, plan: WorkerPlan, state_folder: Path) -> None:

@@ -19,7 +19,14 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import check_store, exists, join, list_files, open_filesystem
+from pipelines.runtime.files import (
+    check_store,
+    exists,
+    first_line,
+    join,
+    list_files,
+    open_filesystem,
+)
 from pipelines.training.batches import sketch
 
 REQUIRED = ("anchor", "positive")
@@ -50,7 +57,7 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
     """
     files = {file: open_file(file) for file in find_pair_files(path)}
     names = columns_of(files, path, label_column)
-    kept = {True: _Lowest(most, seed), False: _Lowest(most, seed)}
+    lowest_by_label = {True: _Lowest(most, seed), False: _Lowest(most, seed)}
     dropped = 0
     for file, data in files.items():
         for batch in _batches(file, data, names):
@@ -61,11 +68,11 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
                 if label_column
                 else pa.array([False] * len(table), pa.bool_())
             )
-            for labelled, best in kept.items():
+            for labelled, best in lowest_by_label.items():
                 best.add(table.filter(has_label if labelled else pc.invert(has_label)))
     if dropped:
         log.warning("%s: %d rows without an anchor or a positive are left out", path, dropped)
-    with_label, without = kept[True], kept[False]
+    with_label, without = lowest_by_label[True], lowest_by_label[False]
     if not with_label.seen + without.seen:
         raise InputError(f"{path} holds no pair: rows with an anchor and a positive are required")
     if with_label.seen <= without.seen:  # few labels: each is worth its while
@@ -237,8 +244,7 @@ def _with_sketches(table: pa.Table) -> pa.Table:
 
 
 def _unreadable(path: str, error: Exception) -> InputError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return InputError(f"pairs at {path} cannot be read: {reason}")
+    return InputError(f"pairs at {path} cannot be read: {first_line(error)}")
 
 
 def lowest(table: pa.Table, most: int, seed: int) -> pa.Table:

@@ -32,15 +32,9 @@ from pipelines.corpus.readers import inspect_files
 from pipelines.encoder.chat import clean_answer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import (
-    atomic_output,
-    join,
-    make_folder,
-    remove_folder,
-    shoal_home,
-)
+from pipelines.runtime.files import join, make_folder, remove_folder, shoal_home, write_table
 from pipelines.runtime.packaged import build_once, load_labelled_corpus
-from pipelines.runtime.run_record import RunRecord
+from pipelines.runtime.run_record import RunRecord, require_unchanged
 from pipelines.runtime.units import Receipt, configure_ray_data, run_actor_stage, run_stage
 from pipelines.training.batches import sketch
 from pipelines.training.config import PairsConfig
@@ -163,11 +157,7 @@ def generate_pairs(config: PairsConfig, record: RunRecord) -> JobResult:
     digest = listing_digest(listing_of(files))
     previous = record.previous or {}
     if previous.get("status") == "complete":
-        if previous["metrics"].get("corpus_digest") != digest:
-            raise InputError(
-                f"{config.output} holds the pairs of this corpus as it was at "
-                f"{previous['started_at']}; it has changed since: choose another --output"
-            )
+        require_unchanged(config.output, previous, "corpus_digest", digest)
         return _result(config, previous["counts"], previous["metrics"])
     work = join(config.output, WORK_FOLDER)
     made = make_pairs(config, files, config.output, work)
@@ -177,9 +167,7 @@ def generate_pairs(config: PairsConfig, record: RunRecord) -> JobResult:
         "left_out": dict(made.left_out.most_common()),
         "made_by": dict(made.made_by.most_common()),
     }
-    record.counts.update(counts)
-    record.metrics.update(metrics)
-    record.complete()
+    record.complete(counts, metrics)
     remove_folder(work)
     return _result(config, counts, metrics)
 
@@ -265,8 +253,7 @@ def make_shard_pairs(
     table = table.append_column(
         "sketch", pa.array([sketches[row.id] for row in rows], pa.list_(pa.int64()))
     )
-    with atomic_output(join(folder, f"{name}.parquet")) as sink:
-        pq.write_table(table, sink)
+    write_table(join(folder, f"{name}.parquet"), table)
     made_by = Counter(row.method for row in rows)
     return {
         "documents": read, "pairs": len(rows), "left_out": dict(left_out), "made_by": dict(made_by),

@@ -11,14 +11,13 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import vl_convert
 from huggingface_hub import ModelCardData
 
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.sentence_transformers import export_sentence_transformer
 from pipelines.encoder.sources import fetch_adapter, fetch_model, load_model_settings
-from pipelines.runtime.files import atomic_output, join, write_bytes
+from pipelines.runtime.files import join, write_bytes, write_table
 from pipelines.runtime.run_record import package_versions
 from pipelines.training.adapter import adapter_files
 from pipelines.training.config import FinetuneConfig
@@ -287,8 +286,7 @@ def write_result(
         write_bytes(join(config.output, name), content)
     names = dict.fromkeys(name for row in state.history for name in row)
     history = pa.table({name: [row.get(name) for row in state.history] for name in names})
-    with atomic_output(join(config.output, "history.parquet")) as sink:
-        pq.write_table(history, sink)
+    write_table(join(config.output, "history.parquet"), history)
     write_bytes(join(config.output, "history.svg"), plot_history(history, state.best_step))
     tuned = describe_tuned(config, description)
     tuned.save(config.output)

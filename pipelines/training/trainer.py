@@ -125,16 +125,15 @@ def uniformity(vectors: Tensor) -> float:
     return float(torch.pdist(vectors).square().mul(-2).exp().mean().log())
 
 
-def label_measure(vectors: Tensor, labels: Sequence[str], seed: int = 0) -> float:
+def label_measure(vectors: Tensor, labels: Sequence[str]) -> float:
     """V-measure of k-means with as many clusters as labels, 0 to 1, higher better.
 
     Args:
         vectors: float (n, d).
         labels: n labels.
-        seed: of k-means.
     """
     count = len(set(labels))
-    means = sklearn.cluster.KMeans(count, n_init=5, random_state=seed)
+    means = sklearn.cluster.KMeans(count, n_init=5, random_state=0)
     found = means.fit_predict(np.ascontiguousarray(normalize(vectors).cpu().numpy()))
     return float(sklearn.metrics.v_measure_score(labels, found))
 
@@ -174,7 +173,7 @@ class AdapterTrainer:
         lighten(self.model)
         if settings.gradient_checkpointing:
             enable_checkpointing(self.model, self._stack)
-        self.loss = ContrastiveLoss(settings.loss).to(device)
+        self.loss = ContrastiveLoss(settings).to(device)
         self.parameters = {
             name: parameter
             for module in (self.model, self.loss)

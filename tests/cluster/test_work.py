@@ -149,7 +149,7 @@ def test_a_complete_result_is_confirmed_and_foreign_files_stay(tmp_path, monkeyp
     before = contents(tmp_path / "out")
     monkeypatch.setattr(work, "run_on_shards", None)
     again = run(config_of(tmp_path, num_workers=2))
-    assert "vectors unchanged" in again.summary["nothing to do"]
+    assert "input unchanged" in again.summary["nothing to do"]
     assert contents(tmp_path / "out") == before
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "complete"
 

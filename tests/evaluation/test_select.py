@@ -233,8 +233,9 @@ def test_without_labels_every_candidate_is_scored_and_the_winner_written(config)
     assert table["half_agreement"].between(0, 1).all()
     best = table.iloc[0]
     encoder = Encoder.from_folder(config.output)
+    winner = config.encoder(best["prompt"])
     assert encoder.description == describe_encoder(
-        config.candidate(best["prompt"], best["pooling"], int(best["layer"]))
+        replace(winner, pooling=best["pooling"], layer=int(best["layer"]))
     )
     assert encoder.dimension == best["dimension"]
     record = read_run(config.output)

@@ -24,7 +24,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
 from pipelines.runtime.run_record import read_run
 from pipelines.store.compare import Side, compare, compare_neighbours
-from pipelines.store.full_text import find_words
+from pipelines.store.index import find_words
 from pipelines.store.lease import LeaseHeldError
 from pipelines.store.store import Store
 

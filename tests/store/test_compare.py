@@ -19,9 +19,9 @@ from tiny_stores import (
     when,
 )
 
+from pipelines.runtime.arrow import FINGERPRINT_KEY
 from pipelines.runtime.command import run_verbs
 from pipelines.runtime.errors import InputError
-from pipelines.store.columns import FINGERPRINT_KEY
 from pipelines.store.compare import Side, compare
 from pipelines.store.config import VERBS
 from pipelines.store.manage import manage_store

@@ -14,7 +14,7 @@ from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.runtime.command import run_query
 from pipelines.store.columns import document_schema
 from pipelines.store.config import SearchConfig
-from pipelines.store.full_text import fuse
+from pipelines.store.index import fuse
 from pipelines.store.manage import export
 from pipelines.store.search import search_store
 from pipelines.store.store import Store

@@ -381,7 +381,7 @@ def test_batches_cover_all_pairs_once_an_epoch_and_never_the_heldout(tmp_path):
     pairs = pa.table({name: [f"{name}{i}" for i in range(23)] for name in ("anchor", "positive")})
     pairs = pairs.append_column("id", pa.array([str(i // 2) for i in range(23)]))
     counts = write_batches(pairs, BatchPlan(4, 8, 6, seed=1), str(tmp_path))
-    heldout = read_heldout(str(tmp_path), 0, 1)
+    heldout = read_heldout(str(tmp_path))
     batches = [read_batch(str(tmp_path), step, 0, 1)["anchor"].to_pylist() for step in range(1, 5)]
     training = counts["training_pairs"]
     seen = [anchor for batch in batches for anchor in batch]

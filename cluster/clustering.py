@@ -22,7 +22,7 @@ from cluster.census import (
     merge_censuses,
 )
 from cluster.comparison import check_comparable, compare, comparison_section
-from cluster.config import ClusterConfig, Workers
+from cluster.config import AssignConfig, ClusterConfig, Workers
 from cluster.document_map import MapLayout, join_maps, lay_out
 from cluster.duplicate_search import Part, SearchPlan, take_rows
 from cluster.hierarchy import Nesting, divide, nest
@@ -230,18 +230,23 @@ def _deletions(piece: Piece) -> list[str]:
     return [piece.view.deleted] if piece.view and piece.view.deleted else []
 
 
-def find_source(config: ClusterConfig) -> VectorSource:
-    """The vectors that ``config`` names, checked but not read."""
-    columns = Columns(
-        config.id_column, config.embedding_column, None, config.label_column, config.keep_columns
-    )
-    source = open_vectors(
+def open_documents(config: ClusterConfig | AssignConfig, columns: Columns) -> VectorSource:
+    """The vectors that ``config`` names, with texts and documents' ids where they have them."""
+    return open_vectors(
         config.embeddings,
         columns,
         optional_text=config.text_column,
         optional_document=DOCUMENT,
         version=config.version,
     )
+
+
+def find_source(config: ClusterConfig) -> VectorSource:
+    """The vectors that ``config`` names, checked but not read."""
+    columns = Columns(
+        config.id_column, config.embedding_column, None, config.label_column, config.keep_columns
+    )
+    source = open_documents(config, columns)
     if source.columns.text is None:
         log.info("no column %r: the report has no keywords and no texts", config.text_column)
         if config.name_model is not None:

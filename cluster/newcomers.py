@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.assign import NearestCentroids
-from cluster.clustering import digest_of, pool_of
+from cluster.clustering import digest_of, open_documents, pool_of
 from cluster.config import AssignConfig
 from cluster.describe import find_keywords
 from cluster.distances import squared_distances_to
@@ -33,7 +33,6 @@ from cluster.vectors import (
     Shard,
     VectorSource,
     hash_ids,
-    open_vectors,
     read_blocks,
     shorten_texts,
 )
@@ -68,13 +67,7 @@ def assign_clusters(
     """
     known = read(config)
     columns = Columns(config.id_column, config.embedding_column)
-    source = open_vectors(
-        config.embeddings,
-        columns,
-        optional_text=config.text_column,
-        optional_document=DOCUMENT,
-        version=config.version,
-    )
+    source = open_documents(config, columns)
     known.check(source, describe_encoder_of(config.embeddings))
     source = replace(source, unit_norm=known.unit_norm, drop_bad=config.drop_bad_vectors)
     digest = hashlib.sha256((digest_of(source) + known.digest()).encode()).hexdigest()

@@ -95,15 +95,15 @@ def duplicates_table(found: Decisions, ids: pa.Array, cluster_ids: np.ndarray) -
 
 def confusion_table(census: Census) -> pa.Table:
     """``confusion.parquet``: label, cluster_id, documents; pairs without documents are left out."""
-    rows = [
-        (label, int(cluster), int(counts[cluster]))
-        for label, counts in census.labels.items()
-        for cluster in np.flatnonzero(counts)
-    ]
-    names = pa.schema(
-        [("label", pa.string()), ("cluster_id", pa.int32()), ("documents", pa.int64())]
+    labels, counts = list(census.labels), np.array(list(census.labels.values()))
+    rows, clusters = np.nonzero(counts)
+    return pa.table(
+        {
+            "label": pa.array([labels[row] for row in rows], pa.string()),
+            "cluster_id": pa.array(clusters, pa.int32()),
+            "documents": counts[rows, clusters],
+        }
     )
-    return pa.Table.from_pylist([dict(zip(names.names, row, strict=True)) for row in rows], names)
 
 
 def levels_table(census: Census, nesting: Nesting) -> pa.Table:

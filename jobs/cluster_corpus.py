@@ -25,10 +25,4 @@ def cluster(config: ClusterConfig, record: RunRecord) -> JobResult:
 
 
 if __name__ == "__main__":
-    run_job(
-        "cluster_corpus",
-        ClusterConfig,
-        cluster,
-        inputs=("embeddings",),
-        keep_complete=True,
-    )
+    run_job("cluster_corpus", ClusterConfig, cluster, inputs=("embeddings",), keep_complete=True)

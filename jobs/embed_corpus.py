@@ -17,10 +17,4 @@ def embed(config: EmbedConfig, record: RunRecord) -> JobResult:
 
 
 if __name__ == "__main__":
-    run_job(
-        "embed_corpus",
-        EmbedConfig,
-        embed,
-        keep_complete=True,
-        connects=True,
-    )
+    run_job("embed_corpus", EmbedConfig, embed, keep_complete=True, connects=True)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.corpus.passages import Cuts, TokenReader, cut_texts
@@ -57,13 +58,7 @@ from pipelines.runtime.packaged import demo_corpus
 from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
 
-_MAY_BE_NULL = {
-    "adapter": pa.string(),
-    "v_measure": pa.float64(),
-    "half_agreement": pa.float64(),
-    "partner_rank": pa.float64(),
-}
-"""Columns that have no value where they were not measured, and so none to tell a type by."""
+_OPTIONAL_SCORES = ("v_measure", "half_agreement", "partner_rank")
 
 
 @dataclass(frozen=True)
@@ -86,37 +81,35 @@ def candidates_table(
     ``prompts`` are those asked for, by the names they were given.
     """
     ranking = selection.ranking
-    order = sorted(range(len(ranking.score)), key=lambda i: (-ranking.score[i], i))
-    best = ranking.score[order[0]]
-    wide = {name: e.dimension // len(e.pooling.split("+")) for name, e in encoders.items()}
+    order = np.argsort(-ranking.score, kind="stable")
+    tried = [encoders[selection.names[place]] for place in order]
+    layers, poolings = zip(*(selection.candidates[place] for place in order), strict=True)
     known = {str(PromptTemplate.parse(name)): name for name in (*PROMPTS, *prompts)}
-    rows = []
-    for rank, place in enumerate(order, start=1):
-        name, (layer, pooling) = selection.names[place], selection.candidates[place]
-        optional = (ranking.v_measure, ranking.half_agreement, ranking.partner_rank)
-        v_measure, halves, partner = (None if v is None else float(v[place]) for v in optional)
-        rows.append(
-            {
-                "prompt": known.get(encoders[name].prompt, encoders[name].prompt),
-                "adapter": encoders[name].adapter,
-                "template": encoders[name].prompt,
-                "pooling": pooling,
-                "layer": layer,
-                "rank": rank,
-                "score": float(ranking.score[place]),
-                "standard_error": float(ranking.standard_error[place]),
-                "behind": float(best - ranking.score[place]),
-                "behind_error": float(ranking.behind_error[place]),
-                "probability_best": float(ranking.probability_best[place]),
-                "v_measure": v_measure,
-                "half_agreement": halves,
-                "partner_rank": partner,
-                "dimension": pooled_dimension(pooling, wide[name]),
-            }
-        )
-    table = pa.Table.from_pylist(rows)
-    types = {f.name: f.type for f in table.schema} | _MAY_BE_NULL
-    return table.cast(pa.schema(types))
+    score = ranking.score[order]
+    optional = {name: getattr(ranking, name) for name in _OPTIONAL_SCORES}
+    return pa.table(
+        {
+            "prompt": [known.get(encoder.prompt, encoder.prompt) for encoder in tried],
+            "adapter": pa.array([encoder.adapter for encoder in tried], pa.string()),
+            "template": [encoder.prompt for encoder in tried],
+            "pooling": poolings,
+            "layer": layers,
+            "rank": np.arange(1, len(order) + 1),
+            "score": score,
+            "standard_error": ranking.standard_error[order],
+            "behind": score[0] - score,
+            "behind_error": ranking.behind_error[order],
+            "probability_best": ranking.probability_best[order],
+            **{
+                name: pa.nulls(len(order), pa.float64()) if values is None else values[order]
+                for name, values in optional.items()
+            },
+            "dimension": [
+                pooled_dimension(pooling, encoder.dimension // len(encoder.pooling.split("+")))
+                for encoder, pooling in zip(tried, poolings, strict=True)
+            ],
+        }
+    )
 
 
 def summarize(table: pa.Table, metrics: Mapping[str, Any], output: str) -> dict[str, str]:

@@ -177,19 +177,13 @@ class _WriteKeys:
                 digests = self.settings.vectors.digest(ids.to_pylist(), hashes, given)
                 texts = digest_column(digests)
             columns = [pa.chunked_array([batch.column(column)]) for column in kept]
-            yield pa.table(
-                {
-                    "text": texts,
-                    "key": digest_ids(ids.to_pylist()),
-                    "id": ids,
-                    "kept": digest_rows(columns, rows),
-                    "base": pa.array([unit["base"]] * rows),
-                    "version": pa.array([unit["version"]] * rows, pa.int64()),
-                    "work": _nulls(rows, pa.large_string()),
-                    "chunk": _nulls(rows, pa.large_string()),
-                    "row": _nulls(rows, pa.int64()),
-                },
-                schema=KEYS,
+            yield _key_table(
+                text=texts,
+                key=digest_ids(ids.to_pylist()),
+                id=ids,
+                kept=digest_rows(columns, rows),
+                base=[unit["base"]] * rows,
+                version=[unit["version"]] * rows,
             )
 
 
@@ -197,20 +191,19 @@ def _keys_of_work(unit: dict[str, Any]) -> Iterator[pa.Table]:
     for chunk in unit["chunks"]:
         hashes = read_rows(unit["work"], chunk, ("text_sha256",))["text_sha256"]
         count = len(hashes)
-        yield pa.table(
-            {
-                "text": digest_hashes(hashes),
-                "key": _nulls(count, pa.binary(16)),
-                "id": _nulls(count, pa.large_string()),
-                "kept": _nulls(count, pa.binary(16)),
-                "base": pa.array([False] * count, pa.bool_()),
-                "version": _nulls(count, pa.int64()),
-                "work": pa.array([unit["work"]] * count, pa.large_string()),
-                "chunk": pa.array([chunk] * count, pa.large_string()),
-                "row": pa.array(np.arange(count), pa.int64()),
-            },
-            schema=KEYS,
+        yield _key_table(
+            text=digest_hashes(hashes),
+            base=[False] * count,
+            work=[unit["work"]] * count,
+            chunk=[chunk] * count,
+            row=np.arange(count),
         )
+
+
+def _key_table(text: pa.Array, **columns: Any) -> pa.Table:
+    """Rows of :data:`KEYS`; columns that are not given are null."""
+    nulls = {field.name: pa.nulls(len(text), field.type) for field in KEYS}
+    return pa.table(nulls | {"text": text, **columns}, schema=KEYS)
 
 
 def digest_hashes(hashes: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -249,10 +242,6 @@ class KeptDigest:
                     f"({first_line(error)}): mend the corpus, or begin a new store"
                 ) from error
         return digest_rows(columns, len(documents))
-
-
-def _nulls(count: int, kind: pa.DataType) -> pa.Array:
-    return pa.nulls(count, kind)
 
 
 _SIDES = ("fresh", "left")

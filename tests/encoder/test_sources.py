@@ -140,11 +140,12 @@ def test_offline_and_not_fetched_is_one_clear_line(tmp_path, monkeypatch):
 
 
 def _build(path, started, builds):
+    def build(target):
+        builds.put(1)
+        target.write_text("whole")
+
     started.wait(10)
-    with build_once(path) as target:
-        if target is not None:
-            builds.put(1)
-            target.write_text("whole")
+    build_once(path, build)
 
 
 def test_two_processes_build_once(tmp_path):
@@ -163,9 +164,12 @@ def test_two_processes_build_once(tmp_path):
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match="full"), build_once(tmp_path / "built") as target:
+    def build(target):
         target.write_text("half")
         raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        build_once(tmp_path / "built", build)
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
 
 

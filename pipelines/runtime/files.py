@@ -407,7 +407,8 @@ def numbered_file(folder: str, number: int) -> str:
 def list_numbered(folder: str) -> dict[int, str]:
     """The files that :func:`numbered_file` names, by their rising numbers."""
     names = [name.removesuffix(".json") for name in list_files(folder) if name.endswith(".json")]
-    return {int(name): numbered_file(folder, int(name)) for name in names if name.isdigit()}
+    numbers = sorted(int(name) for name in names if name.isdigit())
+    return {number: numbered_file(folder, number) for number in numbers}
 
 
 def _link_local(path: str, data: bytes) -> bool:

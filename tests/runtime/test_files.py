@@ -9,9 +9,13 @@ from pipelines.runtime import files as storage
 from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     atomic_output,
+    create_exclusively,
     exists,
+    first_line,
     join,
     list_files,
+    list_numbered,
+    numbered_file,
     open_filesystem,
     read_bytes,
     shoal_home,
@@ -35,6 +39,30 @@ def test_written_bytes_are_read_back_and_listed(tmp_path):
     assert exists(path)
     assert read_bytes(path) == b"second"
     assert list_files(str(tmp_path)) == ["a/b.txt"]
+
+
+def test_numbered_files_are_listed_by_their_numbers(tmp_path):
+    folder = str(tmp_path / "journal")
+    assert list_numbered(folder) == {}
+    for number in (10, 9, 100_000_001):
+        assert create_exclusively(numbered_file(folder, number), b"{}")
+    write_bytes(join(folder, "notes.json"), b"{}")
+    write_bytes(join(folder, "00000011.tmp"), b"{}")
+    assert list(list_numbered(folder)) == [9, 10, 100_000_001]
+    assert not create_exclusively(numbered_file(folder, 9), b"other")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n  one\ntwo"), "one"),
+        (ValueError(), "ValueError"),
+        (OSError(" \n"), "OSError"),
+    ],
+)
+def test_every_error_has_a_first_line(error, line):
+    assert first_line(error) == line
 
 
 def test_listing_a_missing_folder_is_empty(tmp_path):

@@ -49,7 +49,6 @@ from pipelines.nightly.known_files import with_known_files
 from pipelines.nightly.own_vectors import given_vectors
 from pipelines.nightly.reuse import (
     Leftover,
-    ReuseSettings,
     copy_known_vectors,
     disk_needed,
 )
@@ -200,7 +199,7 @@ def embed_changes(config: NightConfig, compared: ComparedCorpus) -> Changes:
         rejected=compared.counts["rejected"],
         most_seconds=3600 * config.max_embed_hours,
     )
-    copy_known_vectors(ReuseSettings(results, config.store), groups)
+    copy_known_vectors(results, config.store, groups)
     written = write_result(results, groups, chunks, rejected_files(run, compared.scanned))
     _check_written(compared, written)
     counts = {

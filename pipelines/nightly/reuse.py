@@ -135,32 +135,25 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-@dataclass(frozen=True)
-class ReuseSettings:
-    """What every task has to know beside its partition of documents."""
-
-    results: ResultSettings
-    store: str
-
-
-def copy_known_vectors(settings: ReuseSettings, groups: Groups) -> None:
+def copy_known_vectors(results: ResultSettings, store: str, groups: Groups) -> None:
     """Write the rows of all documents whose texts are known, by partition of texts."""
-    work = settings.results.work
+    work = results.work
     reads = read_receipts(join(work, STAGE), groups.units)
     folder = FOLDERS[KNOWN]
     waiting = [name for receipt in reads.values() for name in receipt["aside"].get(folder, [])]
     if waiting:
         names = [n.removesuffix(".arrow") for n in list_files(join(work, "places"))]
         units = {f"known-{name}": {"partition": name, "waiting": waiting} for name in names}
-        run_stage(work, "reuse", units, _CopyVectors(settings))
+        run_stage(work, "reuse", units, _CopyVectors(results, store))
 
 
 @dataclass(frozen=True)
 class _CopyVectors:
-    settings: ReuseSettings
+    results: ResultSettings
+    store: str
 
     def __call__(self, name: str, unit: dict[str, Any]) -> Receipt:
-        results, partition = self.settings.results, unit["partition"]
+        results, partition = self.results, unit["partition"]
         path = join(results.work, "places", f"{partition}.arrow")
         places = bytes_to_table(read_bytes(path))
         step = max(1, ROW_GROUP_BYTES // results.row_bytes)
@@ -184,8 +177,8 @@ class _CopyVectors:
         if place.null_count:
             raise RuntimeError(f"{place.null_count} known texts have no place")
         wanted = places.take(place).append_column("hash", texts)
-        kind = self.settings.results.value_type.to_pandas_dtype()
-        vectors = np.zeros((len(texts), self.settings.results.dimension), dtype=kind)
+        kind = self.results.value_type.to_pandas_dtype()
+        vectors = np.zeros((len(texts), self.results.dimension), dtype=kind)
         is_filled = np.zeros(len(texts), dtype=bool)
         for rows, part in (*self._from_store(wanted), *_from_work(wanted)):
             vectors[rows] = part
@@ -199,7 +192,7 @@ class _CopyVectors:
         for number in pc.unique(places["version"]).drop_null().to_pylist():
             rows = np.flatnonzero(pc.fill_null(pc.equal(places["version"], number), False))
             wanted = places.take(pa.array(rows))
-            version = Store.open(self.settings.store).version(number)
+            version = Store.open(self.store).version(number)
             ids = wanted["id"].cast(version.schema.field("id").type)
             stored = version.take(ids.to_pylist(), ["id", "text_sha256", "embedding"])
             order = pc.index_in(ids, value_set=stored["id"].combine_chunks())

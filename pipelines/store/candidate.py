@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -163,12 +163,6 @@ class Candidate:
     def fragments(self) -> list[FragmentRef]:
         """Its parts as they are by now; stale after the next change."""
         return self.documents.fragments()
-
-    def batches(
-        self, columns: Sequence[str] | None = None, *, filter: str | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        """Its documents as a stream."""
-        return self.documents.batches(columns, filter)
 
     def take(self, ids: Sequence[Any], columns: Sequence[str] | None = None) -> pa.Table:
         """The documents of these ids that it has, in no particular order."""

@@ -85,24 +85,6 @@ class TrainerSettings(LoraSettings, LossSettings):
     """Base model's weights in training: as they are, or in 8 or 4 bits on a CUDA GPU."""
 
 
-@dataclass(frozen=True)
-class RewriterSettings:
-    """Which models write, and how much."""
-
-    method: str
-    """paraphrase or backtranslate."""
-    model: str
-    """Instruct LLM that paraphrases, or seq2seq model that translates."""
-    back_model: str | None
-    """Seq2seq model that translates back."""
-    most_tokens: int
-    """Tokens of a text that are read, and that are written at most."""
-    batch_texts: int
-    """Texts generated together."""
-    seed: int
-    """Decides instructions and sampling."""
-
-
 Method = Literal["auto", "crop", "noise", "dropout", "paraphrase", "backtranslate"]
 
 
@@ -164,13 +146,6 @@ class PairsConfig(CorpusOptions):
         """The columns to read."""
         return Columns(
             self.text_column, self.id_column, (self.label_column,) if self.label_column else ()
-        )
-
-    @property
-    def rewriter(self) -> RewriterSettings:
-        """What the models are told."""
-        return RewriterSettings(
-            self.method, self.model, self.back_model, self.most_tokens, self.batch_texts, self.seed
         )
 
 

@@ -211,7 +211,7 @@ def make_pairs(
         receipts = run_stage(work, "make", units, function)
     else:
         receipts = run_actor_stage(
-            work, "make", units, function, functools.partial(Rewriter, config.rewriter),
+            work, "make", units, function, functools.partial(Rewriter, config),
             num_actors=config.num_actors,
         )  # fmt: skip
     left_out: Counter[str] = Counter()

@@ -19,7 +19,7 @@ import transformers
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from pipelines.encoder.chat import REFUSAL, ChatModel, load_writer
-from pipelines.training.config import RewriterSettings
+from pipelines.training.config import PairsConfig
 
 _LEAST_CERTAINTY = 0.9
 _JUDGED_CHARACTERS = 4000
@@ -63,13 +63,13 @@ _COPIED_SHARE = 0.9
 class Rewriter:
     """Loaded models that rewrite texts."""
 
-    def __init__(self, settings: RewriterSettings) -> None:
+    def __init__(self, config: PairsConfig) -> None:
         """Raises :class:`InputError` for models that do not do what the method needs."""
-        self.settings = settings
-        if settings.method == "paraphrase":
-            self._chat = ChatModel(settings.model)
+        self.config = config
+        if config.method == "paraphrase":
+            self._chat = ChatModel(config.model)
         else:
-            names = (settings.model, settings.back_model or settings.model)
+            names = (config.model, config.back_model or config.model)
             kind = transformers.AutoModelForSeq2SeqLM
             self._translators = [load_writer(name, kind) for name in names]
 
@@ -78,12 +78,12 @@ class Rewriter:
 
         The same texts and ``salt`` give the same answers.
         """
-        seed = hashlib.sha256(f"{self.settings.seed} {salt}".encode()).digest()
+        seed = hashlib.sha256(f"{self.config.seed} {salt}".encode()).digest()
         torch.manual_seed(int.from_bytes(seed[:7], "little"))
         results: list[str | None] = []
-        for start in range(0, len(texts), self.settings.batch_texts):
-            batch = list(texts[start : start + self.settings.batch_texts])
-            if self.settings.method == "paraphrase":
+        for start in range(0, len(texts), self.config.batch_texts):
+            batch = list(texts[start : start + self.config.batch_texts])
+            if self.config.method == "paraphrase":
                 results += self._paraphrase(batch, start)
             else:
                 for model, tokenizer in self._translators:
@@ -93,7 +93,7 @@ class Rewriter:
 
     def _paraphrase(self, texts: list[str], offset: int) -> list[str | None]:
         kinds = list(INSTRUCTIONS.values())
-        most = self.settings.most_tokens
+        most = self.config.most_tokens
         questions = [
             f"{kinds[(offset + place) % len(kinds)]} {_SAME_LANGUAGE}\n\n"
             f"{self._chat.cut(text, most)}"
@@ -105,9 +105,9 @@ class Rewriter:
     def _translate(self, texts: list[str], model: Any, tokenizer: Any) -> list[str]:
         inputs = tokenizer(
             texts, return_tensors="pt", padding=True, truncation=True,
-            max_length=self.settings.most_tokens,
+            max_length=self.config.most_tokens,
         ).to(model.device)  # fmt: skip
-        written = model.generate(**inputs, max_new_tokens=self.settings.most_tokens, num_beams=1)
+        written = model.generate(**inputs, max_new_tokens=self.config.most_tokens, num_beams=1)
         return tokenizer.batch_decode(written, skip_special_tokens=True)
 
 

@@ -223,7 +223,7 @@ def test_a_new_encoder_keeps_what_is_known_of_documents(published, tmp_path):
         candidate = published.begin(lease)
         files = write_files(tmp_path, texts, schema)
         assert candidate.replace(files, schema=schema, when=when(1)) == len(texts)
-        rows = {r["id"]: r for b in candidate.batches() for r in b.to_pylist()}
+        rows = {r["id"]: r for b in candidate.documents.batches() for r in b.to_pylist()}
     assert texts_of(published.version()) == TEXTS
     assert {row_id: row["text"] for row_id, row in rows.items()} == texts
     assert {len(row["embedding"]) for row in rows.values()} == {8}

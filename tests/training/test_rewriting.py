@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import transformers
 from tiny_models import SENTENCES, scripted_model, tiny_model, tiny_tokenizer
 
 from pipelines.runtime.errors import InputError
-from pipelines.training.config import PairsConfig, RewriterSettings
+from pipelines.training.config import PairsConfig
 from pipelines.training.pairs import SourceText, rewritten_pairs
 from pipelines.training.rewriting import Rewriter
 
@@ -14,7 +15,10 @@ CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 def settings(model, back_model=None, method="paraphrase", batch_texts=2, seed=0):
-    return RewriterSettings(method, str(model), back_model, 8, batch_texts, seed)
+    return PairsConfig(
+        method=method, model=str(model), back_model=back_model, most_tokens=8,
+        batch_texts=batch_texts, seed=seed,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def test_reasoning_is_no_paraphrase(tmp_path):
     folder = scripted_model(tmp_path, scripts, template)
     texts = ["The keeper saved two penalties and the home side won."]
     for most, answer in ((20, "The keeper had a good day on the pitch."), (3, None)):
-        rewriter = Rewriter(RewriterSettings("paraphrase", str(folder), None, most, 1, 0))
+        rewriter = Rewriter(replace(settings(folder, batch_texts=1), most_tokens=most))
         assert rewriter.rewrite(texts, "shard") == [answer]
 
 

@@ -1,9 +1,10 @@
 """A whole embedding job beside the script that one would write without it.
 
 ``python benchmarks/plain.py --documents 400`` runs the job, and thirty lines of Ray Data and
-sentence-transformers, on the same documents of 20 Newsgroups with the same model, prompt and number
-of actors, in turns; both from an empty machine to files of Parquet. The script encodes in the
-order of the corpus, as such scripts do, and neither rejects, resumes nor accounts for anything.
+sentence-transformers, on the same documents of 20 Newsgroups with the same model and prompt, in
+turns; both from an empty machine to files of Parquet. The job chooses for itself how it uses the
+cores; the script has ``--actors`` of one CPU, encodes in the order of the corpus, as such scripts
+do, and neither rejects, resumes nor accounts for anything.
 Figures go to ``benchmarks/results/plain.json``, with the cosine of both ways' vectors.
 """
 
@@ -77,8 +78,7 @@ def main() -> None:
             ours, plain = folder / f"ours-{number}", folder / f"plain-{number}"
             seconds["job"].append(timed(
                 str(ROOT / "jobs" / "embed_corpus.py"), "--corpus", str(corpus), "--output",
-                str(ours), "--max-tokens", str(MAX_TOKENS), "--num-actors", str(options.actors),
-                "--cpus-per-actor", "1",
+                str(ours), "--max-tokens", str(MAX_TOKENS),
             ))  # fmt: skip
             seconds["script"].append(
                 timed(

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,21 @@ def s3_server():
     Gone after a module's tests: others run a server of their own at that address.
     """
     import boto3
-    from moto.server import ThreadedMotoServer
+    from moto.server import DomainDispatcherApplication, ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
-    server.start()
-    yield boto3.client("s3")
-    server.stop()
+    answer, writing = DomainDispatcherApplication.__call__, threading.Lock()
+
+    def one_write_at_a_time(self, environ, start_response):
+        # moto looks whether an object is there and then writes it: of two who may only create it,
+        # at the same moment both would
+        if environ["REQUEST_METHOD"] != "PUT":
+            return answer(self, environ, start_response)
+        with writing:
+            return answer(self, environ, start_response)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DomainDispatcherApplication, "__call__", one_write_at_a_time)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
+        server.start()
+        yield boto3.client("s3")
+        server.stop()

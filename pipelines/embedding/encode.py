@@ -406,16 +406,18 @@ def embed_chunks(
         tokens - sum(chunk.expected for chunk in chunks.values()),
         rejected,
     )
+    here = is_small(settings.actors, len(units), progress.expected_tokens)
+    where = "in this process" if here else f"actors: {settings.actors}"
+    log.info("embed: %d chunks are done, %s", len(chunks), where)
     if units:
         most = progress.expected_texts and (
             len(units) + progress.expected_tokens // reading.chunk_tokens
         )
-        if is_small(settings.actors, len(units), progress.expected_tokens):
-            encoding, where = encode_here(settings, reading, workers, units), "in this process"
-        else:
-            encoding = encode_chunks(settings, reading, workers, units, most_actors=most)
-            where = f"actors: {settings.actors}"
-        log.info("embed: %d chunks are done, %s", len(chunks), where)
+        encoding = (
+            encode_here(settings, reading, workers, units)
+            if here
+            else encode_chunks(settings, reading, workers, units, most_actors=most)
+        )
         with contextlib.closing(encoding):  # ends its actors where time is over
             for chunk in encoding:
                 chunks[chunk.name] = chunk

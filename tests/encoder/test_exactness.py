@@ -115,7 +115,7 @@ def test_lower_precision_clusters_as_well_as_float32():
     scores = {}
     for dtype in ("float32", "bfloat16", "int8"):
         encoder = Encoder.load(
-            EncoderConfig(adapter=None, dtype=dtype, max_tokens=24), device="cpu"
+            EncoderConfig(adapter="auto", dtype=dtype, max_tokens=24), device="cpu"
         )
         vectors = encoder.encode(corpus["text"].to_pylist())
         scores[dtype] = np.mean(

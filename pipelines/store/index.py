@@ -94,7 +94,8 @@ def update_index(
     rows = documents.count()
     sample, held = None, documents.index_rows()
     if rows >= EXACT_BELOW:
-        fresh = 0 if earlier is None or held is None else held[1]  # the last ones
+        # the last ones; rows that are deleted already count among them
+        fresh = 0 if earlier is None or held is None else min(rows, held[1])
         random = np.random.default_rng(seed)
         drawn = random.choice(rows, min(recall_queries, rows), replace=False)
         newest = rows - 1 - random.choice(fresh, min(_NEW_QUERIES, fresh), replace=False)

@@ -23,6 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import faiss
 import numpy as np
 import pyarrow as pa
+from peak_memory import peak_bytes  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
@@ -66,15 +67,6 @@ def draw(documents: int, dimension: int, similarity: float) -> tuple[np.ndarray,
     cosines = random.uniform(similarity + 1e-4, 1, copies)[:, None].astype(np.float32)
     vectors[-copies:] = cosines * vectors[:copies] + np.sqrt(1 - cosines**2) * noise
     return vectors, exact_cosines(vectors[:copies], vectors[-copies:])
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held.
-
-    Not by ``getrusage``: a child's figure begins at what its parent had held when it started it.
-    """
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 class _Here:

@@ -19,7 +19,6 @@ import functools
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
+from peak_memory import peak_bytes  # type: ignore[import-not-found]
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import DType
@@ -140,7 +140,7 @@ def measure_memory(pairs: int) -> None:
     )
     trainer = AdapterTrainer(config.trainer, describe_encoder(config.encoder), torch.device("cpu"))
     trainer.step(1, make_pairs(pairs, MEMORY_WORDS), 0)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_bytes() >> 20)
 
 
 def compare_speed() -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from peak_memory import forget_peak, peak_bytes  # type: ignore[import-not-found]
 from ray.data import DataContext
 from rich.console import Console
 from rich.table import Table
@@ -153,11 +153,11 @@ def read_single(gib: float) -> dict[str, float]:
             for _ in range(members):
                 file.write(packed)
         (seen,) = inspect_files(find_files(str(path)), Columns(), shard_bytes=32 << 20)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        forget_peak()
+        before = peak_bytes()
         batches = itertools.chain.from_iterable(read_shard(s, Columns()) for s in seen.shards())
         rows = sum(len(batch.texts) for batch in batches)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"gib": gib, "rows": rows, "memory_added_mib": round((after - before) / 1024)}
+    return {"gib": gib, "rows": rows, "memory_added_mib": (peak_bytes() - before) >> 20}
 
 
 def cut_pages() -> dict[str, dict[str, float]]:

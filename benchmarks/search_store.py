@@ -25,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import faiss
 import numpy as np
+import peak_memory  # type: ignore[import-not-found]
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -239,17 +240,17 @@ def run_nights(store: Store, count: int, nights: int) -> dict[str, Any]:
 def compared(store: Store) -> dict[str, float]:
     """Seconds and memory of a comparison of the last version with the first, in its own process."""
     first, last = store.versions()[0].number, store.version().number
-    verb = [sys.executable, str(RESULTS.parents[2] / "jobs" / "manage_store.py"), "compare"]
+    job = RESULTS.parents[2] / "jobs" / "manage_store.py"
     which = ["--store", store.uri, "--version", str(last), "--with", str(first), "--json"]
+    command = [sys.executable, peak_memory.__file__, str(job), "compare", *which]
     started = time.perf_counter()
-    process = subprocess.Popen([*verb, *which], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit("the comparison failed")
+    done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"the comparison failed: {done.stderr}")
     return {
         "compare_seconds": round(seconds, 1),
-        "compare_peak_gib": round(usage.ru_maxrss / 2**20, 2),
+        "compare_peak_gib": round(int(done.stderr.splitlines()[-1]) / 2**30, 2),
     }
 
 

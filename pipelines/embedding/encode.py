@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
@@ -220,6 +221,12 @@ def with_tokens(batch: pa.Table, ids: Sequence[Sequence[int]]) -> pa.Table:
     return chunk_row(batch["name"][0].as_py(), batch["expected"][0].as_py(), documents)
 
 
+def token_arrays(column: pa.ListArray) -> list[np.ndarray]:
+    """Each text's token ids, int32 (t,), without a Python object for each."""
+    ids, offsets = column.values.to_numpy(), column.offsets.to_pylist()
+    return [ids[start:stop] for start, stop in itertools.pairwise(offsets)]
+
+
 class ChunkActor:
     """An actor of a pool: the encoder, and the tokenizer where its CPU does both."""
 
@@ -252,18 +259,18 @@ class ChunkEncoder:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A chunk to what it was; its documents go to their file with their vectors."""
         with blame("embed", batch["name"][0].as_py()):
-            tokens = documents_of(batch)["tokens"].to_pylist()
+            tokens = token_arrays(documents_of(batch)["tokens"].combine_chunks())
             encoder = self.encoder
             padded = encoder.stats.padded_tokens
             vectors, valid = self._encode(encoder, tokens)
             padded = encoder.stats.padded_tokens - padded
             return finish_chunk(self.settings, batch, vectors, valid, padded)
 
-    def _encode(self, encoder: Any, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, encoder: Any, tokens: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (n, d) in the output's type, and which of them are finite, bool (n,)."""
         dtype = self.settings.results.value_type.to_pandas_dtype()
         vectors = np.zeros((len(tokens), encoder.dimension), dtype)
-        some = [index for index, ids in enumerate(tokens) if ids]
+        some = [index for index, ids in enumerate(tokens) if len(ids)]
         found = encoder.encode_tokens([tokens[index] for index in some])
         with np.errstate(over="ignore"):
             vectors[some] = found

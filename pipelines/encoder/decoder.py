@@ -164,6 +164,8 @@ def choose_decoder(
 ) -> PackedDecoder | PaddedDecoder:
     """The fastest forward pass that computes what the model's own does.
 
+    On a GPU the packed one is compiled between its products, asked or not.
+
     Raises :class:`InputError` where the encoder's precision does not do for this model: vectors
     that are not finite, or int8 ones that are far from float32.
     """
@@ -189,6 +191,7 @@ def choose_decoder(
         )
     int8 = description.dtype == "int8"
     bidirectional = attends_both_ways(model, description)
+    on_gpu = expected.device.type == "cuda"
     if can_pack(model, tokenizer.most_tokens):
         packed = PackedDecoder(
             model,
@@ -197,7 +200,7 @@ def choose_decoder(
             tokenizer.most_tokens,
             int8=int8,
             bidirectional=bidirectional,
-            elementwise=Elementwise.fused() if compile_model else PLAIN,
+            elementwise=Elementwise.fused() if compile_model or on_gpu else PLAIN,
         )
         agreement = agree(expected, head(*packed.states(probe, last_only=head.last_only)))
         if agreement >= _LEAST_AGREEMENT[description.dtype]:

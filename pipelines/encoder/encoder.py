@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pipelines.encoder.decoder import choose_decoder, load_tuned_model, vector_h
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription, difference
 from pipelines.encoder.packed import PackedDecoder
+from pipelines.encoder.padded import TokenIds
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
@@ -102,8 +103,9 @@ __all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder",
 
 
 # Texts tokenized and sorted by length together: enough that batches hold like lengths, few enough
-# that a window's vectors and token ids stay small.
+# that a window's vectors and token ids stay small and a GPU need not wait long for the first.
 _WINDOW_TEXTS = 4096
+_LEAST_WINDOW_CHARACTERS = 1 << 18
 
 
 @dataclass
@@ -219,8 +221,7 @@ class Encoder:
         Raises :class:`InputError` for a text without any token (empty, with no prompt).
         """
         vectors = np.empty((len(texts), self.dimension), np.float32)
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
-        windows = [order[i : i + _WINDOW_TEXTS] for i in range(0, len(order), _WINDOW_TEXTS)]
+        windows = list(self._windows(texts))
         with ThreadPoolExecutor(max_workers=1) as background:
             token_ids = [
                 background.submit(self.tokenizer.tokenize, [texts[i] for i in window])
@@ -234,11 +235,26 @@ class Encoder:
                 vectors[window] = self.encode_tokens(ready)
         return vectors
 
-    def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def _windows(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Indices of texts, longest first, in windows that are tokenized while one is encoded."""
+        most = max(_LEAST_WINDOW_CHARACTERS, 4 * self.budget_tokens)
+        window: list[int] = []
+        characters = 0
+        for index in sorted(range(len(texts)), key=lambda index: -len(texts[index])):
+            if window and (len(window) == _WINDOW_TEXTS or characters >= most):
+                yield window
+                window, characters = [], 0
+            window.append(index)
+            characters += len(texts[index])
+        if window:
+            yield window
+
+    def encode_tokens(self, token_ids: Sequence[TokenIds]) -> np.ndarray:
         """One vector a tokenized text, float32 (n, d), in the order given.
 
         Args:
-            token_ids: what :meth:`PromptedTokenizer.tokenize` of this encoder gave.
+            token_ids: what :meth:`PromptedTokenizer.tokenize` of this encoder gave, as lists or
+                as arrays.
 
         Raises :class:`InputError` for a text without any token.
         """
@@ -289,7 +305,7 @@ class Encoder:
         return torch.get_num_threads() if beside else 1
 
     def _encode_batches(
-        self, batches: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]
+        self, batches: Sequence[Sequence[int]], token_ids: Sequence[TokenIds]
     ) -> Iterator[np.ndarray | None]:
         """Vectors of each batch; None where memory ran out.
 
@@ -298,17 +314,17 @@ class Encoder:
         chosen = ([token_ids[index] for index in batch] for batch in batches)
         threads = min(self._threads(), len(batches))
         if threads == 1:
-            yield from map(self._try_batch, chosen)
+            yield from map(fetch, one_ahead(map(self._try_batch, chosen)))
             return
         all_threads = torch.get_num_threads()
         alone = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
             with alone:
-                yield from alone.map(self._try_batch, chosen)
+                yield from map(fetch, alone.map(self._try_batch, chosen))
         finally:  # what a thread sets holds for those that begin later too
             torch.set_num_threads(all_threads)
 
-    def _try_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray | None:
+    def _try_batch(self, token_ids: Sequence[TokenIds]) -> OnItsWay | None:
         try:
             return self._encode_batch(token_ids)
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -317,15 +333,52 @@ class Encoder:
         return None  # outside the handler, which keeps the failed batch's memory alive
 
     @torch.inference_mode()
-    def _encode_batch(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def _encode_batch(self, token_ids: Sequence[TokenIds]) -> OnItsWay:
         states, mask = self._decoder.states(token_ids, last_only=self._head.last_only)
-        return self._head(states, mask).cpu().numpy()
+        vectors = self._head(states, mask)
+        if self.device.type != "cuda":
+            return OnItsWay(vectors, None)
+        vectors = vectors.to("cpu", non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record(torch.cuda.current_stream(self.device))
+        return OnItsWay(vectors, arrival)
 
     def _halve_budget(self) -> None:
         self.budget_tokens = max(1, self.budget_tokens // 2)
         log.warning("out of memory: batches now hold %d tokens", self.budget_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class OnItsWay:
+    """Vectors of a batch that a GPU may still be at work on."""
+
+    vectors: torch.Tensor
+    """float32 (n, d), in the CPU's memory, not to be read before ``arrival``."""
+    arrival: Any
+    """A ``torch.cuda.Event``; None where they are there."""
+
+
+def fetch(batch: OnItsWay | None) -> np.ndarray | None:
+    """The vectors of a batch, float32 (n, d), once they are there."""
+    if batch is None:
+        return None
+    if batch.arrival is not None:
+        batch.arrival.synchronize()
+    return batch.vectors.numpy()
+
+
+Item = TypeVar("Item")
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each given when the next one is made: so a GPU has its next batch in time."""
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,11 +17,11 @@ head, d width of the model.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +35,9 @@ from pipelines.encoder.packed_attention import (
     attend_packed,
     can_attend_packed,
     rotate,
+    to_device,
 )
+from pipelines.encoder.padded import TokenIds
 
 
 class Linear(nn.Linear):
@@ -157,6 +159,11 @@ def can_pack(model: Any, longest_tokens: int) -> bool:
     )
 
 
+def has_kernel(device: torch.device) -> bool:
+    """Whether attention to packed texts has a kernel there."""
+    return device.type == "cuda"
+
+
 class PackedDecoder:
     """A base model run on packed texts that all begin with the same tokens."""
 
@@ -204,20 +211,21 @@ class PackedDecoder:
         self._multiples = _FEW_SHAPES if compiled else {}
         most = longest_tokens + self._multiples.get("longest_multiple", 1) - 1
         positions = torch.arange(most, device=self._device)[None]
-        cos, sin = model.rotary_emb(model.embed_tokens.weight, positions)
+        cos, sin = model.rotary_emb(torch.empty(0, device=self._device), positions)
         self._cos, self._sin = cos[0].to(self._dtype), sin[0].to(self._dtype)
+        self._has_kernel = has_kernel(self._device)
+        if self._has_kernel:
+            self._keep_angles(cos[0], sin[0])
         self.prefix: tuple[int, ...] = ()
         nothing = self._cos.new_empty(1, self._key_heads, 0, self._width)
         self._prefix_keys = [(nothing, nothing)] * len(self._layers)
         self._prefix_states = self._cos.new_empty(0, settings.hidden_size)
         self._without_prefix = copy.copy(self)
-        if prefix and self._device.type == "cpu":  # packed attention knows no shared keys
+        if prefix and not self._has_kernel:  # which knows no shared keys
             self._keep_prefix(prefix)
 
     @torch.inference_mode()
-    def states(
-        self, token_ids: Sequence[Sequence[int]], *, last_only: bool
-    ) -> tuple[Tensor, Tensor]:
+    def states(self, token_ids: Sequence[TokenIds], *, last_only: bool) -> tuple[Tensor, Tensor]:
         """States of the wanted layer, or the average of several.
 
         Args:
@@ -238,8 +246,8 @@ class PackedDecoder:
         if last_only:
             return rows[:, None], torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
         prefix = self._prefix_states.expand(len(own), -1, -1)
-        texts = packing.pad(rows)[:, : int(packing.lengths.max())]
-        states = torch.cat([prefix, texts], dim=1)
+        texts = packing.pad(rows)[:, : max(map(len, own))]
+        states = torch.cat([prefix, texts], dim=1) if shared else texts
         ends = packing.lengths[:, None] + len(self.prefix)
         return states, torch.arange(states.shape[1], device=rows.device) < ends
 
@@ -257,7 +265,7 @@ class PackedDecoder:
 
     def _run(
         self,
-        token_ids: Sequence[Sequence[int]],
+        token_ids: Sequence[TokenIds],
         packing: Packing,
         *,
         last_only: bool,
@@ -267,30 +275,39 @@ class PackedDecoder:
 
         ``keep`` is filled with every layer's keys and values.
         """
-        flat = torch.tensor(list(itertools.chain.from_iterable(token_ids)), device=self._device)
-        flat = torch.nn.functional.pad(flat, (0, packing.filler))
-        x = self._embedding(flat).float()
+        flat = to_device(np.concatenate(token_ids), self._device)
+        x = self._embedding(torch.nn.functional.pad(flat, (0, packing.filler))).float()
         wanted = []
         if 0 in self._wanted:
             wanted.append(x[packing.last] if last_only else x.clone())
+        more: Tensor | None = None  # what is still to be added to x
         for number, layer in enumerate(self._layers, start=1):
             for_last = last_only and number == len(self._layers)
-            h = self._norm(x, layer.attention_norm, self._dtype)
+            h = self._norm(x, more, layer.attention_norm)
             if for_last:
                 mixed = self._attend_from_last(number, h, packing)
                 x = x[packing.last]
             else:
                 mixed = self._attend(number, h, packing, keep)
-            x += layer.out(mixed)
-            h = self._norm(x, layer.mlp_norm, self._dtype)
-            x += layer.down(self._elementwise.gated(layer.gate_up(h)))
+            h = self._norm(x, layer.out(mixed), layer.mlp_norm)
+            more = layer.down(self._elementwise.gated(layer.gate_up(h)))
             if number in self._wanted:
-                state = self._norm(x, self._final_norm, x.dtype) if number == self._final else x
+                x += more
+                more = None
+                state = self._last_norm(x) if number == self._final else x
                 wanted.append(state[packing.last] if last_only and not for_last else state.clone())
         return wanted[0] if len(wanted) == 1 else torch.stack(wanted).mean(dim=0)
 
-    def _norm(self, x: Tensor, norm: Any, dtype: torch.dtype) -> Tensor:
-        return self._elementwise.rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
+    def _norm(self, x: Tensor, more: Tensor | None, norm: Any) -> Tensor:
+        """The norm of x, to which ``more`` is added before."""
+        settings = norm.weight, norm.variance_epsilon, self._dtype
+        if more is None:
+            return self._elementwise.rms_norm(x, *settings)
+        return self._elementwise.added_norm(x, more, *settings)
+
+    def _last_norm(self, x: Tensor) -> Tensor:
+        norm = self._final_norm
+        return self._elementwise.rms_norm(x, norm.weight, norm.variance_epsilon, x.dtype)
 
     def _attend(
         self, number: int, h: Tensor, packing: Packing, keep: list[tuple[Tensor, Tensor]] | None
@@ -298,7 +315,7 @@ class PackedDecoder:
         """What attention of layer ``number`` mixes for every token, (T, K * G * D)."""
         layer = self._layers[number - 1]
         K, G, D, P = self._key_heads, self._groups, self._width, len(self.prefix)
-        if h.is_cuda:
+        if self._has_kernel:
             return self._attend_packed(layer, h, packing)
         heads = packing.pad(layer.qkv(h).to(self._dtype)).unflatten(-1, (-1, D))
         queries, keys, values = heads.split([K * G, K, K], dim=2)
@@ -318,23 +335,36 @@ class PackedDecoder:
         return packing.unpad(mixed.transpose(1, 2).flatten(2))
 
     def _attend_packed(self, layer: Layer, h: Tensor, packing: Packing) -> Tensor:
-        """The same on CUDA, where a kernel reads packed texts, (T, K * G * D)."""
+        """The same where a kernel reads packed texts, (T, K * G * D)."""
         K, G, D = self._key_heads, self._groups, self._width
         queries, keys, values = layer.qkv(h).unflatten(-1, (-1, D)).split([K * G, K, K], dim=1)
-        if layer.q_norm is not None:
-            queries, keys = layer.q_norm(queries), layer.k_norm(keys)
-        cos, sin = self._cos[packing.positions, None], self._sin[packing.positions, None]
-        queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
-        keys = rotate(keys, cos, sin, out=torch.empty_like(keys))
+        queries = self._turned(queries, layer.q_norm, packing.positions)
+        keys = self._turned(keys, layer.k_norm, packing.positions)
         mixed = attend_packed(
             queries, keys, values, packing, D**-0.5, bidirectional=self._bidirectional
         )
         return mixed.flatten(1)
 
+    def _keep_angles(self, cos: Tensor, sin: Tensor) -> None:
+        """Keep the tables float32 (L, D) as :func:`turned_heads` wants them."""
+        self._cos = cos
+        first, second = sin.chunk(2, dim=-1)
+        self._sin = torch.cat([-first, second], dim=-1)
+
+    def _turned(self, heads: Tensor, norm: Any, places: Tensor) -> Tensor:
+        weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
+        return self._elementwise.turned_heads(heads, weight, epsilon, self._cos, self._sin, places)
+
     def _attend_from_last(self, number: int, h: Tensor, packing: Packing) -> Tensor:
         """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""
         layer = self._layers[number - 1]
         K, G, D = self._key_heads, self._groups, self._width
+        if self._has_kernel:
+            keys, values = layer.key_value(h).unflatten(-1, (2 * K, D)).chunk(2, dim=1)
+            keys = self._turned(keys, layer.k_norm, packing.positions)
+            queries = layer.query(h[packing.last]).unflatten(-1, (-1, D))
+            queries = self._turned(queries, layer.q_norm, packing.lengths - 1)
+            return attend_packed(queries, keys, values, packing, D**-0.5).flatten(1)
         queries = layer.query(h[packing.last]).to(self._dtype).unflatten(-1, (K, G, D))
         if layer.q_norm is not None:
             queries = layer.q_norm(queries).to(self._dtype)

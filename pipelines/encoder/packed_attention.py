@@ -6,10 +6,12 @@ texts share, K key heads, G query heads a key head, D width of a head.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,12 +29,10 @@ class Packing:
     """int64 (n,): tokens of each text, prefix not counted."""
     longest: int
     """L: tokens of the longest text, rounded up."""
+    total: int
+    """Tokens of all texts."""
     filler: int
     """Rows of no text at the end of the packed ones, which round their number up."""
-    to_padded: Tensor | None
-    """int64 (n * L,): the packed row of each padded place; None where they are the same."""
-    to_packed: Tensor | None
-    """int64 (T,): the padded place of each packed row; None where they are the same."""
 
     @classmethod
     def of(
@@ -51,41 +51,72 @@ class Packing:
             multiple: what the number of packed rows is rounded up to a multiple of.
             longest_multiple: the same of the padded places of a text.
         """
-        sizes = torch.tensor(lengths)
-        total = int(sizes.sum())
-        filler = -total % multiple
-        longest = math.ceil(int(sizes.max()) / longest_multiple) * longest_multiple
-        if int(sizes.min()) == longest and not filler:
-            return cls(sizes.to(device), longest, 0, None, None)
-        inside = torch.arange(longest)[None, :] < sizes[:, None]
-        to_padded = torch.zeros(inside.shape, dtype=torch.long)
-        to_padded[inside] = torch.arange(total)
-        to_packed = inside.flatten().nonzero().squeeze(1)
-        to_packed = torch.nn.functional.pad(to_packed, (0, filler))
-        return cls(
-            sizes.to(device), longest, filler, to_padded.flatten().to(device), to_packed.to(device)
-        )
+        total = sum(lengths)
+        longest = math.ceil(max(lengths) / longest_multiple) * longest_multiple
+        sizes = to_device(np.array(lengths, np.int64), device)
+        return cls(sizes, longest, total, -total % multiple)
 
-    @property
+    @functools.cached_property
+    def ends(self) -> Tensor:
+        """int64 (n,): the packed row after each text's last."""
+        return self.lengths.cumsum(0)
+
+    @functools.cached_property
     def last(self) -> Tensor:
         """int64 (n,): the packed row of each text's last token."""
-        return self.lengths.cumsum(0) - 1
+        return self.ends - 1
 
-    @property
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        """int32 (n + 1,): the packed row of each text's first token, and that after the last."""
+        return torch.nn.functional.pad(self.ends, (1, 0)).int()
+
+    @functools.cached_property
     def positions(self) -> Tensor:
         """int64 (T,): each packed row's place in its text, from 0."""
-        place = torch.arange(self.longest, device=self.lengths.device)
-        return place.expand(len(self.lengths), -1)[place < self.lengths[:, None]]
+        first = (self.ends - self.lengths).repeat_interleave(self.lengths, output_size=self.total)
+        return torch.arange(self.total, device=first.device) - first
+
+    @functools.cached_property
+    def _to_padded(self) -> Tensor | None:
+        """int64 (n * L,): the packed row of each padded place; None where they are the same."""
+        if self._is_even:
+            return None
+        places = torch.arange(self.longest, device=self.lengths.device)
+        rows = (self.ends - self.lengths)[:, None] + places
+        return torch.where(places < self.lengths[:, None], rows, 0).flatten()
+
+    @functools.cached_property
+    def _to_packed(self) -> Tensor | None:
+        """int64 (T + filler,): the padded place of each packed row; None where the same."""
+        if self._is_even:
+            return None
+        texts = torch.arange(len(self.lengths), device=self.lengths.device) * self.longest
+        first = texts.repeat_interleave(self.lengths, output_size=self.total)
+        return torch.nn.functional.pad(first + self.positions, (0, self.filler))
+
+    @property
+    def _is_even(self) -> bool:
+        return self.total == len(self.lengths) * self.longest and not self.filler
 
     def pad(self, rows: Tensor) -> Tensor:
         """(T, w) to (n, L, w); padding repeats some row and is never looked at."""
-        padded = rows if self.to_padded is None else rows.index_select(0, self.to_padded)
+        to_padded = self._to_padded
+        padded = rows if to_padded is None else rows.index_select(0, to_padded)
         return padded.view(len(self.lengths), self.longest, -1)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(n, L, w) to (T, w)."""
-        rows = padded.flatten(0, 1)
-        return rows if self.to_packed is None else rows.index_select(0, self.to_packed)
+        rows, to_packed = padded.flatten(0, 1), self._to_packed
+        return rows if to_packed is None else rows.index_select(0, to_packed)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor there; a GPU is not waited for."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def rotate(vectors: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
@@ -158,10 +189,10 @@ def attend_packed(
     *,
     bidirectional: bool = False,
 ) -> Tensor:
-    """Attention on CUDA without padding, (T, K * G, D).
+    """Attention on CUDA without padding, (T, K * G, D), or (n, K * G, D) of last tokens alone.
 
     Args:
-        queries: (T, K * G, D), bfloat16 or float16.
+        queries: (T, K * G, D) of all tokens or (n, K * G, D) of last ones, bfloat16 or float16.
         keys: (T, K, D).
         values: (T, K, D).
         packing: where the texts lie.
@@ -171,17 +202,19 @@ def attend_packed(
     # Here, as it loads torch's compiler: two seconds, which a CPU need not wait for.
     from torch.nn.attention.varlen import varlen_attn
 
-    starts = torch.nn.functional.pad(packing.lengths.cumsum(0), (1, 0)).int()
+    starts, longest = packing.starts, packing.longest
+    all_tokens = len(queries) == packing.total
+    one_each = torch.arange(len(starts), dtype=torch.int32, device=starts.device)
     mixed = varlen_attn(
         queries,
         keys,
-        values.contiguous(),
+        values,
+        starts if all_tokens else one_each,
         starts,
-        starts,
-        packing.longest,
-        packing.longest,
+        longest if all_tokens else 1,
+        longest,
         scale=scale,
-        window_size=(-1, -1) if bidirectional else (-1, 0),
+        window_size=(-1, 0) if all_tokens and not bidirectional else (-1, -1),
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
     assert isinstance(mixed, Tensor)

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipelines.runtime.errors import InputError
+
+TokenIds = Sequence[int] | np.ndarray
+"""Tokens of a text; as an array, integers (t,), they cost no Python object each."""
 
 
 class PaddedDecoder:
@@ -24,7 +28,7 @@ class PaddedDecoder:
 
     @torch.inference_mode()
     def states(
-        self, token_ids: Sequence[Sequence[int]], *, last_only: bool = False
+        self, token_ids: Sequence[TokenIds], *, last_only: bool = False
     ) -> tuple[Tensor, Tensor]:
         """States (n, t, d) of the wanted layer, or the average of several, and mask bool (n, t).
 
@@ -40,12 +44,12 @@ class PaddedDecoder:
         return len(lengths) * max(lengths)
 
 
-def pad_right(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_right(token_ids: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids as int64 (n, t) and their mask, bool (n, t). Padding is token 0, never read."""
     lengths = torch.tensor([len(ids) for ids in token_ids])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
     input_ids = torch.zeros(mask.shape, dtype=torch.long)
-    input_ids[mask] = torch.tensor([token for ids in token_ids for token in ids])
+    input_ids[mask] = torch.from_numpy(np.concatenate(token_ids)).long()
     return input_ids.to(device), mask.to(device)
 
 

@@ -60,6 +60,7 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.run_record import RunRecord, deciding_settings
+from pipelines.runtime.tables import TableView
 
 log = logging.getLogger(__name__)
 
@@ -219,15 +220,10 @@ def digest_of(source: VectorSource) -> str:
     state = [
         [path, piece.version]
         if piece.version is not None
-        else [path, about[path].size, about[path].mtime_ns, *_deletions(piece)]
+        else [path, about[path].size, about[path].mtime_ns, *(piece.view or TableView()).state]
         for path, piece in sorted(pieces.items())
     ]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
-
-
-def _deletions(piece: Piece) -> list[str]:
-    """What a table says of a file's deleted rows, which the file itself does not show."""
-    return [piece.view.deleted] if piece.view and piece.view.deleted else []
 
 
 def open_documents(config: ClusterConfig | AssignConfig, columns: Columns) -> VectorSource:

@@ -181,10 +181,7 @@ class CorpusFile:
     @property
     def state(self) -> list[Any]:
         """What tells two states of the file apart."""
-        state: list[Any] = [self.size_bytes, self.modified_ns]
-        if self.view.deleted:
-            state.append(hashlib.sha256(self.view.deleted.encode()).hexdigest()[:16])
-        return state
+        return [self.size_bytes, self.modified_ns, *self.view.state]
 
     @property
     def all_columns(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipelines.runtime.errors import InputError
 from pipelines.runtime.tables import TableView, unpack_rows
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
@@ -262,7 +263,13 @@ class FileColumns:
         for name in wanted:
             first = name if name in self.schema.names else name.split(".")[0]
             source = first if self.view.names is None else self.view.names.get(first)
-            if source is not None and source in self.own.names:
+            if first in self.view.regrouped:
+                raise InputError(
+                    f"column {first!r} of the table has fields that were renamed or replaced since "
+                    "some of its files were written, which cannot be read: have the table rewrite "
+                    "them (rewrite_data_files)"
+                )
+            if source in self.own.names and self.type_of(name) is not None:
                 paths.append(source if first == name else ".".join([source, *name.split(".")[1:]]))
         return list(dict.fromkeys(paths))
 
@@ -275,6 +282,8 @@ class FileColumns:
         first, *rest = [name] if name in self.schema.names else name.split(".")
         source = first if self.view.names is None else self.view.names.get(first)
         if source is not None and source in table.column_names:
+            if self.type_of(name) is None:  # of a struct that has no such field here
+                return pa.chunked_array([pa.nulls(len(table))])
             column = table.column(source)
             for part in rest:
                 column = pc.struct_field(column, part)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
+import json
 import re
 import uuid
 import zlib
@@ -52,7 +54,8 @@ class TableView(NamedTuple):
     ``names`` gives the file's column for each of the table's (None: the file has none, its values
     are null); without it the names are the file's own. ``constants`` are columns of one value, as
     JSON has it; ``typed`` packs them with their types, where the table says these. ``deleted``
-    packs the numbers of rows that are no more. ``version`` is that of a Lance dataset.
+    packs the numbers of rows that are no more. ``version`` is that of a Lance dataset. ``regrouped``
+    are columns of fields within that have other names in the file than in the table.
     """
 
     names: Mapping[str, str | None] | None = None
@@ -60,10 +63,15 @@ class TableView(NamedTuple):
     deleted: str = ""
     version: int = 0
     typed: str = ""
+    regrouped: Sequence[str] = ()
 
     @classmethod
     def of_table(
-        cls, names: Mapping[str, str | None] | None, values: Mapping[str, pa.Scalar], deleted: str
+        cls,
+        names: Mapping[str, str | None] | None,
+        values: Mapping[str, pa.Scalar],
+        deleted: str,
+        regrouped: Sequence[str] = (),
     ) -> TableView:
         """The view of a table's file with these values of columns beside it."""
         plain = {name: _plain(value.as_py()) for name, value in values.items()}
@@ -72,7 +80,16 @@ class TableView(NamedTuple):
         with pa.ipc.new_stream(sink, row.schema) as stream:
             stream.write_table(row)
         typed = base64.b64encode(sink.getvalue()).decode() if values else ""
-        return cls(names, plain, deleted, typed=typed)
+        return cls(names, plain, deleted, typed=typed, regrouped=regrouped)
+
+    @property
+    def state(self) -> list[str]:
+        """Digests of what the table may say otherwise of a file that is as it was."""
+        said = [self.deleted] if self.deleted else []
+        other = {name: there for name, there in (self.names or {}).items() if there != name}
+        if other or (self.names is not None and self.constants):
+            said.append(json.dumps([other, self.constants], sort_keys=True))
+        return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in said]
 
     def scalars(self) -> dict[str, pa.Scalar]:
         """The constants with their types."""
@@ -329,7 +346,8 @@ def _iceberg_files(address: str, version: str) -> Iterator[TableFile]:
         snapshot = _snapshot(table, version)
         if snapshot is None:
             raise ValueError("there is no such snapshot" if version else "it has no snapshot")
-        scan = table.scan(snapshot_id=snapshot.snapshot_id)
+        # a snapshot has the columns of its time, the current state those of now
+        scan = table.scan(snapshot_id=snapshot.snapshot_id) if version else table.scan()
         tasks = list(scan.plan_files())
         schema = scan.projection()
         deletions = _iceberg_deletions(address, tasks)
@@ -365,7 +383,7 @@ def _iceberg_file(
             f"{path} is not there, though the table's metadata names it: an Iceberg table that was "
             "moved cannot be read"
         ) from error
-    ids = {(field.metadata or {}).get(b"PARQUET:field_id"): field.name for field in own}
+    ids = {_field_id(field): field.name for field in own}
     by_name = set(ids) == {None}
     spec = table.specs()[task.file.spec_id]
     parts = {
@@ -374,12 +392,15 @@ def _iceberg_file(
         if str(part.transform) == "identity"
     }
     names: dict[str, str | None] = {}
+    regrouped: list[str] = []
     constants: dict[str, pa.Scalar] = {}
     kinds = schema.as_arrow()
     for field in schema.fields:
         there = field.name if by_name else ids.get(str(field.field_id).encode())
         if there is not None and there in own.names:
             names[field.name] = there
+            if not by_name and _is_regrouped(own.field(there), kinds.field(field.name)):
+                regrouped.append(field.name)
         elif field.field_id in parts:
             constants[field.name] = _typed(parts[field.field_id], kinds.field(field.name).type)
         elif getattr(field, "initial_default", None) is not None:
@@ -387,8 +408,36 @@ def _iceberg_file(
         else:
             names[field.name] = None
     deleted = pack_rows(deletions.get(task.file.file_path, np.empty(0, np.int64)))
-    view = TableView.of_table(names, constants, deleted)
+    view = TableView.of_table(names, constants, deleted, regrouped)
     return TableFile(path, info.size or 0, info.mtime_ns or 0, view)
+
+
+def _is_regrouped(own: pa.Field, field: pa.Field) -> bool:
+    """Whether fields of structs within have other names in the file than in the table.
+
+    Iceberg knows them by their ids. Fields that were only added or dropped do not count.
+    """
+    there, here = _inner_fields(own.type), _inner_fields(field.type)
+    if not pa.types.is_struct(field.type):
+        return any(_is_regrouped(*pair) for pair in zip(there, here, strict=False))
+    by_id = {_field_id(part): part for part in here}
+    names = {part.name for part in here}
+    for part in there:
+        same = by_id.get(_field_id(part))
+        if part.name in names if same is None else same.name != part.name:
+            return True
+        if same is not None and _is_regrouped(part, same):
+            return True
+    return False
+
+
+def _inner_fields(kind: pa.DataType) -> list[pa.Field]:
+    return [kind.field(i) for i in range(kind.num_fields)] if pa.types.is_nested(kind) else []
+
+
+def _field_id(field: pa.Field) -> bytes | None:
+    """Iceberg's id of a field, as its Parquet files have it."""
+    return (field.metadata or {}).get(b"PARQUET:field_id")
 
 
 def _iceberg_deletions(address: str, tasks: Iterable[Any]) -> dict[str, np.ndarray]:

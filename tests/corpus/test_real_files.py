@@ -189,6 +189,19 @@ def test_a_text_within_an_object_or_a_struct(tmp_path):
         assert not rejected
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_field_that_the_struct_of_one_file_lacks_is_null_there(tmp_path, kind):
+    first = pa.table({"id": [1], "doc": [{"text": "one", "n": 5}]})
+    second = pa.table({"id": [2], "doc": [{"text": "two"}]})
+    for name, table in (("a", first), ("b", second)):
+        path = tmp_path / f"{name}.{kind}"
+        pl.from_arrow(table).write_ipc(path) if kind == "arrow" else pq.write_table(table, path)
+    rows, rejected = read(tmp_path, text="doc.text", keep=("doc", "doc.n"))
+    assert not rejected
+    assert [row["kept.doc.n"] for row in rows] == [5, None]
+    assert [row["kept.doc"]["n"] for row in rows] == [5, None]
+
+
 def test_text_in_another_encoding_is_refused_by_name(tmp_path):
     lines = "".join(json.dumps({"text": f"café {n}"}, ensure_ascii=False) + "\n" for n in range(9))
     (tmp_path / "a.jsonl").write_bytes(lines.encode("cp1252"))

@@ -195,6 +195,43 @@ def test_iceberg_snapshots_and_evolved_schemas(tmp_path, catalog):
         table_files(str(path), "12345")
 
 
+def test_iceberg_columns_renamed_since_the_last_snapshot(tmp_path, catalog):
+    """The current state has the columns of now, a snapshot those of its time."""
+    table = catalog.create_table("n.t", schema=ROWS.schema)
+    table.append(ROWS)
+    path = tmp_path / "warehouse" / "n" / "t"
+    (before,) = table_files(str(path))
+    with table.update_schema() as update:
+        update.rename_column("text", "body")
+    with table.update_schema() as update:
+        update.add_column("text", StringType())
+    rows = read(path, wanted=("id", "text", "body"))
+    expected = table.scan().to_arrow().select(["id", "text", "body"]).to_pylist()
+    assert rows == sorted(expected, key=lambda row: row["id"])
+    assert rows[7] == {"id": 7, "text": None, "body": "Text number 7"}
+    assert read(path, str(table.current_snapshot().snapshot_id)) == ROWS.to_pylist()
+    (after,) = table_files(str(path))
+    assert (before.path, before.size_bytes) == (after.path, after.size_bytes)
+    assert before.view.state != after.view.state  # so that a night reads the file again
+
+
+def test_iceberg_fields_renamed_within_a_column_are_refused_where_it_is_wanted(tmp_path, catalog):
+    docs = pa.array([{"text": text, "n": 1} for text in ROWS["text"].to_pylist()])
+    table = catalog.create_table("n.t", schema=(rows := ROWS.append_column("doc", docs)).schema)
+    table.append(rows)
+    path = tmp_path / "warehouse" / "n" / "t"
+    with table.update_schema() as update:
+        update.add_column(("doc", "more"), StringType())
+    assert read(path, wanted=("id", "doc.text"))[7] == {"id": 7, "doc.text": "Text number 7"}
+    assert read(path, wanted=("id", "doc.more"))[7] == {"id": 7, "doc.more": None}
+    with table.update_schema() as update:
+        update.rename_column(("doc", "text"), "body")
+    assert read(path, wanted=("id", "text"))[7] == {"id": 7, "text": "Text number 7"}
+    for name in ("doc", "doc.body", "doc.text"):
+        with pytest.raises(InputError, match="column 'doc' of the table has fields that were ren"):
+            read(path, wanted=("id", name))
+
+
 def test_iceberg_partitions_and_deletes_by_copy(tmp_path, catalog):
     schema = Schema(
         NestedField(1, "id", LongType()),

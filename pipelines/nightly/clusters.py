@@ -65,7 +65,7 @@ from pipelines.runtime.tables import STORE_MARK
 from pipelines.runtime.units import map_on_ray
 from pipelines.store.candidate import Candidate
 from pipelines.store.documents import FragmentRef, assign_fragment, read_fragment
-from pipelines.store.edits import Edit, read_applied
+from pipelines.store.edits import Edit, splits_done
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
@@ -239,8 +239,7 @@ def _splits(earlier: Earlier | None) -> int:
     """How many clusters there are by people's splits, beside the number that is asked for."""
     if earlier is None:
         return 0
-    rows = read_applied(earlier.version).to_pylist()
-    return sum(row["action"] == "split" and row["status"] == "applied" for row in rows)
+    return len(splits_done(earlier.version))
 
 
 def _with_splits(parts: Parts, starts: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

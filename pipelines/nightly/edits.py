@@ -21,7 +21,15 @@ from pipelines.nightly.parts import Parts, Published
 from pipelines.runtime.arrow import column_to_vectors
 from pipelines.store.candidate import Candidate
 from pipelines.store.columns import EMBEDDING
-from pipelines.store.edits import SCHEMA, Edit, Status, document_id, merge_targets, read_applied
+from pipelines.store.edits import (
+    SCHEMA,
+    Edit,
+    Status,
+    document_id,
+    merge_targets,
+    read_applied,
+    splits_done,
+)
 from pipelines.store.version import Version
 
 _LEAST_SPLIT = 2
@@ -35,14 +43,16 @@ def split_starts(
     ``vectors``, float32 (n, d), are a sample; a cluster with fewer than two different vectors in
     it waits. Keys are places of parts, values float32 (2, d).
     """
-    done = {r["edit"] for r in read_applied(base).to_pylist() if r["status"] != "waiting"}
+    done = splits_done(base)
     waiting = [e for e in edits if e.action == "split" and e.number not in done]
     if parts.centroids is None or not waiting:
         return {}
     nearest = NearestCentroids(parts.centroids).assign(vectors).cluster_ids
     starts = {}
     for edit in waiting:
-        for place in np.flatnonzero(parts.ids == edit.clusters[0])[:1].tolist():
+        own_part = parts.part_ids == edit.clusters[0]  # of clusters that were merged until now
+        places = np.flatnonzero(own_part if own_part.any() else parts.ids == edit.clusters[0])
+        for place in places[:1].tolist():
             own = vectors[nearest == place]
             if len(np.unique(own, axis=0)) >= _LEAST_SPLIT:
                 starts[place] = fit_in_memory(own, 2, FitOptions(restarts=3)).centroids
@@ -202,14 +212,14 @@ def applied_table(
     the new one that came out of it this night.
     """
     earlier = {} if base is None else {r["edit"]: r for r in read_applied(base).to_pylist()}
-    holds = {edit.number for edit in edits}
+    holds, left = {edit.number for edit in edits}, dict(split)
     rows = []
     for edit in (e for e in every if e.action != "undo"):
         before = earlier.get(edit.number)
         if edit.number not in holds:
             status, overrode, says = "undone", None, ""
         else:
-            status, overrode, says = _became(edit, edits, before, published, pins, split)
+            status, overrode, says = _became(edit, edits, before, published, pins, left)
         since = number if status == "applied" else None
         if before is not None and before["since_version"] is not None:
             since = before["since_version"]
@@ -237,9 +247,12 @@ def _became(
     before: Mapping | None,
     published: Published,
     pins: Pins,
-    split: Mapping[int, int],
+    split: dict[int, int],
 ) -> tuple[Status, str | None, str]:
-    """Status of an edit that holds, what it overrode, and a word about it."""
+    """Status of an edit that holds, what it overrode, and a word about it.
+
+    Of ``split``, by cluster the new one that came out of it, each goes to one edit.
+    """
     if edit.action == "note":
         return "applied", None, ""
     if edit.action == "split" and before is not None and before["status"] == "applied":
@@ -262,7 +275,7 @@ def _became(
         return "applied", pins.moves.get(edit.number), ""
     if edit.action == "split":
         if edit.clusters[0] in split:
-            return "applied", None, f"cluster {split[edit.clusters[0]]} came out of it"
+            return "applied", None, f"cluster {split.pop(edit.clusters[0])} came out of it"
         return "waiting", None, "it could not be split yet"
     if edit.action == "merge":
         joined = dict(zip(parts.part_ids.tolist(), parts.ids.tolist(), strict=True))

@@ -202,7 +202,8 @@ class Candidate:
     ) -> IndexReport:
         """Bring the vector index up to date with what changed; measure its recall@10.
 
-        So it does with the index of words where there is one, or ``full_text`` asks for one.
+        So it does with the index of words where the base has one, also where all documents were
+        written anew, or where ``full_text`` asks for one.
 
         It is trained anew only when there is none, when the documents have doubled since, or when
         the recall is under 0.95. Call it after all documents and assignments are written.
@@ -211,7 +212,8 @@ class Candidate:
         documents = self.documents
         documents.compact()
         documents.index_ids()
-        if full_text or has_text_index(documents):
+        had_words = self.base is not None and has_text_index(self.base.documents)
+        if full_text or had_words:
             index_text(documents)
         same_vectors = self.base is not None and fingerprint_of(self.base.schema) == fingerprint_of(
             documents.schema

@@ -23,7 +23,7 @@ from pipelines.runtime.files import exists, write_bytes
 from pipelines.store.columns import EMBEDDING
 from pipelines.store.config import CompareConfig
 from pipelines.store.documents import Documents
-from pipelines.store.edits import read_applied
+from pipelines.store.edits import follow, read_applied
 from pipelines.store.index import NEIGHBOURS, unit
 from pipelines.store.store import Store
 from pipelines.store.version import Version
@@ -229,7 +229,7 @@ def _moved(old: Side, new: Side, both: pa.Table) -> dict[str, Any]:
     """
     moved = both.filter(pc.not_equal(both["cluster_old"], both["cluster_new"])).sort_by("id")
     reasons = {
-        "edit": _by_edit(moved, [*old.edits, *new.edits]),
+        "edit": _by_edit(moved, both, old, new),
         "text": pc.not_equal(moved["text_old"], moved["text_new"]).to_numpy(),
         "encoder": np.full(len(moved), not _same_encoder(old, new)),
         "centroid": np.ones(len(moved), dtype=bool),
@@ -245,18 +245,38 @@ def _moved(old: Side, new: Side, both: pa.Table) -> dict[str, Any]:
     return {"count": len(moved), "reasons": counts, "first": lists}
 
 
-def _by_edit(moved: pa.Table, edits: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """bool (n,): which documents are where they are since people pinned them or merged clusters."""
+def _by_edit(moved: pa.Table, both: pa.Table, old: Side, new: Side) -> np.ndarray:
+    """bool (n,): which documents are elsewhere as people pinned them, merged clusters or split one.
+
+    Only an edit that one of the two versions has applied and the other has not makes a difference.
+    """
+    applied = [
+        {row["edit"]: row for row in side.edits if row["status"] == "applied"}
+        for side in (old, new)
+    ]
+    numbers = applied[0].keys() ^ applied[1].keys()
+    edits = [row for number, row in (applied[0] | applied[1]).items() if number in numbers]
     pinned = [row["document_id"] for row in edits if row["action"] == "pin"]
     ids = moved["id"].cast(pa.string())
     by_edit = pc.is_in(ids, value_set=pa.array(pinned, pa.string())).to_numpy()
-    before, after = moved["cluster_old"].to_numpy(), moved["cluster_new"].to_numpy()
+    labels: dict[int, int] = {}
     for row in edits:
         if row["action"] == "merge":
-            one, other = row["cluster_ids"]
-            by_edit = by_edit | ((before == one) & (after == other))
-            by_edit = by_edit | ((before == other) & (after == one))
-    return by_edit
+            one, other = (follow(labels, cluster) for cluster in row["cluster_ids"])
+            labels |= {other: one} if one != other else {}
+    split = {row["cluster_ids"][0] for row in edits if row["action"] == "split"}
+    there = [set(pc.unique(both[f"cluster_{side}"]).to_pylist()) for side in ("old", "new")]
+
+    def is_of_people(one: int, other: int) -> bool:
+        parted = (one in split and other not in there[0]) or (
+            other in split and one not in there[1]
+        )
+        return parted or follow(labels, one) == follow(labels, other)
+
+    pairs = np.stack([moved["cluster_old"].to_numpy(), moved["cluster_new"].to_numpy()])
+    flows, flow_of = np.unique(pairs, axis=1, return_inverse=True)
+    by_people = np.array([is_of_people(*flow) for flow in flows.T.tolist()], dtype=bool)
+    return by_edit | by_people[flow_of.reshape(-1)]
 
 
 def summary_rows(data: Mapping[str, Any]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -118,23 +118,26 @@ def read_applied(version: Version) -> pa.Table:
     return version.read_table(EDITS)
 
 
-def add_edit(store: Store, edit: Edit) -> Edit:
-    """Enter an edit under the next number, which it gets here.
+def add_edit(store: Store, edit: Edit, done: Collection[int] = ()) -> Edit:
+    """Enter an edit under the next number, which it gets here; ``done`` as in the check.
 
     Raises :class:`InputError` where the journal holds one that says otherwise; both are named.
     """
     while True:
         edits = read_edits(store.uri)
         number = edits[-1].number + 1 if edits else 1
-        require_no_conflict(replace(edit, number=0), edits)
+        require_no_conflict(replace(edit, number=0), edits, done)
         edit = replace(edit, number=number)
         path = numbered_file(join(store.uri, _FOLDER), number)
         if create_exclusively(path, json_bytes(asdict(edit))):
             return edit
 
 
-def require_no_conflict(edit: Edit, edits: Sequence[Edit]) -> None:
-    """Raise :class:`InputError` where an edit and one that holds cannot both be followed."""
+def require_no_conflict(edit: Edit, edits: Sequence[Edit], done: Collection[int] = ()) -> None:
+    """Raise :class:`InputError` where an edit and one that holds cannot both be followed.
+
+    ``done`` are numbers of edits that have been done once for all, and ask for nothing more.
+    """
     active = active_edits(edits)
     if edit.action == "undo":
         if edit.undoes not in {other.number for other in active}:
@@ -144,6 +147,7 @@ def require_no_conflict(edit: Edit, edits: Sequence[Edit]) -> None:
                 f"{numbers}"
             )
         return
+    active = [other for other in active if other.number not in done]
     targets = merge_targets(active)
     for other in active:
         reason = _conflict(edit, other) or _merged_away(edit, other, targets)
@@ -210,10 +214,19 @@ def _require_apart(edit: Edit, active: Sequence[Edit], targets: dict[int, int]) 
 def edit_store(config: EditConfig) -> Answer:
     """Enter an edit, or list all; no lease is taken, as nothing but the journal is written."""
     store = Store.open(config.store)
-    edit = _edit_of(config, store)
+    edit = _edit_of(config)
     if edit is None:
         return list_edits(store)
-    edit = add_edit(store, edit)
+    version = store.version()
+    edit, done = replace(edit, version=version.number), splits_done(version)
+    require_no_conflict(edit, read_edits(store.uri), done)
+    _require_there(edit, version)
+    if edit.undoes in done:
+        raise InputError(
+            f"edit {edit.undoes} has been done ({done[edit.undoes]}): --merge the two clusters "
+            "instead"
+        )
+    edit = add_edit(store, edit, done)
     rows = [["entered", edit.describe()], ["takes effect", "with the next night"]]
     return Answer(asdict(edit), config.store, rows=rows)
 
@@ -236,8 +249,17 @@ def list_edits(store: Store) -> Answer:
     return Answer(data, f"{store.uri}: {len(edits)} edits", ("edit", "status", ""), rows)
 
 
-def _edit_of(config: EditConfig, store: Store) -> Edit | None:
-    """The edit that the flags ask for, checked against the published version; None without one."""
+def splits_done(version: Version) -> dict[int, str]:
+    """Numbers of the splits that a version has behind it, with what came out of each."""
+    return {
+        row["edit"]: row["says"]
+        for row in read_applied(version).to_pylist()
+        if row["action"] == "split" and row["status"] == "applied"
+    }
+
+
+def _edit_of(config: EditConfig) -> Edit | None:
+    """The edit that the flags ask for, not yet checked; None without one."""
     clusters: tuple[int, ...] = ()
     document, text, undoes = "", config.note, None
     action: Action = "note"
@@ -255,18 +277,9 @@ def _edit_of(config: EditConfig, store: Store) -> Edit | None:
         action, undoes = "undo", config.undo
     elif not config.note:
         return None
-    version = store.version()
     at = datetime.now(UTC).isoformat(timespec="seconds")
     who = config.who or os.environ.get("USER") or "unknown"
-    edit = Edit(0, action, clusters, document, text, undoes, who, at, version.number)
-    require_no_conflict(edit, read_edits(store.uri))
-    _require_there(edit, version)
-    for row in read_applied(version).to_pylist():
-        if row["edit"] == undoes and row["action"] == "split" and row["status"] == "applied":
-            raise InputError(
-                f"edit {undoes} has been done ({row['says']}): --merge the two clusters instead"
-            )
-    return edit
+    return Edit(0, action, clusters, document, text, undoes, who, at, 0)
 
 
 def _require_there(edit: Edit, version: Version) -> None:

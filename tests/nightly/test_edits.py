@@ -15,6 +15,7 @@ from pipelines.nightly.checks import NightFigures, run_checks
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.edits import broken_pairs
 from pipelines.runtime.errors import InputError
+from pipelines.store.compare import Side, compare
 from pipelines.store.config import EditConfig
 from pipelines.store.edits import edit_store, read_edits
 from pipelines.store.store import Store
@@ -313,3 +314,74 @@ def test_verify_finds_edits_and_lineage_that_do_not_agree(edit, tonight, store):
     assert "cluster 1 is not named as edit 1 says" in problems
     assert "its lineage leads to other clusters than it has: [0]" in problems
     assert "speaks of edit 2, of which the journal says otherwise" in problems
+
+
+def test_halves_of_a_split_can_be_split_again_and_merged(edit, tonight, store):
+    texts = texts_of() | {n: text_of(n, "a", 7) for n in range(0, DOCUMENTS, 10)}
+    quiet = {"max_drift": 1.0, "accept": ("score",)}
+    tonight(texts, **quiet)
+    (first,) = cluster_of(store, "a")
+    edit(split=first)
+    assert not tonight(texts, **quiet).refusals
+    edit(split=first)
+    assert not tonight(texts, **quiet).refusals
+    halves = cluster_of(store, "a")
+    assert len(halves) == 3
+    second, third = sorted(halves - {first})
+    assert [row["says"] for row in table_of(store, "edits.parquet")] == [
+        f"cluster {second} came out of it", f"cluster {third} came out of it",
+    ]  # fmt: skip
+    edit(merge=(first, second))
+    edit(merge=(first, third))
+    with pytest.raises(InputError, match=r"against edit 3 .*merged and split"):
+        edit(split=second)
+    assert not tonight(texts, **quiet).refusals
+    assert cluster_of(store, "a") == {first}
+    check_sound(store)
+
+
+def test_two_splits_of_a_cluster_are_two_after_a_rollback_too(edit, tonight, store):
+    texts = texts_of() | {n: text_of(n, "a", 7) for n in range(0, DOCUMENTS, 10)}
+    quiet = {"max_drift": 1.0, "accept": ("score",)}
+    (first,) = cluster_of(store, "a")
+    for _ in range(2):
+        edit(split=first)
+        tonight(texts, **quiet)
+    opened = Store.open(str(store))
+    with opened.take_lease("test") as lease:
+        opened.rollback(lease)
+        opened.rollback(lease)
+    for waiting in (1, 0):
+        tonight(texts | {1: text_of(1, version=waiting + 2)}, **quiet)
+        assert list(statuses(store).values()).count("waiting") == waiting
+    assert len(cluster_of(store, "a")) == 3
+    check_sound(store)
+
+
+def reasons_of(store, old, new):
+    opened = Store.open(str(store))
+    sides = Side.of(opened.version(old)), Side.of(opened.version(new))
+    moved = compare(*sides, sample=0, seed=0)["moved"]
+    return {why: count for why, count in moved["reasons"].items() if count}
+
+
+def test_a_comparison_tells_what_moved_by_edits_from_what_moved_by_itself(edit, tonight, store):
+    texts, quiet = texts_of(), {"max_drift": 1.0, "accept": ("score",)}
+    homes = {topic: cluster_of(store, topic).pop() for topic in "abcde"}
+    one, two, three = homes["a"], homes["b"], homes["c"]
+    numbers = [edit(merge=(one, two))["number"], edit(merge=(three, one))["number"]]
+    tonight(texts, **quiet)
+    assert reasons_of(store, 1, 2) == reasons_of(store, 2, 1) == {"edit": 80}  # by way of a third
+    for number in numbers:
+        edit(undo=number)
+    numbers = [edit(pin=("3", homes["e"]))["number"], edit(split=three)["number"]]
+    tonight(texts, **quiet)
+    assert cluster_of(store, "b") == {two}  # each of the merged is as it was, but the one split
+    check_sound(store)
+    came_out = len([r for r in rows_of(store).values() if r["cluster_id"] not in homes.values()])
+    assert reasons_of(store, 1, 3) == reasons_of(store, 3, 1) == {"edit": 1 + came_out}
+    edit(undo=numbers[0])
+    tonight(texts, **quiet)
+    texts[3] = text_of(3, "a", 5)
+    tonight(texts, **quiet)
+    assert reasons_of(store, 4, 5) == {"text": 1}  # of a pin that holds in neither

@@ -312,6 +312,10 @@ def test_an_index_of_words_is_made_when_asked_for_and_then_kept(tonight, store):
     assert not tonight(texts | {500: text_of(500)}).refusals
     version = Store.open(str(store)).version()
     assert 500 in find_words(version.documents, "topica", 500)
+    texts |= {500: text_of(500), 501: text_of(501, "b")}
+    assert not tonight(texts, prompt="none", accept=("encoder",)).refusals  # all are written anew
+    version = Store.open(str(store)).version()
+    assert set(find_words(version.documents, "topica", 500)) == {*range(0, DOCUMENTS, 5), 500}
 
 
 def test_a_refused_encoder_shows_what_it_would_change(tonight, store):

@@ -44,7 +44,6 @@ from cluster.report import build_report, render_report
 from cluster.roll_up import DOCUMENT, roll_up_passages
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
 from cluster.vector_duplicates import search_vectors
-from cluster.vector_files import Piece
 from cluster.vectors import Columns, Shard, VectorSource, open_vectors, read_centroids
 from cluster.work import WORK_FOLDER, Work, remove_stale
 from pipelines.runtime.command import JobResult
@@ -60,7 +59,7 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.run_record import RunRecord, deciding_settings
-from pipelines.runtime.tables import TableView
+from pipelines.runtime.table_view import TableView
 
 log = logging.getLogger(__name__)
 

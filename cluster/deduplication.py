@@ -51,7 +51,7 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.run_record import RunRecord, read_run, require_complete
 from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.runtime.tables import TableView
+from pipelines.runtime.table_view import TableView
 from pipelines.runtime.units import Receipt, run_stage
 
 log = logging.getLogger(__name__)

@@ -41,12 +41,11 @@ from pipelines.runtime.files import (
     with_inner_path,
 )
 from pipelines.runtime.listing import EMBEDDINGS_FOLDER, match_files
+from pipelines.runtime.table_view import TableView, hive_view
 from pipelines.runtime.tables import (
     LANCE_SUFFIX,
     STORE_DOCUMENTS,
     STORE_MARK,
-    TableView,
-    hive_view,
     open_lance,
     refuse_files_of_tables,
     table_files,

@@ -18,7 +18,8 @@ import pyarrow.ipc
 from pipelines.corpus.files import Columns, CorpusFile, Shard
 from pipelines.runtime.arrow import FileColumns, file_columns, open_parquet, read_parquet
 from pipelines.runtime.files import open_filesystem
-from pipelines.runtime.tables import open_lance, unpack_rows
+from pipelines.runtime.table_view import unpack_rows
+from pipelines.runtime.tables import open_lance
 
 TYPED_FORMATS = ("parquet", "arrow", "lance")
 BATCH_ROWS = 4096

@@ -28,10 +28,9 @@ from pipelines.runtime.files import (
     with_retries,
 )
 from pipelines.runtime.listing import match_files
+from pipelines.runtime.table_view import TableView, hive_view
 from pipelines.runtime.tables import (
     LANCE_SUFFIX,
-    TableView,
-    hive_view,
     refuse_files_of_tables,
     table_files,
 )

@@ -3,6 +3,7 @@
 ``errors``      what a user is told in one line, with its exit code
 ``files``       paths, local or remote; files that appear whole or not at all; one retry rule
 ``listing``     what a path names; one glob with one meaning
+``table_view``  what a file's place, in a table or a folder, says of its rows and columns
 ``tables``      Delta, Iceberg and Lance tables as the files of one version
 ``arrow``       Arrow columns of any writer as plain types; Parquet as its table has it
 ``run_record``  ``run.json``: how a folder was made, and whether it is whole

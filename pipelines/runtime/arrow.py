@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.tables import TableView, unpack_rows
+from pipelines.runtime.table_view import TableView, unpack_rows
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 """Metadata of a schema of vectors: the fingerprint of the encoder that made them."""
@@ -269,7 +269,9 @@ class FileColumns:
                     "some of its files were written, which cannot be read: have the table rewrite "
                     "them (rewrite_data_files)"
                 )
-            if source in self.own.names and self.type_of(name) is not None:
+            if source is None or source not in self.own.names:
+                continue
+            if self.type_of(name) is not None:  # a struct that has such a field
                 paths.append(source if first == name else ".".join([source, *name.split(".")[1:]]))
         return list(dict.fromkeys(paths))
 

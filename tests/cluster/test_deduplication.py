@@ -17,7 +17,7 @@ from cluster.vector_files import Columns, Piece
 from cluster.vectors import VectorSource
 from pipelines.runtime import units
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.tables import TableView, pack_rows
+from pipelines.runtime.table_view import TableView, pack_rows
 
 
 @pytest.fixture(autouse=True)

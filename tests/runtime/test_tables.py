@@ -27,7 +27,8 @@ from pipelines.runtime import tables
 from pipelines.runtime.arrow import file_columns, read_parquet
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.listing import match_files
-from pipelines.runtime.tables import TableView, pack_rows, table_files, unpack_rows
+from pipelines.runtime.table_view import TableView, pack_rows, unpack_rows
+from pipelines.runtime.tables import table_files
 
 ROWS = pa.table(
     {

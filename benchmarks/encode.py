@@ -59,15 +59,26 @@ OURS = {
     "Shoal, int8": ("int8", False),
     "Shoal, int8, compiled": ("int8", True),
 }
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "Qwen3-0.6B": {
+        "kind": "Qwen3Config",
         "hidden_size": 1024,
         "intermediate_size": 3072,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
         "head_dim": 128,
-    }
+    },
+    "Gemma-3-270M": {
+        "kind": "Gemma3TextConfig",
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "sliding_window": 512,
+    },
 }
 
 
@@ -142,9 +153,10 @@ def make_model(folder: Path, shape: str) -> str:
     """A model of random weights, in bfloat16, with the packaged model's tokenizer."""
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model(PACKAGED_MODEL).folder)
-    settings = transformers.Qwen3Config(vocab_size=len(tokenizer), **SHAPES[shape])
+    settings = dict(SHAPES[shape])
+    config = getattr(transformers, settings.pop("kind"))(vocab_size=len(tokenizer), **settings)
     with torch.device("cpu"):
-        model = transformers.AutoModel.from_config(settings, dtype=torch.bfloat16)
+        model = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.encoder.base_model import load_base_model, load_projections, merge_adapter
+from pipelines.encoder.base_model import (
+    BOTH_WAYS,
+    OWN_WORD,
+    load_base_model,
+    load_projections,
+    merge_adapter,
+)
 from pipelines.encoder.description import INT8_ROUNDING, EncoderDescription
 from pipelines.encoder.elementwise import PLAIN, Elementwise
 from pipelines.encoder.int8 import quantize_linears, require_exact_products
@@ -192,7 +198,7 @@ def choose_decoder(
     int8 = description.dtype == "int8"
     bidirectional = attends_both_ways(model, description)
     on_gpu = expected.device.type == "cuda"
-    if can_pack(model, tokenizer.most_tokens):
+    if can_pack(model):
         packed = PackedDecoder(
             model,
             description.layers,
@@ -248,6 +254,9 @@ def attends_both_ways(model: Any, description: EncoderDescription) -> bool:
     """Whether tokens of a packable model see those after them."""
     if description.attention is not None:
         return description.attention == "bidirectional"
+    own_word = OWN_WORD.get(model.config.model_type)
+    if own_word is not None:
+        return getattr(model.config, BOTH_WAYS, None) == own_word
     return getattr(model.config, "is_causal", True) is False
 
 

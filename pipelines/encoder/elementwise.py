@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,9 +24,13 @@ log = logging.getLogger(__name__)
 
 _LARGEST_INT8 = 127
 
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+"""Of a gate, as transformers names them."""
+
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """Rows of float32 x (T, d) scaled to root mean square 1, times ``weight`` (d,)."""
+    """Rows of x (T, d) scaled to root mean square 1 in float32, times ``weight`` (d,)."""
+    x = x.float()
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     scale.add_(epsilon).rsqrt_()
     return torch.mul(x, scale).mul_(weight).to(dtype)
@@ -61,10 +65,11 @@ def turned_heads(
     return (x * cos[places, None] + swapped * sin[places, None]).to(heads.dtype)
 
 
-def gated(gate_up: Tensor) -> Tensor:
-    """SiLU of the first half of the columns times the second half, (T, 2d) to (T, d)."""
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
+    """The activation of the first half of the columns times the second, (T, 2d) to (T, d)."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    acted = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    return acted.mul_(up)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +95,7 @@ class Elementwise:
     turned_heads: Callable[[Tensor, Tensor | None, float, Tensor, Tensor, Tensor], Tensor] = (
         turned_heads
     )
-    gated: Callable[[Tensor], Tensor] = gated
+    gated: Callable[[Tensor, Activation], Tensor] = gated
     quantize_rows: Callable[[Tensor], tuple[Tensor, Tensor]] = quantize_rows
 
     @classmethod

@@ -19,13 +19,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.encoder.elementwise import PLAIN, Elementwise
+from pipelines.encoder.elementwise import PLAIN, Activation, Elementwise
 from pipelines.encoder.int8 import Int8Linear
 from pipelines.encoder.packed_attention import (
     Packing,
@@ -63,24 +63,54 @@ class Linear(nn.Linear):
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A root-mean-square norm of a transformers model."""
+
+    module: Any
+    weight: Tensor
+    """(w,): what rows are multiplied with."""
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: Any) -> Norm:
+        """Gemma's stores what is to be added to 1."""
+        if hasattr(module, "eps"):
+            return cls(module, 1.0 + module.weight.float(), module.eps)
+        return cls(module, module.weight, module.variance_epsilon)
+
+    @classmethod
+    def named(cls, module: Any, name: str) -> Norm | None:
+        """The one that ``module`` has under a name, if it has one."""
+        return cls.of(getattr(module, name)) if hasattr(module, name) else None
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder layer's weights; joined ones share their memory with the model's own."""
 
-    attention_norm: Any
+    attention_norm: Norm
     qkv: nn.Linear | Int8Linear
-    q_norm: Any
-    k_norm: Any
+    q_norm: Norm | None
+    k_norm: Norm | None
+    scale: float
+    """Factor of the scores."""
+    window: int | None
+    """Tokens that one sees, itself among them; None for all."""
+    rope: str | None
+    """Which of the model's tables of angles; None where it has one."""
     out: nn.Linear | Int8Linear
-    mlp_norm: Any
+    out_norm: Norm | None
+    mlp_norm: Norm
     gate_up: nn.Linear | Int8Linear
     down: nn.Linear | Int8Linear
+    down_norm: Norm | None
     query: nn.Linear | Int8Linear
     """The part of ``qkv`` that gives queries."""
     key_value: nn.Linear | Int8Linear
     """The part of ``qkv`` that gives keys and values."""
 
     @classmethod
-    def of(cls, layer: Any, *, int8: bool, elementwise: Elementwise) -> Layer:
+    def of(cls, layer: Any, *, longest_tokens: int, int8: bool, elementwise: Elementwise) -> Layer:
         """The weights of a layer of a transformers model, rounded to int8 if asked."""
         attention, mlp = layer.self_attn, layer.mlp
 
@@ -91,15 +121,23 @@ class Layer:
 
         qkv = join_linear(attention.q_proj, attention.k_proj, attention.v_proj)
         query, key_value = split_linear(qkv, attention.q_proj.out_features)
+        own_mlp_norm = Norm.named(layer, "pre_feedforward_layernorm")
+        after_attention = Norm.of(layer.post_attention_layernorm)
         return cls(
-            attention_norm=layer.input_layernorm,
+            attention_norm=Norm.of(layer.input_layernorm),
             qkv=prepare(qkv),
-            q_norm=getattr(attention, "q_norm", None),
-            k_norm=getattr(attention, "k_norm", None),
+            q_norm=Norm.named(attention, "q_norm"),
+            k_norm=Norm.named(attention, "k_norm"),
+            scale=attention.scaling,
+            window=window_of(attention, longest_tokens),
+            rope=rope_of(attention),
             out=prepare(attention.o_proj),
-            mlp_norm=layer.post_attention_layernorm,
+            # Where the MLP has a norm of its own, the other is for what attention adds.
+            out_norm=after_attention if own_mlp_norm else None,
+            mlp_norm=own_mlp_norm or after_attention,
             gate_up=prepare(join_linear(mlp.gate_proj, mlp.up_proj)),
             down=prepare(mlp.down_proj),
+            down_norm=Norm.named(layer, "post_feedforward_layernorm"),
             query=prepare(query),
             key_value=prepare(key_value),
         )
@@ -128,12 +166,24 @@ def split_linear(linear: nn.Linear, first: int) -> tuple[nn.Linear, nn.Linear]:
 
 # By name: a class is slow to import, and a run needs one of them.
 _FAMILIES = tuple(
-    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}Model"
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}{ending}"
+    for name, ending in (
+        ("Llama", "Model"),
+        ("Mistral", "Model"),
+        ("Qwen2", "Model"),
+        ("Qwen3", "Model"),
+        ("Gemma3", "TextModel"),
+    )
 )
 # Rows are rounded up to these, where a product is compiled for each number of them.
 _FEW_SHAPES = {"multiple": 64, "longest_multiple": 16}
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+
+
+def ropes_of(settings: Any) -> list[Mapping[str, Any]]:
+    """How positions turn: in all layers, or in each kind of them."""
+    ropes = settings.rope_parameters
+    return [ropes] if "rope_type" in ropes else list(ropes.values())
 
 
 def has_static_rope(ropes: Mapping[str, Any]) -> bool:
@@ -143,20 +193,36 @@ def has_static_rope(ropes: Mapping[str, Any]) -> bool:
     return ropes["rope_type"] in _STATIC_ROPES
 
 
-def can_pack(model: Any, longest_tokens: int) -> bool:
-    """Whether the packed pass computes what ``model`` does on texts of up to so many tokens."""
+def activation_of(settings: Any) -> str:
+    """What a model's gates go through."""
+    return getattr(settings, "hidden_activation", None) or settings.hidden_act
+
+
+def can_pack(model: Any) -> bool:
+    """Whether the packed pass computes what ``model`` does."""
     kind = type(model)
     if f"{kind.__module__}.{kind.__qualname__}" not in _FAMILIES:
         return False
     settings, weight = model.config, model.embed_tokens.weight
     if weight.is_cuda and not can_attend_packed(weight):
         return False
-    window = getattr(settings, "sliding_window", None)
     return (
-        settings.hidden_act == "silu"
-        and has_static_rope(settings.rope_parameters)
-        and (window is None or window >= longest_tokens)
+        activation_of(settings) in get_args(Activation)
+        and getattr(settings, "attn_logit_softcapping", None) is None
+        and all(map(has_static_rope, ropes_of(settings)))
     )
+
+
+def window_of(attention: Any, longest_tokens: int) -> int | None:
+    """Tokens that one of texts up to so long sees in a layer, itself among them; None for all."""
+    whole = getattr(attention.config, "sliding_window", None)  # Mistral's, of every layer
+    window = getattr(attention, "sliding_window", whole)
+    return None if window is None or window >= longest_tokens else window
+
+
+def rope_of(attention: Any) -> str | None:
+    """The kind of a layer where each has its own angles; None where all have the same."""
+    return None if "rope_type" in attention.config.rope_parameters else attention.layer_type
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -193,33 +259,30 @@ class PackedDecoder:
         self._key_heads = settings.num_key_value_heads
         self._groups = settings.num_attention_heads // self._key_heads
         self._width = model.layers[0].self_attn.head_dim
+        self._activation: Any = activation_of(settings)
         self._embedding = model.embed_tokens
-        self._final_norm = model.norm
+        self._final_norm = Norm.of(model.norm)
         self._final = settings.num_hidden_layers
         self._wanted = set(layers)
         self._bidirectional = bidirectional
         self._elementwise = elementwise
-        self._layers = [
-            Layer.of(layer, int8=int8, elementwise=elementwise)
-            for layer in model.layers[: max(layers)]
-        ]
         self._device = model.embed_tokens.weight.device
+        self._has_kernel = has_kernel(self._device)
         # Of activations between products; the residual stream is float32.
         self._dtype = torch.bfloat16 if int8 else model.dtype
         # oneDNN compiles its products in half precision for every shape that it meets.
         compiled = self._device.type == "cpu" and self._dtype != torch.float32
         self._multiples = _FEW_SHAPES if compiled else {}
         most = longest_tokens + self._multiples.get("longest_multiple", 1) - 1
-        positions = torch.arange(most, device=self._device)[None]
-        cos, sin = model.rotary_emb(torch.empty(0, device=self._device), positions)
-        self._cos, self._sin = cos[0].to(self._dtype), sin[0].to(self._dtype)
-        self._has_kernel = has_kernel(self._device)
-        if self._has_kernel:
-            self._keep_angles(cos[0], sin[0])
+        self._layers = [
+            Layer.of(layer, longest_tokens=most, int8=int8, elementwise=elementwise)
+            for layer in model.layers[: max(layers)]
+        ]
+        self._angles = {layer.rope: self._tables(model, layer.rope, most) for layer in self._layers}
         self.prefix: tuple[int, ...] = ()
-        nothing = self._cos.new_empty(1, self._key_heads, 0, self._width)
+        nothing = torch.empty(1, self._key_heads, 0, self._width, dtype=self._dtype)
         self._prefix_keys = [(nothing, nothing)] * len(self._layers)
-        self._prefix_states = self._cos.new_empty(0, settings.hidden_size)
+        self._prefix_states = torch.empty(0, settings.hidden_size)
         self._without_prefix = copy.copy(self)
         if prefix and not self._has_kernel:  # which knows no shared keys
             self._keep_prefix(prefix)
@@ -289,8 +352,9 @@ class PackedDecoder:
                 x = x[packing.last]
             else:
                 mixed = self._attend(number, h, packing, keep)
-            h = self._norm(x, layer.out(mixed), layer.mlp_norm)
-            more = layer.down(self._elementwise.gated(layer.gate_up(h)))
+            h = self._norm(x, self._after(layer.out(mixed), layer.out_norm), layer.mlp_norm)
+            gated = self._elementwise.gated(layer.gate_up(h), self._activation)
+            more = self._after(layer.down(gated), layer.down_norm)
             if number in self._wanted:
                 x += more
                 more = None
@@ -298,16 +362,21 @@ class PackedDecoder:
                 wanted.append(state[packing.last] if last_only and not for_last else state.clone())
         return wanted[0] if len(wanted) == 1 else torch.stack(wanted).mean(dim=0)
 
-    def _norm(self, x: Tensor, more: Tensor | None, norm: Any) -> Tensor:
+    def _norm(self, x: Tensor, more: Tensor | None, norm: Norm) -> Tensor:
         """The norm of x, to which ``more`` is added before."""
-        settings = norm.weight, norm.variance_epsilon, self._dtype
         if more is None:
-            return self._elementwise.rms_norm(x, *settings)
-        return self._elementwise.added_norm(x, more, *settings)
+            return self._elementwise.rms_norm(x, norm.weight, norm.epsilon, self._dtype)
+        return self._elementwise.added_norm(x, more, norm.weight, norm.epsilon, self._dtype)
+
+    def _after(self, more: Tensor, norm: Norm | None) -> Tensor:
+        """What is to be added to the residual stream, normed where the model does."""
+        if norm is None:
+            return more
+        return self._elementwise.rms_norm(more, norm.weight, norm.epsilon, torch.float32)
 
     def _last_norm(self, x: Tensor) -> Tensor:
         norm = self._final_norm
-        return self._elementwise.rms_norm(x, norm.weight, norm.variance_epsilon, x.dtype)
+        return self._elementwise.rms_norm(x, norm.weight, norm.epsilon, x.dtype)
 
     def _attend(
         self, number: int, h: Tensor, packing: Packing, keep: list[tuple[Tensor, Tensor]] | None
@@ -320,40 +389,53 @@ class PackedDecoder:
         heads = packing.pad(layer.qkv(h).to(self._dtype)).unflatten(-1, (-1, D))
         queries, keys, values = heads.split([K * G, K, K], dim=2)
         if layer.q_norm is not None:
-            queries = layer.q_norm(queries).to(self._dtype)
+            queries = layer.q_norm.module(queries).to(self._dtype)
         queries = queries.unflatten(2, (K, G)).transpose(1, 2)
         span = slice(P, P + packing.longest)
         turned = queries.new_empty(queries.shape)
-        rotate(queries, self._cos[span, None], self._sin[span, None], out=turned)
+        cos, sin = self._angles[layer.rope]
+        rotate(queries, cos[span, None], sin[span, None], out=turned)
         keys, values = self._with_prefix(number, keys, values)
         if keep is not None:
             keep.append((keys, values))
         if self._bidirectional:
-            mixed = attend_both_ways(turned, keys, values, packing.lengths, D**-0.5)
+            mixed = attend_both_ways(
+                turned, keys, values, packing.lengths, layer.scale, layer.window
+            )
         else:
-            mixed = attend(turned, keys, values, D**-0.5)
+            mixed = attend(turned, keys, values, layer.scale, layer.window)
         return packing.unpad(mixed.transpose(1, 2).flatten(2))
 
     def _attend_packed(self, layer: Layer, h: Tensor, packing: Packing) -> Tensor:
         """The same where a kernel reads packed texts, (T, K * G * D)."""
         K, G, D = self._key_heads, self._groups, self._width
         queries, keys, values = layer.qkv(h).unflatten(-1, (-1, D)).split([K * G, K, K], dim=1)
-        queries = self._turned(queries, layer.q_norm, packing.positions)
-        keys = self._turned(keys, layer.k_norm, packing.positions)
         mixed = attend_packed(
-            queries, keys, values, packing, D**-0.5, bidirectional=self._bidirectional
+            self._turned(queries, layer.q_norm, layer, packing.positions),
+            self._turned(keys, layer.k_norm, layer, packing.positions),
+            values,
+            packing,
+            layer.scale,
+            bidirectional=self._bidirectional,
+            window=layer.window,
         )
         return mixed.flatten(1)
 
-    def _keep_angles(self, cos: Tensor, sin: Tensor) -> None:
-        """Keep the tables float32 (L, D) as :func:`turned_heads` wants them."""
-        self._cos = cos
-        first, second = sin.chunk(2, dim=-1)
-        self._sin = torch.cat([-first, second], dim=-1)
+    def _tables(self, model: Any, rope: str | None, most: int) -> tuple[Tensor, Tensor]:
+        """Angles (L, D) as :func:`rotate` or, with a kernel, :func:`turned_heads` wants them."""
+        places = torch.arange(most, device=self._device)[None]
+        named = [] if rope is None else [rope]
+        cos, sin = model.rotary_emb(torch.empty(0, device=self._device), places, *named)
+        if not self._has_kernel:
+            return cos[0].to(self._dtype), sin[0].to(self._dtype)
+        first, second = sin[0].chunk(2, dim=-1)
+        return cos[0], torch.cat([-first, second], dim=-1)
 
-    def _turned(self, heads: Tensor, norm: Any, places: Tensor) -> Tensor:
-        weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon)
-        return self._elementwise.turned_heads(heads, weight, epsilon, self._cos, self._sin, places)
+    def _turned(self, heads: Tensor, norm: Norm | None, layer: Layer, places: Tensor) -> Tensor:
+        weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.epsilon)
+        return self._elementwise.turned_heads(
+            heads, weight, epsilon, *self._angles[layer.rope], places
+        )
 
     def _attend_from_last(self, number: int, h: Tensor, packing: Packing) -> Tensor:
         """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""
@@ -361,19 +443,22 @@ class PackedDecoder:
         K, G, D = self._key_heads, self._groups, self._width
         if self._has_kernel:
             keys, values = layer.key_value(h).unflatten(-1, (2 * K, D)).chunk(2, dim=1)
-            keys = self._turned(keys, layer.k_norm, packing.positions)
+            keys = self._turned(keys, layer.k_norm, layer, packing.positions)
             queries = layer.query(h[packing.last]).unflatten(-1, (-1, D))
-            queries = self._turned(queries, layer.q_norm, packing.lengths - 1)
-            return attend_packed(queries, keys, values, packing, D**-0.5).flatten(1)
+            queries = self._turned(queries, layer.q_norm, layer, packing.lengths - 1)
+            mixed = attend_packed(queries, keys, values, packing, layer.scale, window=layer.window)
+            return mixed.flatten(1)
         queries = layer.query(h[packing.last]).to(self._dtype).unflatten(-1, (K, G, D))
         if layer.q_norm is not None:
-            queries = layer.q_norm(queries).to(self._dtype)
+            queries = layer.q_norm.module(queries).to(self._dtype)
         place = packing.lengths + len(self.prefix) - 1
-        cos, sin = self._cos[place, None, None], self._sin[place, None, None]
+        cos, sin = self._angles[layer.rope]
+        cos, sin = cos[place, None, None], sin[place, None, None]
         queries = rotate(queries, cos, sin, out=torch.empty_like(queries))
         heads = packing.pad(layer.key_value(h).to(self._dtype)).unflatten(-1, (2 * K, D))
         keys, values = self._with_prefix(number, *heads.chunk(2, dim=2))
-        return attend_from_last(queries, keys, values, place + 1, D**-0.5).flatten(1)
+        mixed = attend_from_last(queries, keys, values, place + 1, layer.scale, layer.window)
+        return mixed.flatten(1)
 
     def _with_prefix(self, number: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and values (n, K, P + L, D) of prefix and texts, from (n, L, K, D)."""
@@ -381,11 +466,12 @@ class PackedDecoder:
         n, L, K, D = keys.shape
         P = len(self.prefix)
         if layer.k_norm is not None:
-            keys = layer.k_norm(keys).to(self._dtype)
+            keys = layer.k_norm.module(keys).to(self._dtype)
         all_keys, all_values = keys.new_empty(n, K, P + L, D), keys.new_empty(n, K, P + L, D)
         all_keys[:, :, :P] = first_keys
         all_values[:, :, :P] = first_values
         span = slice(P, P + L)
-        rotate(keys.transpose(1, 2), self._cos[span], self._sin[span], out=all_keys[:, :, P:])
+        cos, sin = self._angles[layer.rope]
+        rotate(keys.transpose(1, 2), cos[span], sin[span], out=all_keys[:, :, P:])
         all_values[:, :, P:] = values.transpose(1, 2)
         return all_keys, all_values

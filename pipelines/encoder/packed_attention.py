@@ -128,7 +128,9 @@ def rotate(vectors: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None
+) -> Tensor:
     """Causal attention, (n, K, L, G, D).
 
     Args:
@@ -136,6 +138,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
         keys: (n, K, P + L, D).
         values: (n, K, P + L, D).
         scale: factor of the scores.
+        window: so many of the last positions, its own among them, are what a query sees.
     """
     n, K, L, G, D = queries.shape
     prefix = keys.shape[2] - L
@@ -146,17 +149,29 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
     for start in range(0, L, _BLOCK_QUERIES):
         stop = min(L, start + _BLOCK_QUERIES)
         rows = slice(start * G, stop * G)
-        scores = queries.new_empty(n * K, (stop - start) * G, prefix + stop)
-        scores = scores.baddbmm_(queries[:, rows], keys[..., : prefix + stop], beta=0, alpha=scale)
-        own = scores.view(n * K, stop - start, G, -1)[..., prefix + start :]
-        own += later[: stop - start, None, : stop - start]
+        first = 0 if window is None else max(0, prefix + start - window + 1)
+        seen = slice(first, prefix + stop)
+        scores = queries.new_empty(n * K, (stop - start) * G, seen.stop - first)
+        scores = scores.baddbmm_(queries[:, rows], keys[..., seen], beta=0, alpha=scale)
+        by_query = scores.view(n * K, stop - start, G, -1)
+        by_query[..., prefix + start - first :] += later[: stop - start, None, : stop - start]
+        if window is not None:
+            ages = torch.arange(prefix + start, prefix + stop)[:, None] - torch.arange(
+                first, seen.stop
+            )
+            by_query.masked_fill_((ages >= window)[:, None], -torch.inf)
         torch.softmax(scores, dim=-1, out=scores)
-        mixed[:, rows] = torch.bmm(scores, values[:, : prefix + stop])
+        mixed[:, rows] = torch.bmm(scores, values[:, seen])
     return mixed.view(n, K, L, G, D)
 
 
 def attend_both_ways(
-    queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of every token to every other of its text, (n, K, L, G, D).
 
@@ -166,11 +181,15 @@ def attend_both_ways(
         values: (n, K, L, D).
         lengths: int64 (n,), tokens of each text.
         scale: factor of the scores.
+        window: a query sees positions that are less far away.
     """
     n, K, L, G, D = queries.shape
-    beyond = torch.arange(L, device=keys.device) >= lengths[:, None]
+    places = torch.arange(L, device=keys.device)
     scores = torch.matmul(queries.flatten(2, 3), keys.transpose(-1, -2)) * scale
-    scores.masked_fill_(beyond[:, None, None], -torch.inf)
+    if window is not None:
+        far = ((places[:, None] - places).abs() >= window).repeat_interleave(G, dim=0)
+        scores.masked_fill_(far, -torch.inf)
+    scores.masked_fill_((places >= lengths[:, None])[:, None, None], -torch.inf)
     return torch.matmul(scores.softmax(dim=-1), values).view(n, K, L, G, D)
 
 
@@ -188,6 +207,7 @@ def attend_packed(
     scale: float,
     *,
     bidirectional: bool = False,
+    window: int | None = None,
 ) -> Tensor:
     """Attention on CUDA without padding, (T, K * G, D), or (n, K * G, D) of last tokens alone.
 
@@ -198,6 +218,7 @@ def attend_packed(
         packing: where the texts lie.
         scale: factor of the scores.
         bidirectional: tokens see those after them too.
+        window: tokens see those that are less far away.
     """
     # Here, as it loads torch's compiler: two seconds, which a CPU need not wait for.
     from torch.nn.attention.varlen import varlen_attn
@@ -205,6 +226,8 @@ def attend_packed(
     starts, longest = packing.starts, packing.longest
     all_tokens = len(queries) == packing.total
     one_each = torch.arange(len(starts), dtype=torch.int32, device=starts.device)
+    left = -1 if window is None else window - 1
+    sees_later = bidirectional or not all_tokens  # of which last tokens have none
     mixed = varlen_attn(
         queries,
         keys,
@@ -214,7 +237,7 @@ def attend_packed(
         longest if all_tokens else 1,
         longest,
         scale=scale,
-        window_size=(-1, 0) if all_tokens and not bidirectional else (-1, -1),
+        window_size=(left, left if sees_later else 0),
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
     assert isinstance(mixed, Tensor)
@@ -222,7 +245,12 @@ def attend_packed(
 
 
 def attend_from_last(
-    queries: Tensor, keys: Tensor, values: Tensor, ends: Tensor, scale: float
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    ends: Tensor,
+    scale: float,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of each text's last token alone, (n, K, G, D).
 
@@ -232,10 +260,14 @@ def attend_from_last(
         values: (n, K, P + L, D).
         ends: int64 (n,), tokens of each text with the P of the prefix.
         scale: factor of the scores.
+        window: so many of the last positions are what it sees.
     """
     n, K, G, D = queries.shape
     positions = keys.shape[2]
     scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)) * scale
-    beyond = torch.arange(positions, device=keys.device) >= ends[:, None]
+    places = torch.arange(positions, device=keys.device)
+    beyond = places >= ends[:, None]
+    if window is not None:
+        beyond |= places < ends[:, None] - window
     scores.view(n, K, G, positions).masked_fill_(beyond[:, None, None], -torch.inf)
     return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(n, K, G, D)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,37 +24,41 @@ ROOT = Path(__file__).parents[2]
 def attend_one_by_one(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa, **others
 ):
-    """Attention of each text alone, by torch's own function."""
-    assert window_size in ((-1, 0), (-1, -1))
+    """Attention of each text alone, by torch's own function; queries are a text's last tokens."""
     assert not others
+    before, after = (math.inf if reach == -1 else reach for reach in window_size)
     mixed = []
-    places = [
+    places = (
         zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True) for ends in (cu_seq_q, cu_seq_k)
-    ]
+    )
     for (first_q, last_q), (first_k, last_k) in zip(*places, strict=True):
         assert last_q - first_q <= max_q
         assert last_k - first_k <= max_k
+        queries = torch.arange(first_q, last_q) - last_q
+        away = queries[:, None] - (torch.arange(first_k, last_k) - last_k)
         spans = slice(first_q, last_q), slice(first_k, last_k), slice(first_k, last_k)
         heads = [
             part[span].transpose(0, 1)[None]
             for part, span in zip((query, key, value), spans, strict=True)
         ]
-        causal = window_size == (-1, 0)
         one = torch.nn.functional.scaled_dot_product_attention(
-            *heads, is_causal=causal, scale=scale, enable_gqa=enable_gqa
+            *heads,
+            attn_mask=(away <= before) & (-away <= after),
+            scale=scale,
+            enable_gqa=enable_gqa,
         )
         mixed.append(one[0].transpose(0, 1))
     return torch.cat(mixed)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "qwen2", "gemma3"])
 @pytest.mark.parametrize("last_only", [True, False])
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_way_of_a_gpu_computes_what_the_model_does(
     tmp_path, monkeypatch, family, last_only, fused
 ):
     model = transformers.AutoModel.from_pretrained(tiny_model(tmp_path, family)).eval()
-    own = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
+    own = [[5, 6, 7, 8, 9], [10], [11, 12, 13], list(range(3, 43))]
     with torch.inference_mode():
         expected = [model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in own]
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", attend_one_by_one)
@@ -73,10 +78,10 @@ def test_what_does_not_compile_runs_as_it_is(caplog):
     with torch._inductor.config.patch(
         {"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}
     ):
-        found = [fused.gated(rows), fused.gated(rows)]
+        found = [fused.gated(rows, "silu"), fused.gated(rows, "silu")]
         added = rows.clone()
         normed = fused.added_norm(added, more, weight, 1e-6, torch.float32)
-    torch.testing.assert_close(found, [PLAIN.gated(rows)] * 2)
+    torch.testing.assert_close(found, [PLAIN.gated(rows, "silu")] * 2)
     torch.testing.assert_close(added, rows + more)
     torch.testing.assert_close(normed, PLAIN.rms_norm(rows + more, weight, 1e-6, torch.float32))
     told = [text for name, _, text in caplog.record_tuples if name == elementwise.__name__]

@@ -129,7 +129,7 @@ def identify_clusters(
     ids[known] = old.ids[old_places[known]]
     ids[~known] = np.arange(next_id, next_id + int((~known).sum()))
     identity = Identity(ids, old_places, next_id + int((~known).sum()), fresh_names, [])
-    named = replace(identity, names=_lasting_names(old, new, identity))
+    named = replace(identity, names=lasting_names(old, new, identity))
     return replace(named, events=list(_events(old, new, shared, named)))
 
 
@@ -213,7 +213,7 @@ def name_of(keywords: Sequence[str]) -> str:
     return ", ".join(keywords[:NAME_WORDS])
 
 
-def _lasting_names(old: OldClusters, new: NewClusters, identity: Identity) -> list[str]:
+def lasting_names(old: OldClusters, new: NewClusters, identity: Identity) -> list[str]:
     """A matched cluster keeps its name while at least half of it is among its leading words."""
     names = list(identity.names)
     if not old.names or not new.keywords:
@@ -247,8 +247,15 @@ def _events(
             old_name=old_names[old_place],
         )
         yield related_event(ended, "merged", shared[old_place], identity.ids)
+    yield from renamed_events(old, new, shared, identity)
+
+
+def renamed_events(
+    old: OldClusters, new: NewClusters, shared: np.ndarray, identity: Identity
+) -> Iterator[Event]:
+    """An event for each cluster that lives on under another name."""
     for place, before in enumerate(identity.old_places.tolist()):
-        if before >= 0 and old.names and identity.names[place] != old_names[before]:
+        if before >= 0 and old.names and identity.names[place] != old.names[before]:
             yield Event(
                 "renamed",
                 int(identity.ids[place]),
@@ -256,7 +263,7 @@ def _events(
                 int(shared[before, place]),
                 int(old.sizes[before]),
                 int(new.sizes[place]),
-                old_names[before],
+                old.names[before],
                 identity.names[place],
             )
 

@@ -46,6 +46,7 @@ from pipelines.nightly.edits import (
     Pins,
     describe_published,
     names_given,
+    pinned_documents,
     place_pins,
     split_starts,
 )
@@ -70,6 +71,8 @@ from pipelines.store.store import Store
 from pipelines.store.version import Version
 
 MOST_WARM_ITERATIONS = 25
+ACCEPTED_GROUPS = "accepted_novel_groups"
+"""In a record's details: what :func:`accepted_groups` counts."""
 _MERGED_AT_A_TIME = 8
 """Tasks that are submitted before their turn."""
 
@@ -150,8 +153,7 @@ def cluster_candidate(
         fitted_at: when the clusters were fitted that documents join now; None to fit them anew.
         next_id: the first cluster id that was never given.
     """
-    splits = _splits(earlier)
-    settings = cluster_config(config, earlier, changed, splits)
+    settings = cluster_config(config, earlier, changed, added_clusters(earlier))
     source = open_candidate(candidate, config)
     scan = scan_corpus(source, settings)
     sample = scan.sample.head(config.sample_documents).vectors
@@ -171,7 +173,10 @@ def cluster_candidate(
     )  # fmt: skip
     counted, novelty = count(fit), None
     if fitted_at is not None:
-        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids))
+        assert earlier is not None
+        alive = {*earlier.parts.ids.tolist(), *earlier.parts.part_ids.tolist()}
+        pinned = [*pinned_documents(edits, candidate, alive)]
+        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids), pinned)
         if len(novelty.centroids) and "novel" in config.accept:
             fit = Fit.standing(np.vstack([fit.centroids, novelty.centroids]))
             counted = count(fit)
@@ -235,11 +240,16 @@ def _identify(
     )
 
 
-def _splits(earlier: Earlier | None) -> int:
-    """How many clusters there are by people's splits, beside the number that is asked for."""
+def added_clusters(earlier: Earlier | None) -> int:
+    """How many clusters people made beside the number that is asked for: splits, novel groups."""
     if earlier is None:
         return 0
-    return len(splits_done(earlier.version))
+    return len(splits_done(earlier.version)) + accepted_groups(earlier.version)
+
+
+def accepted_groups(version: Version | None) -> int:
+    """How many groups of novel documents were made clusters since the first night."""
+    return 0 if version is None else int(version.record.details.get(ACCEPTED_GROUPS, 0))
 
 
 def _with_splits(parts: Parts, starts: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -264,18 +274,18 @@ def write_assignments(candidate: Candidate, clusters: NightClusters) -> None:
 
 
 def cluster_config(
-    config: NightConfig, earlier: Earlier | None, changed: float, splits: int
+    config: NightConfig, earlier: Earlier | None, changed: float, added: int
 ) -> ClusterConfig:
     """The settings of the clustering package; ``auto`` keeps the number of clusters there are.
 
-    ``splits`` are clusters that people made out of others, beside the number that is asked for.
+    ``added`` are clusters that people made, beside the number that is asked for.
     """
     number = config.num_clusters
     there = len(earlier.parts.ids) if config.warm and earlier is not None else 0
     if number == "auto" and there:
         number = str(there)
     elif number != "auto":
-        number = str(int(number) + splits)
+        number = str(int(number) + added)
     iterations = config.max_iterations
     known = earlier is not None and earlier.parts.centroids is not None
     if known and number == str(there) and changed < 1:

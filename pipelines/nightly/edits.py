@@ -6,7 +6,7 @@ what parts are published as (:mod:`pipelines.nightly.parts`); names and pinned d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -141,13 +141,9 @@ def place_pins(
 
     ``assign`` finds parts by their places.
     """
-    parts, targets = published.parts, merge_targets(edits)
+    parts = published.parts
     alive = set(parts.ids.tolist())
-    wanted = {}
-    for edit in (e for e in edits if e.action == "pin"):
-        cluster = targets.get(edit.clusters[0], edit.clusters[0])
-        if cluster in alive:
-            wanted[document_id(edit.document, candidate)] = (edit, cluster)
+    wanted = pinned_documents(edits, candidate, alive)
     if not wanted:
         return Pins(), published
     table = candidate.take(list(wanted), ["id", EMBEDDING])
@@ -180,6 +176,18 @@ def place_pins(
         published, parts=replace(parts, sizes=sizes), new=replace(published.new, sizes=resized)
     )
     return Pins(pinned, moves, missing), moved
+
+
+def pinned_documents(
+    edits: Sequence[Edit], candidate: Candidate, alive: Container[int]
+) -> dict[str | int, tuple[Edit, int]]:
+    """By id of a document the edit that pins it, and in which cluster; only those ``alive``."""
+    targets, wanted = merge_targets(edits), {}
+    for edit in (e for e in edits if e.action == "pin"):
+        cluster = targets.get(edit.clusters[0], edit.clusters[0])
+        if cluster in alive:
+            wanted[document_id(edit.document, candidate)] = (edit, cluster)
+    return wanted
 
 
 def names_given(edits: Sequence[Edit]) -> dict[int, str]:

@@ -32,8 +32,10 @@ from pipelines.nightly.changes import (
 )
 from pipelines.nightly.checks import Check, NightFigures, run_checks
 from pipelines.nightly.clusters import (
+    ACCEPTED_GROUPS,
     Earlier,
     NightClusters,
+    accepted_groups,
     cluster_candidate,
     write_assignments,
 )
@@ -459,6 +461,8 @@ def seal(
     reasons = [check.reason for check in checks if check.refuses]
     record = night.record
     record.metrics["checks"] = [asdict(check) for check in checks]
+    accepted = clusters.novelty if "novel" in night.config.accept else None
+    groups = 0 if accepted is None else len(accepted.sizes)
     candidate.put("run.json", record.content("complete"))
     return candidate.seal(
         counts={**record.counts, **stored_counts(night.config, candidate)},
@@ -468,6 +472,7 @@ def seal(
             _NEXT_ID: clusters.published.identity.next_id,
             "checks": [asdict(check) for check in checks],
             EDITS_KEY: night.edits[-1].number if night.edits else 0,
+            ACCEPTED_GROUPS: accepted_groups(night.before.base) + groups,
             **fit_details(night),
             "seconds": round(sum(night.steps.seconds.values()), 1),
             **(passage_details(night.config) if night.config.passages else {}),

@@ -7,10 +7,13 @@ documents that are many and alike are proposed as new clusters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.nightly.config import NightConfig
 from pipelines.runtime.arrow import column_to_vectors
@@ -75,9 +78,12 @@ class Novelty:
 
 
 def find_novelty(
-    config: NightConfig, candidate: Candidate, joined: list[Joined], k: int
+    config: NightConfig, candidate: Candidate, joined: list[Joined], k: int, pinned: Sequence[Any]
 ) -> Novelty:
-    """The novel documents, and those of them that are many and alike enough to be a cluster."""
+    """The novel documents, and those of them that are many and alike enough to be a cluster.
+
+    ``pinned`` are ids of documents that people have put somewhere: these fit.
+    """
     totals = np.zeros((3, k))
     for part in joined:
         places = part.fitted["place"].to_numpy()
@@ -88,6 +94,8 @@ def find_novelty(
     spread = np.sqrt(np.maximum(totals[2] / count - mean**2, 0))
     limits = np.where(totals[0] > 1, mean + config.novel_deviations * spread, np.inf)
     since = pa.concat_tables([part.since for part in joined])
+    placed = pa.array(pinned, since["id"].type)
+    since = since.filter(pc.invert(pc.is_in(since["id"], value_set=placed)))
     places, distances = since["place"].to_numpy(), since["distance"].to_numpy()
     novel = since.filter(pa.array(distances > limits[places])).combine_chunks()
     return _group(config, candidate, novel.sort_by("id"))

@@ -14,7 +14,16 @@ import numpy as np
 import pyarrow as pa
 from scipy.optimize import linear_sum_assignment
 
-from cluster.identity import Event, Identity, NewClusters, OldClusters, related_event
+from cluster.identity import (
+    Event,
+    Identity,
+    NewClusters,
+    OldClusters,
+    lasting_names,
+    name_of,
+    related_event,
+    renamed_events,
+)
 from cluster.tables import centroids_table
 from pipelines.nightly.titles import read_titles
 from pipelines.runtime.arrow import column_to_vectors
@@ -231,8 +240,8 @@ def _join_parts(
     places = np.array([place_of[int(i)] for i in parts.ids])
     sizes, centroids = _joined(new.centroids, new.sizes, places, len(ids))
     assert centroids is not None
-    leads = [_lead(np.flatnonzero(places == p), new.sizes, identity) for p in range(len(ids))]
-    keywords = [new.keywords[lead] for lead in leads] if new.keywords else []
+    ranked = [_ranked(parts, int(i)) for i in ids]
+    keywords = [list(dict.fromkeys(w for p in mine for w in new.keywords[p])) for mine in ranked]
     joined = None
     old_places = np.full(len(ids), -1, np.int64)
     if shared is not None and old is not None:
@@ -243,9 +252,12 @@ def _join_parts(
             old.ids[np.minimum(places_before, len(old.ids) - 1)] == ids
         )
         old_places[known] = places_before[known]
-    names = [identity.names[lead] for lead in leads]
-    joined_identity = Identity(ids, old_places, identity.next_id, names, [])
     clusters = NewClusters(centroids, sizes, keywords)
+    names = [name_of(new.keywords[mine[0]]) for mine in ranked]
+    joined_identity = Identity(ids, old_places, identity.next_id, names, [])
+    if old is not None:
+        names = lasting_names(old, clusters, joined_identity)
+        joined_identity = replace(joined_identity, names=names)
     events = _events(old, joined_identity, clusters, joined, identity)
     return Published(parts, clusters, replace(joined_identity, events=events), joined)
 
@@ -299,10 +311,10 @@ def moved_by_the_night(
     )
 
 
-def _lead(places: np.ndarray, sizes: np.ndarray, identity: Identity) -> int:
-    """The part that a cluster is named after: one that was there, or the largest."""
-    order = sorted(places.tolist(), key=lambda p: (identity.old_places[p] < 0, -sizes[p]))
-    return order[0]
+def _ranked(parts: Parts, cluster: int) -> list[int]:
+    """Places of a cluster's parts: its own, whose words name it, then the others by size."""
+    places = np.flatnonzero(parts.ids == cluster).tolist()
+    return sorted(places, key=lambda p: (parts.part_ids[p] != cluster, -parts.sizes[p]))
 
 
 def _events(
@@ -325,6 +337,4 @@ def _events(
         size, name = int(old.sizes[place]), old.names[place] if old.names else ""
         ended = Event("died", was[place], old_size=size, old_name=name)
         events.append(related_event(ended, "merged", shared[place], published.ids))
-    lasting = set(ids) & set(was)
-    renamed = [e for e in identity.events if e.event == "renamed" and e.cluster_id in lasting]
-    return [*events, *renamed]
+    return [*events, *renamed_events(old, new, shared, published)]

@@ -12,6 +12,8 @@ from nights import centroids_of, check_rows, night, rows_of, text_of, write_corp
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.notify import notify
 from pipelines.runtime.errors import InputError
+from pipelines.store.config import EditConfig
+from pipelines.store.edits import edit_store
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 
@@ -81,6 +83,35 @@ def test_many_that_are_alike_are_proposed_and_made_a_cluster_when_accepted(assig
     assert born == 5
     assert all(after[n]["cluster_id"] == before[n]["cluster_id"] for n in range(DOCUMENTS))
     assert verify_store(Store.open(str(store))) == []
+
+
+def test_clusters_that_were_accepted_outlive_the_next_fit(assigned, tonight, store):
+    texts = texts_of(extra=15)
+    assert not assigned(texts, accept=("novel",), refit_every=2).refusals
+    (born,) = {rows_of(store)[1000 + n]["cluster_id"] for n in range(15)}
+    edit_store(EditConfig(store=str(store), name=(born, "Quirks")))
+    assert not assigned(texts, refit_every=2, max_score_drop=2.0).refusals
+    assert Store.open(str(store)).version().record.details["nights_since_fit"] == 0
+    assert {rows_of(store)[1000 + n]["cluster_id"] for n in range(15)} == {born}
+    assert not tonight(texts | {3: text_of(3, version=1)}).refusals
+    version = Store.open(str(store)).version()
+    assert version.read_table("edits.parquet")["status"].to_pylist() == ["applied"]
+    assert len(centroids_of(store)) == 6
+    with Store.open(str(store)).take_lease("test") as lease:
+        for _ in range(3):
+            Store.open(str(store)).rollback(lease)
+    assert not tonight(texts_of(extra=1)).refusals
+    assert len(centroids_of(store)) == 5
+
+
+def test_a_document_that_people_put_somewhere_is_not_novel(assigned, store):
+    assigned(texts_of(extra=4))
+    other = (rows_of(store)[1000]["cluster_id"] + 1) % 5
+    edit_store(EditConfig(store=str(store), pin=("1000", other)))
+    assigned(texts_of(extra=10))  # one more would be as many as a cluster takes
+    assert [row["id"] for row in novel_of(store)] == [*range(1001, 1010)]
+    assert {row["group"] for row in novel_of(store)} == {None}
+    assert rows_of(store)[1000]["cluster_id"] == other
 
 
 def test_novel_documents_of_several_nights_count_together(assigned):

@@ -385,3 +385,16 @@ def test_a_comparison_tells_what_moved_by_edits_from_what_moved_by_itself(edit, 
     texts[3] = text_of(3, "a", 5)
     tonight(texts, **quiet)
     assert reasons_of(store, 4, 5) == {"text": 1}  # of a pin that holds in neither
+
+
+def test_merged_clusters_keep_a_name_of_which_words_still_fit(edit, tonight, store):
+    homes = {topic: cluster_of(store, topic).pop() for topic in "ab"}
+    for first, second in ("ab", "ba"):
+        number = edit(merge=(homes[first], homes[second]))["number"]
+        for changed in ({}, {5, 6}, {0, 7, 8}):
+            tonight(texts_of(changed))
+            assert names_of(store)[homes[first]] == f"{first * 3}, topic{first}"
+        edit(undo=number)
+        tonight(texts_of())
+    assert not [event for event in lineage_of(store) if event["event"] == "renamed"]
+    check_sound(store)

@@ -63,6 +63,7 @@ def check_rows(store: str, texts: dict, number: int | None = None) -> dict:
     """A version holds exactly these texts, each with its vector and the nearest centroid's id."""
     rows = rows_of(store, number)
     assert rows.keys() == texts.keys()
+    prompt = prompt_of(store, number)
     centroids = centroids_of(store, number)
     ids = np.array(list(centroids))
     points = np.stack(list(centroids.values())).astype(np.float64)
@@ -70,13 +71,18 @@ def check_rows(store: str, texts: dict, number: int | None = None) -> dict:
         row = rows[row_id]
         assert row["text"] == text
         assert row["text_sha256"] == hashlib.sha256(text.encode()).hexdigest()
-        assert np.array_equal(row["embedding"], topic_vector_of(tokens_of(text)))
+        assert np.array_equal(row["embedding"], topic_vector_of(tokens_of(text), prompt))
         distances = np.linalg.norm(points - row["embedding"], axis=1)
         assert row["distance"] == np.float32(distances.min()) or np.isclose(
             row["distance"], distances.min(), atol=1e-5
         )
         assert np.isclose(distances[ids == row["cluster_id"]][0], distances.min(), atol=1e-5)
     return rows
+
+
+def prompt_of(store: str, number: int | None = None) -> str:
+    """The prompt of the encoder whose vectors a version holds."""
+    return Store.open(str(store)).version(number).read_json("encoder.json")["prompt"]
 
 
 def centroids_of(store: str, number: int | None = None) -> dict[int, np.ndarray]:

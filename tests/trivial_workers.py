@@ -1,6 +1,7 @@
 """Workers without a model: a vector is a digest of the text, so every row can be checked."""
 
 import hashlib
+import json
 import resource
 import time
 from pathlib import Path
@@ -31,11 +32,14 @@ def tokenize(batch: pa.Table, *, settings: EncodeSettings) -> pa.Table:
     return with_tokens(batch, [tokens_of(text) for text in documents_of(batch)["text"].to_pylist()])
 
 
-def topic_vector_of(tokens: list[int]) -> np.ndarray:
-    """float32 (64,), unit length: texts that begin with the same letter lie together."""
+def topic_vector_of(tokens: list[int], prompt: str = "") -> np.ndarray:
+    """float32 (64,), unit length: texts that begin with the same letter lie together.
+
+    Another prompt gives each text another vector, so that those of two encoders are never alike.
+    """
     vector = np.zeros(DIMENSION, dtype=np.float32)
     vector[tokens[0] % DIMENSION] = 3.0
-    noise = vector_of(tokens) / 255 - 0.5
+    noise = vector_of([*tokens, *prompt.encode()]) / 255 - 0.5
     vector += noise / np.linalg.norm(noise)
     return vector / np.linalg.norm(vector)
 
@@ -44,7 +48,6 @@ class DigestEncoder:
     """Takes its time, so that there is something to interrupt."""
 
     seconds = CHUNK_SECONDS
-    vector = staticmethod(vector_of)
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
@@ -55,6 +58,9 @@ class DigestEncoder:
         vectors = np.stack([self.vector(ids) for ids in tokens])
         valid = np.ones(len(tokens), dtype=bool)
         return finish_chunk(self.settings, batch, vectors, valid, sum(map(len, tokens)))
+
+    def vector(self, tokens: list[int]) -> np.ndarray:
+        return vector_of(tokens)
 
 
 class CrampedEncoder(DigestEncoder):
@@ -75,7 +81,9 @@ class TopicEncoder(DigestEncoder):
     """Vectors that can be clustered, at once."""
 
     seconds = 0.0
-    vector = staticmethod(topic_vector_of)
+
+    def vector(self, tokens: list[int]) -> np.ndarray:
+        return topic_vector_of(tokens, json.loads(self.settings.encoder)["prompt"])
 
 
 class SlowTopicEncoder(TopicEncoder):

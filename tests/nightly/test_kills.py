@@ -13,7 +13,7 @@ from nights import WORKERS, check_rows, config_for, night, rows_of, text_of, wri
 
 from pipelines.embedding import job as embed
 from pipelines.nightly.night import STEPS
-from pipelines.runtime.files import list_files, read_bytes
+from pipelines.runtime.files import exists, list_files, read_bytes, write_bytes
 from pipelines.store.backfill import open_backfills
 from pipelines.store.edits import read_edits
 from pipelines.store.store import Store
@@ -27,7 +27,7 @@ SECOND = {n: text_of(n) for n in range(3, 155)} | {40: text_of(40, version=1)}
 THIRD = SECOND | {41: text_of(41, version=2), 300: text_of(300)}
 PART = {"max_embed_hours": 1e-9, "chunk_tokens": 9600}
 NEW = {"prompt": "none", "accept": ("encoder", "drift"), "chunk_tokens": 9600}
-PUBLISH = STEPS.index("publish") + 1
+EMBED, PUBLISH = (STEPS.index(name) + 1 for name in ("embed what is new or changed", "publish"))
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +49,21 @@ def run(script, *arguments) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def killed_night(config, step: int) -> None:
+def killed_night(config, step: int | str) -> None:
     code, _, error = run("night_driver.py", json.dumps(asdict(config)), step)
     assert code == -9, error
 
 
-def backfill_through_kills(corpus_folder, store, model, first, step: int) -> None:
-    """A backfill of which one night is killed at ``step``, between nights of the old encoder."""
+def backfill_through_kills(corpus_folder, store, model, first, step: int, unit: int = 0) -> None:
+    """A backfill of which one night is killed at ``step``, between nights of the old encoder.
+
+    With ``unit`` it is killed in the middle of the step, at that unit of work.
+    """
     corpus = write_corpus(corpus_folder, SECOND)
     assert "unfinished" in night(corpus, store, model, **{**NEW, **PART}).summary
-    partial = PART if step <= 3 else {}
-    killed_night(config_for(corpus, store, model, **{**NEW, **partial}), step)
+    partial = PART if step <= 3 and not unit else {}
+    config = config_for(corpus, store, model, **{**NEW, **partial})
+    killed_night(config, f"{step}.{unit}" if unit else step)
     published = Store.open(str(store)).version()
     assert (published.number == 2) == (step > PUBLISH)
     check_rows(store, SECOND if step > PUBLISH else FIRST)
@@ -89,13 +93,26 @@ def test_a_backfill_killed_at_any_step_ends_right(first, tmp_path, tiny_model_fo
     backfill_through_kills(tmp_path / "corpus", tmp_path / "store", tiny_model_folder, first, step)
 
 
-def test_a_backfill_killed_on_s3_ends_right(first, s3_server, tmp_path, tiny_model_folder):
+@pytest.mark.parametrize("unit", [2, 4])
+def test_a_backfill_killed_while_it_embeds_ends_right(first, tmp_path, tiny_model_folder, unit):
+    store = tmp_path / "store"
+    shutil.copytree(first / "store", store)
+    backfill_through_kills(tmp_path / "corpus", store, tiny_model_folder, first, EMBED, unit)
+
+
+@pytest.mark.parametrize("step", range(1, len(STEPS) + 1))
+def test_a_backfill_killed_on_s3_ends_right(first, s3_server, tmp_path, tiny_model_folder, step):
     s3_server.create_bucket(Bucket="backfills")
-    one = write_corpus(tmp_path / "one", FIRST)
-    for step in (3, 4, 8, PUBLISH):
-        store = f"s3://backfills/store-{step}"
-        assert not night(one, store, tiny_model_folder).refusals
-        backfill_through_kills(tmp_path / "corpus", store, tiny_model_folder, first, step)
+    store = f"s3://backfills/store-{step}"
+    copy_folder(first / "store", store)
+    unit = 3 if step == EMBED else 0
+    backfill_through_kills(tmp_path / "corpus", store, tiny_model_folder, first, step, unit)
+
+
+def copy_folder(source: Path, target: str) -> None:
+    for path in source.rglob("*"):
+        if path.is_file():
+            write_bytes(f"{target}/{path.relative_to(source)}", path.read_bytes())
 
 
 def killed_everywhere(arguments, check) -> None:
@@ -134,22 +151,27 @@ def test_an_edit_that_is_killed_is_there_whole_or_not_at_all(
     assert verify_store(Store.open(store)) == []
 
 
+@pytest.mark.parametrize("place", ["disk", "s3"])
 def test_a_comparison_that_is_killed_leaves_a_whole_page_or_none(
-    first, tmp_path, tiny_model_folder
+    first, request, tmp_path, tiny_model_folder, place
 ):
+    root = str(tmp_path)
     shutil.copytree(first / "store", tmp_path / "store")
-    store = str(tmp_path / "store")
+    if place == "s3":
+        request.getfixturevalue("s3_server").create_bucket(Bucket="pages")
+        root = "s3://pages"
+        copy_folder(first / "store", f"{root}/store")
+    store, page = f"{root}/store", f"{root}/page.html"
     night(write_corpus(tmp_path / "corpus", SECOND), store, tiny_model_folder)
-    page = tmp_path / "page.html"
     before = {n: read_bytes(f"{store}/{n}") for n in list_files(store)}
 
     def check(code):
-        assert page.exists() == (code == 0)
+        assert exists(page) == (code == 0)
         assert {n: read_bytes(f"{store}/{n}") for n in list_files(store)} == before
 
     arguments = ["compare", "--store", store, "--version", "2", "--with", "1"]
-    killed_everywhere([*arguments, "--output", str(page)], check)
-    assert page.read_text().endswith("</html>\n")
+    killed_everywhere([*arguments, "--output", page], check)
+    assert read_bytes(page).decode().endswith("</html>\n")
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nights import night, rows_of, write_corpus
+from nights import night, prompt_of, rows_of, write_corpus
 from trivial_workers import tokens_of, topic_vector_of
 
 from pipelines.corpus.passages import PassageOptions, cut_texts
@@ -56,8 +56,9 @@ def check(store, texts, model, number=None) -> dict:
     rows = rows_of(store, number)
     names = ("document_id", "passage", "start", "stop", "text")
     assert {i: tuple(row[n] for n in names) for i, row in rows.items()} == expected
+    prompt = prompt_of(store, number)
     for row in rows.values():
-        assert np.array_equal(row["embedding"], topic_vector_of(tokens_of(row["text"])))
+        assert np.array_equal(row["embedding"], topic_vector_of(tokens_of(row["text"]), prompt))
     assert verify_store(Store.open(str(store))) == []
     counts = version.record.counts
     assert (counts["documents"], counts["passages"]) == (len(texts), len(expected))

@@ -26,6 +26,7 @@ from pipelines.store.edits import (
     Edit,
     Status,
     document_id,
+    entry_of,
     merge_targets,
     read_applied,
     splits_done,
@@ -233,13 +234,7 @@ def applied_table(
             since = before["since_version"]
         rows.append(
             {
-                "edit": edit.number,
-                "action": edit.action,
-                "cluster_ids": list(edit.clusters),
-                "document_id": edit.document or None,
-                "text": edit.text,
-                "who": edit.who,
-                "at": edit.at,
+                **entry_of(edit),
                 "status": status,
                 "since_version": since,
                 "overrode": overrode,

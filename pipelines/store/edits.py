@@ -118,6 +118,19 @@ def read_applied(version: Version) -> pa.Table:
     return version.read_table(EDITS)
 
 
+def entry_of(edit: Edit) -> dict[str, Any]:
+    """What ``edits.parquet`` has of an edit itself, whatever became of it."""
+    return {
+        "edit": edit.number,
+        "action": edit.action,
+        "cluster_ids": list(edit.clusters),
+        "document_id": edit.document or None,
+        "text": edit.text,
+        "who": edit.who,
+        "at": edit.at,
+    }
+
+
 def add_edit(store: Store, edit: Edit, done: Collection[int] = ()) -> Edit:
     """Enter an edit under the next number, which it gets here; ``done`` as in the check.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,17 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, first_line, join, read_bytes
 from pipelines.runtime.tables import PUBLISHED
 from pipelines.store.columns import EMBEDDING, OWN_COLUMNS
-from pipelines.store.edits import document_id, read_applied, read_edits
+from pipelines.store.edits import (
+    EDITS_KEY,
+    active_edits,
+    document_id,
+    entry_of,
+    merge_targets,
+    read_applied,
+    read_edits,
+)
 from pipelines.store.index import LEAST_RECALL
-from pipelines.store.records import VERSION_TAG, sealed_numbers
+from pipelines.store.records import VERSION_TAG, read_record, sealed_numbers
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
@@ -67,6 +75,8 @@ def _check_tags(store: Store) -> Iterator[str]:
     for number in sealed:
         if f"{VERSION_TAG}{number}" not in tags:
             yield f"version {number} has no tag: cleaning would remove its documents"
+        elif tags[f"{VERSION_TAG}{number}"] != read_record(store.uri, number).lance_version:
+            yield f"tag '{VERSION_TAG}{number}' names other documents than the version's record"
     numbers = {tags[f"{VERSION_TAG}{n}"]: n for n in sealed if f"{VERSION_TAG}{n}" in tags}
     for name, lance_version in tags.items():
         if not name.startswith(VERSION_TAG) and lance_version not in numbers:
@@ -74,8 +84,11 @@ def _check_tags(store: Store) -> Iterator[str]:
     publications = store.publications()
     if PUBLISHED in tags and tags[PUBLISHED] in numbers:
         current = numbers[tags[PUBLISHED]]
-        if current not in {p.version for p in publications}:
-            yield f"version {current} is published, but no publication of it is recorded"
+        # a crash may leave the last move of the tag recorded and not made
+        last = [*publications[-1:], None]
+        if last[0] is None or current not in (last[0].version, last[0].previous):
+            told = "none" if last[0] is None else str(last[0].version)
+            yield f"version {current} is published, the last publication recorded is of {told}"
 
 
 def _check_record(version: Version) -> Iterator[str]:
@@ -243,42 +256,64 @@ def _check_lineage(version: Version) -> Iterator[str]:
         return
     alive: set[int] = set()
     for event in _rows(version, "lineage.parquet"):
-        if event["event"] in ("born", "split"):
-            alive.add(event["cluster_id"])
-        elif event["event"] in ("died", "merged"):
-            alive.discard(event["cluster_id"])
+        cluster, what = event["cluster_id"], event["event"]
+        begins = what in ("born", "split")
+        if begins == (cluster in alive):
+            yield f"its lineage has cluster {cluster} {what}{' again' if begins else ', not there'}"
+        if begins:
+            alive.add(cluster)
+        elif what in ("died", "merged"):
+            alive.discard(cluster)
     there = {row["cluster_id"] for row in _rows(version, "centroids.parquet")}
     if alive != there:
         yield f"its lineage leads to other clusters than it has: {sorted(alive ^ there)[:5]}"
 
 
 def _check_edits(version: Version) -> Iterator[str]:
-    """What is said to have become of people's edits is so."""
-    journal = {edit.number: edit for edit in read_edits(version.store)}
-    parts = {}
+    """The journal says what the version says of people's edits, and its clusters are so."""
+    known = version.record.details.get(EDITS_KEY, 0)
+    journal = [edit for edit in read_edits(version.store) if edit.number <= known]
+    told = {row["edit"]: row for row in read_applied(version).to_pylist()}
+    said = {edit.number: edit for edit in journal if edit.action != "undo"}
+    for number in sorted(told.keys() | said.keys()):
+        if number not in told:
+            yield f"edits.parquet lacks edit {number} of the journal"
+        elif number not in said or any(
+            told[number][name] != value for name, value in entry_of(said[number]).items()
+        ):
+            yield f"edits.parquet speaks of edit {number}, of which the journal says otherwise"
+    active = active_edits(journal)
+    holds = {edit.number for edit in active}
+    for number in told.keys() & said.keys():
+        if (told[number]["status"] == "undone") == (number in holds):
+            yield f"edit {number} is {told[number]['status']}, the journal says otherwise"
+    applied = [row for row in told.values() if row["status"] == "applied"]
+    yield from _check_applied(version, applied, merge_targets(active))
+
+
+def _check_applied(
+    version: Version, applied: Sequence[Mapping[str, Any]], targets: Mapping[int, int]
+) -> Iterator[str]:
+    """Clusters and documents are as the edits have it that were applied; ``targets`` of merges."""
+    parts, names = {}, {}
     if "centroids.parquet" in version.record.artifacts:
         rows = _rows(version, "centroids.parquet")
         parts = {row.get("part_id", row["cluster_id"]): row["cluster_id"] for row in rows}
-    names = {}
     if "clusters.parquet" in version.record.artifacts:
         names = {row["cluster_id"]: row["name"] for row in _rows(version, "clusters.parquet")}
-    for row in read_applied(version).to_pylist():
-        number, clusters = row["edit"], row["cluster_ids"]
-        edit = journal.get(number)
-        if edit is None or (edit.action, list(edit.clusters)) != (row["action"], clusters):
-            yield f"edits.parquet speaks of edit {number}, of which the journal says otherwise"
-            continue
-        if row["status"] != "applied":
-            continue
-        if row["action"] == "name" and names.get(clusters[0]) != row["text"]:
+    for row in applied:
+        number, clusters, action = row["edit"], row["cluster_ids"], row["action"]
+        homes = [parts.get(cluster, cluster) for cluster in clusters]
+        if action == "name" and names.get(clusters[0]) != row["text"]:
             yield f"cluster {clusters[0]} is not named as edit {number} says"
-        if row["action"] == "merge" and clusters[1] in set(parts.values()):
-            yield f"cluster {clusters[1]} is there, though edit {number} made it part of another"
-        if row["action"] == "pin":
+        if action == "merge" and parts.get(clusters[1]) != targets.get(clusters[1]):
+            yield f"cluster {clusters[1]} is not part of another, as edit {number} says"
+        if action == "forbid" and homes[0] == homes[1]:
+            yield f"clusters {clusters} are one, though edit {number} keeps them apart"
+        if action == "pin":
             own = document_id(row["document_id"], version)
             there = version.take([own], ["cluster_id"])["cluster_id"].to_pylist()
-            home = parts.get(clusters[0], clusters[0])
-            if there and there != [home]:
+            if there and there != homes:
                 yield f"document {row['document_id']!r} is not where edit {number} put it"
 
 

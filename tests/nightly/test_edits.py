@@ -295,25 +295,85 @@ def test_a_rolled_back_night_takes_its_edits_up_again(edit, tonight, store):
     assert names_of(store)[1] == "Billing"
 
 
-def test_verify_finds_edits_and_lineage_that_do_not_agree(edit, tonight, store):
-    edit(name=(1, "Billing"))
+def change_table(version, name, change):
+    rows = version.read_table(name)
+    pq.write_table(pa.Table.from_pylist(change(rows.to_pylist()), rows.schema), version.path(name))
+
+
+def change_entry(store, number, **values):
+    path = store / "edits" / f"{number:08d}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def with_values(chosen, **values):
+    return lambda rows: [{**row, **values} if chosen(row) else row for row in rows]
+
+
+def remove_undo(store, version):
+    (store / "edits" / "00000006.json").unlink()
+
+
+def move_tag(store, version):
+    old = Store.open(str(store)).version(1)
+    version.documents.tag("version-2", old.record.lance_version)
+
+
+def publish_by_tag_alone(store, version):
+    old = Store.open(str(store)).version(1)
+    version.documents.tag("published", old.record.lance_version)
+
+
+BREAKS = {
+    "cluster 1 is not named as edit 1 says": lambda store, version: change_table(
+        version, "clusters.parquet", with_values(lambda r: r["cluster_id"] == 1, name="other")
+    ),
+    "document '0' is not where edit 2 put it": lambda store, version: (
+        change_entry(store, 2, clusters=[0])
+        or change_table(
+            version, "edits.parquet", with_values(lambda r: r["edit"] == 2, cluster_ids=[0])
+        )
+    ),
+    "cluster 4 is not part of another, as edit 3 says": lambda store, version: change_table(
+        version, "centroids.parquet", with_values(lambda r: r["part_id"] == 4, cluster_id=4)
+    ),
+    "clusters [1, 2] are one, though edit 4 keeps them apart": lambda store, version: change_table(
+        version, "centroids.parquet", with_values(lambda r: r["part_id"] == 2, cluster_id=1)
+    ),
+    "edits.parquet lacks edit 4 of the journal": lambda store, version: change_table(
+        version, "edits.parquet", lambda rows: [row for row in rows if row["edit"] != 4]
+    ),
+    "edits.parquet speaks of edit 1, of which the journal says otherwise": (
+        lambda store, version: change_entry(store, 1, text="Another name")
+    ),
+    "edits.parquet speaks of edit 3, of which the journal says otherwise": (
+        lambda store, version: (store / "edits" / "00000003.json").unlink()
+    ),
+    "edit 5 is undone, the journal says otherwise": remove_undo,
+    "its lineage leads to other clusters than it has: [0]": lambda store, version: change_table(
+        version, "lineage.parquet", lambda rows: rows[1:]
+    ),
+    "its lineage has cluster 0 born again": lambda store, version: change_table(
+        version, "lineage.parquet", lambda rows: [rows[0], *rows]
+    ),
+    "tag 'version-2' names other documents than the version's record": move_tag,
+    "version 1 is published, the last publication recorded is of 3": publish_by_tag_alone,
+}
+
+
+@pytest.mark.parametrize("problem", BREAKS)
+def test_verify_finds_edits_lineage_and_tags_that_do_not_agree(edit, tonight, store, problem):
+    edit(name=(1, "Billing"), who="ann")
     edit(pin=("0", 2))
+    edit(merge=(3, 4))
+    edit(forbid=(1, 2))
+    number = edit(name=(0, "Nothing"))["number"]
     tonight(texts_of())
+    edit(undo=number)
+    tonight(texts_of())
+    edit(note="for the next night")
     check_sound(store)
-    version = Store.open(str(store)).version()
-    clusters = pq.read_table(pa.BufferReader(version.read("clusters.parquet")))
-    place = clusters.schema.get_field_index("name")
-    renamed = clusters.set_column(place, "name", pa.array(["other"] * len(clusters)))
-    pq.write_table(renamed, version.path("clusters.parquet"))
-    lineage = pq.read_table(pa.BufferReader(version.read("lineage.parquet")))
-    pq.write_table(lineage.slice(1), version.path("lineage.parquet"))
-    journal = store / "edits" / "00000002.json"
-    content = json.loads(journal.read_text())
-    journal.write_text(json.dumps({**content, "clusters": [3]}))
-    problems = "\n".join(verify_store(Store.open(str(store))))
-    assert "cluster 1 is not named as edit 1 says" in problems
-    assert "its lineage leads to other clusters than it has: [0]" in problems
-    assert "speaks of edit 2, of which the journal says otherwise" in problems
+    BREAKS[problem](store, Store.open(str(store)).version())
+    assert problem in "\n".join(verify_store(Store.open(str(store))))
 
 
 def test_halves_of_a_split_can_be_split_again_and_merged(edit, tonight, store):

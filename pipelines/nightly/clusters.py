@@ -175,8 +175,8 @@ def cluster_candidate(
     if fitted_at is not None:
         assert earlier is not None
         alive = {*earlier.parts.ids.tolist(), *earlier.parts.part_ids.tolist()}
-        pinned = [*pinned_documents(edits, candidate, alive)]
-        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids), pinned)
+        pinned, _ = pinned_documents(edits, candidate, alive)
+        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids), [*pinned])
         if len(novelty.centroids) and "novel" in config.accept:
             fit = Fit.standing(np.vstack([fit.centroids, novelty.centroids]))
             counted = count(fit)

@@ -25,9 +25,9 @@ from pipelines.store.edits import (
     SCHEMA,
     Edit,
     Status,
-    document_id,
     entry_of,
     merge_targets,
+    pinned_rows,
     read_applied,
     splits_done,
 )
@@ -127,7 +127,8 @@ class Pins:
     table: pa.Table | None = None
     """``id``, ``cluster_id``, ``distance``, as the store's documents have them."""
     moves: dict[int, str] = field(default_factory=dict)
-    """By number of the edit: the cluster that the document would be in."""
+    """By number of the edit: the cluster that the document, or the clusters that its passages,
+    would be in."""
     missing: frozenset[int] = frozenset()
     """Numbers of edits whose document is not there."""
 
@@ -144,22 +145,19 @@ def place_pins(
     """
     parts = published.parts
     alive = set(parts.ids.tolist())
-    wanted = pinned_documents(edits, candidate, alive)
+    wanted, missing = pinned_documents(edits, candidate, alive)
     if not wanted:
-        return Pins(), published
-    table = candidate.take(list(wanted), ["id", EMBEDDING])
-    ids = table["id"].to_pylist()
-    missing = frozenset(edit.number for i, (edit, _) in wanted.items() if i not in ids)
-    if not ids:
         return Pins(missing=missing), published
+    table = candidate.take(list(wanted), ["id", EMBEDDING])
     vectors = column_to_vectors(table[EMBEDDING])
     nearest, distances = assign(vectors)
     own = {i: np.flatnonzero(parts.ids == i) for i in alive}
-    sizes, moves, clusters = parts.sizes.copy(), {}, []
-    for row, document in enumerate(ids):
-        edit, cluster = wanted[document]
+    sizes, clusters = parts.sizes.copy(), []
+    moves: dict[int, dict[str, None]] = {}
+    for row, row_id in enumerate(table["id"].to_pylist()):
+        edit, cluster = wanted[row_id]
         clusters.append(cluster)
-        moves[edit.number] = str(int(parts.ids[nearest[row]]))
+        moves.setdefault(edit.number, {})[str(int(parts.ids[nearest[row]]))] = None
         if parts.ids[nearest[row]] == cluster:
             continue
         to, distances[row : row + 1] = assign.among(own[cluster])(vectors[row : row + 1])
@@ -176,19 +174,25 @@ def place_pins(
     moved = replace(
         published, parts=replace(parts, sizes=sizes), new=replace(published.new, sizes=resized)
     )
-    return Pins(pinned, moves, missing), moved
+    overrode = {number: ", ".join(clusters) for number, clusters in moves.items()}
+    return Pins(pinned, overrode, missing), moved
 
 
 def pinned_documents(
     edits: Sequence[Edit], candidate: Candidate, alive: Container[int]
-) -> dict[str | int, tuple[Edit, int]]:
-    """By id of a document the edit that pins it, and in which cluster; only those ``alive``."""
-    targets, wanted = merge_targets(edits), {}
-    for edit in (e for e in edits if e.action == "pin"):
-        cluster = targets.get(edit.clusters[0], edit.clusters[0])
-        if cluster in alive:
-            wanted[document_id(edit.document, candidate)] = (edit, cluster)
-    return wanted
+) -> tuple[dict[str | int, tuple[Edit, int]], frozenset[int]]:
+    """By id of a row the edit that pins it, and in which cluster, only those that are ``alive``.
+
+    And the numbers of edits whose document is not there.
+    """
+    targets = merge_targets(edits)
+    wanted: dict[str | int, tuple[Edit, int]] = {}
+    pins = [(e, targets.get(e.clusters[0], e.clusters[0])) for e in edits if e.action == "pin"]
+    pins = [(edit, cluster) for edit, cluster in pins if cluster in alive]
+    rows = pinned_rows([edit.document for edit, _ in pins], candidate.documents)
+    for edit, cluster in pins:
+        wanted |= dict.fromkeys(rows[edit.document], (edit, cluster))
+    return wanted, frozenset(edit.number for edit, _ in pins if not rows[edit.document])
 
 
 def names_given(edits: Sequence[Edit]) -> dict[int, str]:

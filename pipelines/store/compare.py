@@ -23,7 +23,7 @@ from pipelines.runtime.files import exists, write_bytes
 from pipelines.store.columns import EMBEDDING
 from pipelines.store.config import CompareConfig
 from pipelines.store.documents import Documents
-from pipelines.store.edits import follow, read_applied
+from pipelines.store.edits import follow, pinned_rows, read_applied
 from pipelines.store.index import NEIGHBOURS, unit
 from pipelines.store.store import Store
 from pipelines.store.version import Version
@@ -257,8 +257,9 @@ def _by_edit(moved: pa.Table, both: pa.Table, old: Side, new: Side) -> np.ndarra
     numbers = applied[0].keys() ^ applied[1].keys()
     edits = [row for number, row in (applied[0] | applied[1]).items() if number in numbers]
     pinned = [row["document_id"] for row in edits if row["action"] == "pin"]
-    ids = moved["id"].cast(pa.string())
-    by_edit = pc.is_in(ids, value_set=pa.array(pinned, pa.string())).to_numpy()
+    rows = [pinned_rows(pinned, side.documents).values() for side in (old, new)]
+    ids = pa.array({i for side in rows for mine in side for i in mine}, moved["id"].type)
+    by_edit = pc.is_in(moved["id"], value_set=ids).to_numpy()
     labels: dict[int, int] = {}
     for row in edits:
         if row["action"] == "merge":

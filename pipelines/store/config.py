@@ -110,7 +110,8 @@ class EditConfig(StoreOptions):
     split: int | None = None
     """ID: fit two clusters where this one is."""
     pin: tuple[str, int] | None = None
-    """DOCUMENT CLUSTER: this document is in this cluster, wherever its vector lies."""
+    """DOCUMENT CLUSTER: this document, of passages all of its, is in this cluster, wherever its
+    vector lies."""
     forbid: tuple[int, int] | None = None
     """A B: refuse a night that makes these two one."""
     undo: int | None = None

@@ -245,12 +245,17 @@ class Documents:
         """The documents of these ids that are there."""
         names = self.schema.names if columns is None else list(columns)
         parts = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
-        for start in range(0, len(ids), _LOOKUP_IDS):
-            condition = (
-                f"id IN ({', '.join(_literal(i) for i in ids[start : start + _LOOKUP_IDS])})"
-            )
-            parts.append(self._dataset.to_table(columns=names, filter=condition))
+        parts += self.holding("id", ids, names)
         return pa.concat_tables(part.replace_schema_metadata(None) for part in parts)
+
+    def holding(
+        self, column: str, values: Sequence[Any], columns: Iterable[str]
+    ) -> Iterator[pa.Table]:
+        """The documents that have one of these values, strings or integers, in a column."""
+        for start in range(0, len(values), _LOOKUP_IDS):
+            wanted = ", ".join(_literal(value) for value in values[start : start + _LOOKUP_IDS])
+            condition = f"{column} IN ({wanted})"
+            yield self._dataset.to_table(columns=list(columns), filter=condition)
 
     def at(self, positions: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """The documents at these positions, int64 (n,), of :meth:`batches`."""

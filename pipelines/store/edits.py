@@ -28,7 +28,9 @@ from pipelines.runtime.files import (
     numbered_file,
     read_bytes,
 )
+from pipelines.store.columns import PASSAGE_COLUMNS
 from pipelines.store.config import EditConfig
+from pipelines.store.documents import Documents
 from pipelines.store.store import Store
 from pipelines.store.version import Version
 
@@ -231,6 +233,8 @@ def edit_store(config: EditConfig) -> Answer:
     if edit is None:
         return list_edits(store)
     version = store.version()
+    if edit.document:
+        edit = replace(edit, document=str(document_id(edit.document, version)))
     edit, done = replace(edit, version=version.number), splits_done(version)
     require_no_conflict(edit, read_edits(store.uri), done)
     _require_there(edit, version)
@@ -304,7 +308,7 @@ def _require_there(edit: Edit, version: Version) -> None:
                 f"version {version.number} has no cluster {cluster}; it has "
                 f"{', '.join(map(str, sorted(known)[:20]))}{' …' if len(known) > 20 else ''}"
             )
-    if edit.document and not len(version.take([document_id(edit.document, version)], ["id"])):
+    if edit.document and not pinned_rows([edit.document], version.documents)[edit.document]:
         raise InputError(f"version {version.number} has no document with id {edit.document!r}")
 
 
@@ -315,11 +319,28 @@ def cluster_ids_of(version: Version) -> list[int]:
     return sorted(set(version.read_table("centroids.parquet")["cluster_id"].to_pylist()))
 
 
+def pinned_rows(names: Sequence[str], documents: Documents) -> dict[str, list[Any]]:
+    """For each document, by its id as people write it, ids of its rows; of passages all of its."""
+    rows: dict[str, list[Any]] = {name: [] for name in names}
+    if rows:
+        column = _document_column(documents)
+        written = {document_id(name, documents): name for name in rows}
+        for table in documents.holding(column, list(written), dict.fromkeys((column, "id"))):
+            for own, row_id in zip(table[column].to_pylist(), table["id"].to_pylist(), strict=True):
+                rows[written[own]].append(row_id)
+    return rows
+
+
+def _document_column(source: Any) -> str:
+    """The column of documents' ids; rows that are passages have others of their own."""
+    return PASSAGE_COLUMNS[0] if {*PASSAGE_COLUMNS} <= {*source.schema.names} else "id"
+
+
 def document_id(text: str, source: Any) -> str | int:
     """An id as people write it, in the store's type; ``source`` has the documents' ``schema``."""
-    if not pa.types.is_integer(source.schema.field("id").type):
+    if not pa.types.is_integer(source.schema.field(_document_column(source)).type):
         return text
     try:
         return int(text)
     except ValueError as error:
-        raise InputError(f"id {text!r}: the store's ids are integers") from error
+        raise InputError(f"id {text!r}: the documents' ids are integers") from error

@@ -19,9 +19,9 @@ from pipelines.store.columns import EMBEDDING, OWN_COLUMNS
 from pipelines.store.edits import (
     EDITS_KEY,
     active_edits,
-    document_id,
     entry_of,
     merge_targets,
+    pinned_rows,
     read_applied,
     read_edits,
 )
@@ -301,6 +301,11 @@ def _check_applied(
         parts = {row.get("part_id", row["cluster_id"]): row["cluster_id"] for row in rows}
     if "clusters.parquet" in version.record.artifacts:
         names = {row["cluster_id"]: row["name"] for row in _rows(version, "clusters.parquet")}
+    pins = pinned_rows(
+        [r["document_id"] for r in applied if r["action"] == "pin"], version.documents
+    )
+    placed = version.take([i for rows in pins.values() for i in rows], ["id", "cluster_id"])
+    cluster_of = dict(zip(*(placed[n].to_pylist() for n in ("id", "cluster_id")), strict=True))
     for row in applied:
         number, clusters, action = row["edit"], row["cluster_ids"], row["action"]
         homes = [parts.get(cluster, cluster) for cluster in clusters]
@@ -310,11 +315,8 @@ def _check_applied(
             yield f"cluster {clusters[1]} is not part of another, as edit {number} says"
         if action == "forbid" and homes[0] == homes[1]:
             yield f"clusters {clusters} are one, though edit {number} keeps them apart"
-        if action == "pin":
-            own = document_id(row["document_id"], version)
-            there = version.take([own], ["cluster_id"])["cluster_id"].to_pylist()
-            if there and there != homes:
-                yield f"document {row['document_id']!r} is not where edit {number} put it"
+        if action == "pin" and {cluster_of[i] for i in pins[row["document_id"]]} != {*homes}:
+            yield f"document {row['document_id']!r} is not where edit {number} put it"
 
 
 def _rows(version: Version, name: str) -> list[dict[str, Any]]:

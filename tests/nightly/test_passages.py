@@ -16,8 +16,9 @@ from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
+from pipelines.store.compare import Side, compare
 from pipelines.store.config import EditConfig
-from pipelines.store.edits import edit_store
+from pipelines.store.edits import edit_store, read_edits
 from pipelines.store.manage import export
 from pipelines.store.records import put_artifact
 from pipelines.store.store import Store
@@ -134,10 +135,14 @@ def test_a_roll_up_knows_pins_is_exported_and_verified(cut_night, tmp_path, tiny
     cut_night(TEXTS)
     rows = check(store, TEXTS, tiny_model_folder)
     other = next(c for r in rows.values() if (c := r["cluster_id"]) != rows["3#0"]["cluster_id"])
-    edit_store(EditConfig(store=store, pin=("3#0", other)))
+    with pytest.raises(InputError, match="the documents' ids are integers"):
+        edit_store(EditConfig(store=store, pin=("3#0", other)))
+    edit_store(EditConfig(store=store, pin=("3", other)))
     cut_night(TEXTS, max_drift=1.0)
     rows = check(store, TEXTS, tiny_model_folder, 2)
-    assert rows["3#0"]["cluster_id"] == other
+    assert {rows[f"3#{n}"]["cluster_id"] for n in range(4)} == {other}
+    sides = (Side.of(Store.open(store).version(number)) for number in (1, 2))
+    assert compare(*sides, sample=0, seed=0)["moved"]["reasons"]["edit"] > 0
     version = Store.open(store).version(2)
     export(version, str(out), "parquet")
     check_roll_up(pq.read_table(out / "documents.parquet"), rows)
@@ -152,6 +157,20 @@ def test_a_roll_up_knows_pins_is_exported_and_verified(cut_night, tmp_path, tiny
     assert [p for p in problems if "documents.parquet" in p] == [
         "documents.parquet has 12 documents of 45 passages, the version 13 of 49"
     ]
+
+
+def test_a_pinned_document_keeps_its_cluster_however_it_is_cut(cut_night, tmp_path):
+    store = str(tmp_path / "store")
+    cut_night(TEXTS)
+    clusters = {row["cluster_id"] for row in rows_of(store).values()}
+    for cluster in sorted(clusters)[:2]:
+        edit_store(EditConfig(store=store, pin=("4", cluster)))
+        cut_night(TEXTS | {4: "A new one for 4. " + TEXTS[4]}, max_drift=1.0)
+        rows = [row for row in rows_of(store).values() if row["document_id"] == 4]
+        assert len(rows) == 5
+        assert {row["cluster_id"] for row in rows} == {cluster}
+        assert verify_store(Store.open(store)) == []
+        edit_store(EditConfig(store=store, undo=len(read_edits(store))))
 
 
 def test_rejected_documents_are_told_one_by_one(tmp_path, tiny_model_folder):

@@ -174,15 +174,19 @@ def with_attention(folder: Path, attention: str, trust_remote_code: bool) -> Any
         if hasattr(text, BOTH_WAYS):
             setattr(text, BOTH_WAYS, both_ways)
         return config
-    # Windows are counted in another way then, so the word must be there from the start.
-    content = {key: value for key, value in text.to_dict().items() if key != "is_causal"}
-    word = OWN_WORD[text.model_type] if both_ways else None
-    told = type(text).from_dict({**content, BOTH_WAYS: word})
-    for name, part in vars(config).items():
-        if part is text:
-            setattr(config, name, told)
-            return config
-    return told
+    # Windows are counted in another way then, so the word must stand there from the start.
+    content, _ = config.get_config_dict(folder)
+    told = content if text is config else content["text_config"]
+    told.pop("is_causal", None)
+    told[BOTH_WAYS] = OWN_WORD[text.model_type] if both_ways else None
+    return config.from_dict(content)
+
+
+def says_both_ways(settings: Any) -> bool:
+    """Whether a model's configuration lets tokens see those after them."""
+    word = OWN_WORD.get(settings.model_type)
+    own = word is not None and getattr(settings, BOTH_WAYS, None) == word
+    return own or getattr(settings, "is_causal", True) is False
 
 
 @contextmanager

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pipelines.encoder.base_model import (
-    BOTH_WAYS,
     OWN_WORD,
     load_base_model,
     load_projections,
     merge_adapter,
+    says_both_ways,
 )
-from pipelines.encoder.description import INT8_ROUNDING, EncoderDescription
+from pipelines.encoder.description import INT8_ROUNDING, WINDOWS, EncoderDescription
 from pipelines.encoder.elementwise import PLAIN, Elementwise
 from pipelines.encoder.int8 import quantize_linears, require_exact_products
 from pipelines.encoder.packed import PackedDecoder, can_pack
@@ -143,7 +143,15 @@ def probe_vectors(
 @torch.inference_mode()
 def check_attention(model: Any, description: EncoderDescription) -> None:
     """Refuse a model that does not attend as asked for: its code may not heed its configuration."""
-    if description.attention is None or max(description.layers) == 0:
+    if description.attention is None:
+        return
+    if model.config.get_text_config().model_type in OWN_WORD and description.windows != WINDOWS:
+        raise InputError(
+            f"this encoder runs {description.model} with --attention {description.attention} and "
+            "counts its windows as an earlier version of Shoal did, which gave long texts other "
+            "vectors: embed the corpus anew"
+        )
+    if max(description.layers) == 0:
         return
     device = next(model.parameters()).device
     stack = find_layers(model)
@@ -254,10 +262,7 @@ def attends_both_ways(model: Any, description: EncoderDescription) -> bool:
     """Whether tokens of a packable model see those after them."""
     if description.attention is not None:
         return description.attention == "bidirectional"
-    own_word = OWN_WORD.get(model.config.model_type)
-    if own_word is not None:
-        return getattr(model.config, BOTH_WAYS, None) == own_word
-    return getattr(model.config, "is_causal", True) is False
+    return says_both_ways(model.config)
 
 
 def agree(expected: Tensor, found: Tensor) -> float:

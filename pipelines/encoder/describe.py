@@ -24,6 +24,7 @@ from pipelines.encoder.description import (
     DEFAULT_PROMPT,
     INT8_ROUNDING,
     NO_ADAPTER,
+    WINDOWS,
     EncoderConfig,
     EncoderDescription,
     pooled_dimension,
@@ -130,6 +131,7 @@ def _describe(config: EncoderConfig) -> EncoderDescription:
         dimension=dimensions or dimension or width,
         trust_remote_code=config.trust_remote_code,
         attention=attention,
+        windows=WINDOWS if counts_windows(settings, attention) else 1,
         dimensions=dimensions,
         lower_case=tokenizer.lower_case,
         pool_prompt=usage is None or not own_head or usage.pool_prompt,
@@ -269,17 +271,21 @@ def settle_attention(
     return None
 
 
+def counts_windows(settings: Any, attention: str | None) -> bool:
+    """Whether a model counts windows in another way under an attention that is not its own."""
+    from pipelines.encoder.base_model import OWN_WORD
+
+    return attention is not None and settings.model_type in OWN_WORD
+
+
 def own_attention(settings: Any) -> str:
     """How a model attends by its own configuration."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    from pipelines.encoder.base_model import BOTH_WAYS, OWN_WORD
+    from pipelines.encoder.base_model import says_both_ways
 
     kind = type(settings)
-    word = OWN_WORD.get(settings.model_type)
-    if word is not None and getattr(settings, BOTH_WAYS) == word:
-        return "bidirectional"
-    if getattr(settings, "is_causal", True) is False:
+    if says_both_ways(settings):
         return "bidirectional"
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False):
         return "bidirectional"

@@ -55,6 +55,7 @@ DEFAULT_LAYER = -1
 DEFAULT_MAX_TOKENS = 256
 TOKENIZATION = 2
 INT8_ROUNDING = 2
+WINDOWS = 2
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Attention = Literal["auto", "causal", "bidirectional"]
 
@@ -179,6 +180,8 @@ class EncoderDescription:
     """2 where version 1 gave other tokens to ordinary texts."""
     int8_rounding: int = 1
     """2 where int8 turns activations before it rounds them."""
+    windows: int = 1
+    """2 where windows are those of the attention asked for; 1 counted them as the folder does."""
     query_prompt: str | None = None
     """Prompt of queries, where it is not that of the documents."""
     query_max_tokens: int | None = None

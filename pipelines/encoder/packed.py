@@ -217,6 +217,8 @@ def window_of(attention: Any, longest_tokens: int) -> int | None:
     """Tokens that one of texts up to so long sees in a layer, itself among them; None for all."""
     whole = getattr(attention.config, "sliding_window", None)  # Mistral's, of every layer
     window = getattr(attention, "sliding_window", whole)
+    if window is not None and getattr(attention.config, "is_causal", True) is False:
+        window += 1  # transformers counts that far to either side then, and the token itself
     return None if window is None or window >= longest_tokens else window
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,70 @@ def test_attention_asked_of_gemma_is_that_of_a_folder_that_says_so(tmp_path, fam
             assert (encoder.encode(TEXTS) * expected[same]).sum(1).min() > 0.9999
             own = encoder.fingerprint == encoders[folder].fingerprint
             assert own == (folder == same)
+
+
+WINDOWED = {
+    "gemma3": {"sliding_window": 17},  # which bidirectional attention halves
+    "mistral": {"sliding_window": 8},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+}
+
+
+def looks_closely(layer):
+    """Attention to few tokens, so that one more or less makes another vector."""
+    layer.self_attn.q_proj.weight.mul_(4)
+    layer.self_attn.o_proj.weight.mul_(4)
+
+
+@pytest.mark.parametrize("attention", ["auto", "causal", "bidirectional"])
+@pytest.mark.parametrize("says", ["causal", "bidirectional"])
+@pytest.mark.parametrize("family", WINDOWED)
+def test_windows_are_the_models_own_for_texts_around_and_beyond_them(
+    tmp_path, family, says, attention
+):
+    folder = tiny_model(tmp_path, family, num_hidden_layers=2, **WINDOWED[family])
+    change_weights(folder, looks_closely)
+    config = json.loads((folder / "config.json").read_text())
+    files = {}
+    for word in ("causal", "bidirectional"):
+        both_ways = word == "bidirectional"
+        own = {"use_bidirectional_attention": both_ways}
+        files[word] = {**config, **(own if family == "gemma3" else {"is_causal": not both_ways})}
+    (folder / "config.json").write_text(json.dumps(files[says]))
+    encoder = load(folder, attention=attention, pooling="first+last", prompt="none")
+    assert isinstance(encoder._decoder, PackedDecoder)
+    wanted = transformers.AutoConfig.for_model(**files[says if attention == "auto" else attention])
+    model = transformers.AutoModel.from_pretrained(
+        folder, config=wanted, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    for length in (7, 8, 9, 10, 16, 17, 18, 19, 70):
+        ids = list(range(3, 3 + length))
+        with torch.no_grad():
+            states = model(torch.tensor([ids])).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(torch.cat([states[0], states[-1]]), dim=0)
+        found = encoder.encode_tokens([ids, [*ids, 5, 6], [9]])[0]
+        assert found @ expected.numpy() > 0.9999, length
+
+
+@pytest.mark.parametrize("attention", ["auto", "causal", "bidirectional"])
+def test_a_gemma_whose_configuration_says_bidirectional_in_the_common_word(tmp_path, attention):
+    folder = tiny_model(tmp_path, "gemma3", num_hidden_layers=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}))
+    encoder = load(folder, attention=attention, pooling="mean")
+    assert isinstance(encoder._decoder, PackedDecoder)
+    expected = reference(encoder, folder, TEXTS, is_causal=attention == "causal")
+    assert (encoder.encode(TEXTS) * expected).sum(1).min() > 0.9999
+
+
+def test_windows_that_an_earlier_version_counted_otherwise_are_told_apart_and_not_run(tmp_path):
+    folder = tiny_model(tmp_path, "gemma3", num_hidden_layers=2)
+    mine = describe_encoder(EncoderConfig(str(folder), attention="bidirectional"))
+    earlier = replace(mine, windows=1)
+    assert earlier.fingerprint != mine.fingerprint
+    with pytest.raises(InputError, match=r"counts its windows as an earlier .* embed the corpus"):
+        Encoder.load(earlier, device="cpu")
+    assert describe_encoder(EncoderConfig(str(folder))).windows == 1  # as there is one way alone
 
 
 def test_gemma_4_that_sees_images_both_ways_is_causal_on_texts(tmp_path):

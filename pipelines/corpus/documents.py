@@ -239,8 +239,11 @@ def check_id(value: Any) -> tuple[str | None, str | None]:
     if not isinstance(value, str | bytes):
         return None, f"id is {_kind_name(value)}, not a string or an integer"
     try:
-        text = value.decode() if isinstance(value, bytes) else value
-        text.encode()
+        if isinstance(value, bytes):
+            text = value.decode()
+        else:
+            text = value
+            text.encode()
     except UnicodeError:
         return None, "id is not valid UTF-8"
     return (text, None) if text else (None, "id is empty")

@@ -28,7 +28,9 @@ from pipelines.corpus.columnar import (
     inspect_columnar,
     read_columnar,
 )
-from pipelines.corpus.delimited import BadRow, Sniffed, parse_rows, read_rows, sniff
+from pipelines.corpus.delimited import BadRow, parse_rows
+from pipelines.corpus.delimited_blocks import read_blocks
+from pipelines.corpus.dialects import Sniffed, sniff
 from pipelines.corpus.files import (
     JSON_ARRAY,
     WHOLE_SCHEMA,
@@ -128,7 +130,12 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[RowBatch]:
     batch = new_batch()
     try:
         for row in _ROW_READERS[file.format](shard, columns, id_name):
-            if isinstance(row, _Problem):
+            if isinstance(row, RowBatch):
+                if batch.texts:
+                    yield batch
+                    batch = new_batch()
+                yield row
+            elif isinstance(row, _Problem):
                 for _ in range(row.lines):
                     batch.add_problem(row.raw, row.problem)
             else:
@@ -260,12 +267,27 @@ def _too_long() -> _Problem:
     return _Problem("", f"line longer than {LONGEST_LINE_BYTES >> 20} MiB")
 
 
-def _read_delimited(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
+def _read_delimited(
+    shard: Shard, columns: Columns, id_name: str | None
+) -> Iterator[_Row | RowBatch]:
     file = shard.file
     places = {name: place for place, name in enumerate(file.columns)}
     constants = file.view.constants
     text_place = places[columns.text]
-    for row in read_rows(file):
+    wanted = [name for name in columns.wanted(file) if name in places]
+    for rows in read_blocks(file, wanted):
+        if isinstance(rows, pa.Table):
+            values = {name: rows.column(name).to_pylist() for name in rows.column_names}
+
+            def of(name: str, count: int = len(rows), found: Any = values) -> list[Any]:
+                return found[name] if name in found else [constants.get(name)] * count
+
+            ids = None if id_name is None else of(id_name)
+            kept_columns = [of(name) for name in columns.keep]
+            problems: list[str | None] = [None] * len(rows)
+            yield RowBatch(of(columns.text), problems, ids, kept_columns, rows.nbytes)
+            continue
+        row = rows
         if isinstance(row, BadRow):
             yield _Problem(f"line {row.line}" if row.line else "", row.problem, row.lines)
             continue
@@ -308,7 +330,7 @@ def _read_wet(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_
         yield record.get(columns.text), record.get(id_name or ""), kept, len(text)
 
 
-_ROW_READERS: dict[str, Callable[[Shard, Columns, str | None], Iterator[_Row]]] = {
+_ROW_READERS: dict[str, Callable[[Shard, Columns, str | None], Iterator[_Row | RowBatch]]] = {
     "jsonl": _read_json,
     "text": _read_text,
     "csv": _read_delimited,

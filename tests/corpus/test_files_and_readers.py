@@ -105,7 +105,7 @@ def test_every_format_gives_the_same_documents(tmp_path):
     write(tmp_path / "a.txt", "\n".join(texts) + "\n")
     for name in ("a.jsonl", "a.ndjson.gz", "a.parquet", "a.csv", "a.tsv", "b.csv.gz", "a.txt"):
         assert texts_of(tmp_path / name) == texts, name
-    assert [row[1] for row in rows_of(tmp_path / "a.csv")] == ids
+    assert [row[1].decode() for row in rows_of(tmp_path / "a.csv")] == ids
 
 
 def test_a_missing_column_names_the_columns_there_are(tmp_path):

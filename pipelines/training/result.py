@@ -148,7 +148,7 @@ model = peft.PeftModel.from_pretrained(base, "THIS_FOLDER")
 The adapter's weights derive from the base model and from the training texts; the licences of both
 apply. The base model's is {{ licence }}.
 """
-_KNOWN_LICENCES = {"smollm2-135m-instruct": "Apache-2.0"}
+_KNOWN_LICENCES = {"smollm2-135m-instruct": "Apache-2.0", "gemma3-270m": "Gemma Terms of Use"}
 
 
 def write_model_card(

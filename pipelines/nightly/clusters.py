@@ -147,8 +147,8 @@ def cluster_candidate(
         candidate: its documents are as they are to be published.
         earlier: the clusters of the version before.
         edits: people's, those that hold.
-        changed: share of the documents that are not as they were; 1 where other settings than
-            those of the version before ask for another clustering.
+        changed: share of the documents that are not as they were when clusters were fitted; 1
+            where other settings than those of the version before ask for another clustering.
         when: documents that changed last before are those that this night left untouched.
         fitted_at: when the clusters were fitted that documents join now; None to fit them anew.
         next_id: the first cluster id that was never given.

@@ -70,6 +70,9 @@ class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, E
     """'assign' leaves clusters as they are: documents that are new or changed join the nearest."""
     refit_every: int = 0
     """With --clusters assign: fit anew in every Nth night that makes a version; 0 for never."""
+    refit_drift: float = 0.0
+    """With --clusters assign: fit anew in the night after documents lay farther from their
+    centroids than when these were fitted, by this share of the mean square; 0 for never."""
     novel_deviations: float = 3.0
     """With --clusters assign: a document is novel where it is farther from its centroid than the
     cluster's mean distance by this many standard deviations."""
@@ -123,11 +126,15 @@ class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, E
             raise InputError(f"warm_iterations is {self.warm_iterations}; it must not be negative")
         if self.max_score_drop < 0:
             raise InputError(f"max_score_drop is {self.max_score_drop}; it must not be negative")
-        if self.clusters == "refit" and self.refit_every:
-            raise InputError("--refit-every has no effect without --clusters assign")
-        if self.refit_every < 0 or self.novel_deviations < 0 or self.novel_documents < 2:
+        for name in ("refit_every", "refit_drift"):
+            if self.clusters == "refit" and getattr(self, name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} has no effect without --clusters assign")
+        least = min(self.refit_every, self.refit_drift, self.novel_deviations)
+        if not least >= 0 or self.novel_documents < 2:
             raise InputError(
-                "refit_every and novel_deviations must not be negative, novel_documents at least 2"
+                "refit_every, refit_drift and novel_deviations must not be negative, "
+                "novel_documents at least 2"
             )
         if not 0 <= self.novel_similarity < 1:
             raise InputError(

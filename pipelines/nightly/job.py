@@ -39,8 +39,16 @@ from pipelines.nightly.clusters import (
     cluster_candidate,
     write_assignments,
 )
-from pipelines.nightly.config import NightConfig, decides_clusters
+from pipelines.nightly.config import NightConfig
 from pipelines.nightly.edits import broken_pairs
+from pipelines.nightly.fits import (
+    changed_share,
+    describe_refit,
+    fit_details,
+    fitted_at,
+    same_clustering,
+    spread_of,
+)
 from pipelines.nightly.known_files import corpus_digest
 from pipelines.nightly.night import Night, Steps
 from pipelines.nightly.notify import UNFINISHED, message_of, notify, summarize
@@ -59,7 +67,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.logs import mark_lines
 from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.packaged import demo_corpus
-from pipelines.runtime.run_record import RunRecord, changed_fields
+from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import map_on_ray
 from pipelines.store.backfill import open_backfills
 from pipelines.store.candidate import Candidate
@@ -74,8 +82,6 @@ log = logging.getLogger(__name__)
 
 JOB = "nightly_reindex"
 _NEXT_ID = "next_cluster_id"
-_FITTED_AT = "fitted_at"
-_SINCE_FIT = "nights_since_fit"
 _CORPUS = "corpus"
 
 
@@ -281,7 +287,7 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
         candidate,
         earlier,
         night.active,
-        changed=changed_share(night, changes),
+        changed=changed_share(night),
         when=night.when,
         fitted_at=fitted_at(night),
         next_id=next_cluster_id(night.store),
@@ -316,24 +322,9 @@ def cluster_and_publish(night: Night, candidate: Candidate, changes: Changes) ->
             "recall_at_10": index.recall_at_10,
         }
     )
-    due = refit_due_in(config, version)
+    due = describe_refit(config, version)
     summary = summarize(night, version, clusters, drift, checks, due)
     return JobResult(summary=summary, refusals=refusals)
-
-
-def changed_share(night: Night, changes: Changes) -> float:
-    """Share of the documents that are not as they were; 1 where all are clustered anew."""
-    base = night.before.base
-    if base is None or not same_clustering(night.config, base):
-        return 1.0
-    touched = sum(changes.counts[kind] for kind in ("new", "changed", "deleted"))
-    return min(1.0, touched / max(1, base.count()))
-
-
-def same_clustering(config: NightConfig, base: Version) -> bool:
-    """Whether a version was clustered as this night would."""
-    earlier = {**asdict(NightConfig()), **base.read_json("run.json")["config"]}
-    return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
 
 
 def is_settled(
@@ -352,26 +343,6 @@ def is_settled(
     newest = edits[-1].number if edits else 0
     seen = base.record.details.get(EDITS_KEY, 0)
     return newest == seen and same_clustering(config, base)
-
-
-def fitted_at(night: Night) -> datetime | None:
-    """When the clusters were fitted that documents join this night; None where they are fitted.
-
-    A version of an earlier release was fitted in its own night.
-    """
-    config, base = night.config, night.before.base
-    if config.clusters == "refit" or base is None or not night.before.same_encoder:
-        return None
-    if not same_clustering(config, base) or refit_due_in(config, base) == 0:
-        return None
-    return datetime.fromisoformat(base.record.details.get(_FITTED_AT, base.record.created_at))
-
-
-def refit_due_in(config: NightConfig, base: Version) -> int | None:
-    """In how many nights, this one counted as 0, clusters are fitted anew; None for never."""
-    if not config.refit_every:
-        return None
-    return max(0, config.refit_every - 1 - int(base.record.details.get(_SINCE_FIT, 0)))
 
 
 def next_counts(night: Night, unchanged: int) -> dict[str, Any]:
@@ -473,20 +444,9 @@ def seal(
             "checks": [asdict(check) for check in checks],
             EDITS_KEY: night.edits[-1].number if night.edits else 0,
             ACCEPTED_GROUPS: accepted_groups(night.before.base) + groups,
-            **fit_details(night),
+            **fit_details(night, spread_of(scores_of(clusters), candidate.count())),
             "seconds": round(sum(night.steps.seconds.values()), 1),
             **(passage_details(night.config) if night.config.passages else {}),
             **({} if night.corpus is None else {_CORPUS: next_counts(night, candidate.count())}),
         },
     )
-
-
-def fit_details(night: Night) -> dict[str, Any]:
-    """When the clusters were fitted, and how many versions ago."""
-    base, standing = night.before.base, fitted_at(night)
-    if standing is None or base is None:
-        return {_FITTED_AT: night.when.isoformat(), _SINCE_FIT: 0}
-    return {
-        _FITTED_AT: standing.isoformat(),
-        _SINCE_FIT: int(base.record.details.get(_SINCE_FIT, 0)) + 1,
-    }

@@ -77,9 +77,9 @@ def summarize(
     clusters: NightClusters,
     drift: Drift | None,
     checks: Sequence[Check],
-    due: int | None,
+    due: str,
 ) -> dict[str, str]:
-    """The table that a person sees at the end; ``due`` is in how many nights a fit is."""
+    """The table that a person sees at the end; ``due`` says when a fit is."""
     counts = night.record.counts
     kinds = ("new", "changed", "deleted", "unchanged", "retouched", "rejected")
     events = [event.event for event in clusters.published.identity.events]
@@ -94,8 +94,7 @@ def summarize(
         + "".join(f", {events.count(kind)} {kind}" for kind in dict.fromkeys(events)),
     }
     if clusters.novelty is not None:
-        when = "--refit-every is 0" if due is None else f"a fit is due in {due + 1} nights"
-        rows["novel"] = f"{len(clusters.novelty.table):,} documents fit nowhere; {when}"
+        rows["novel"] = f"{len(clusters.novelty.table):,} documents fit nowhere; {due}"
     near = night.record.metrics.get(NEIGHBOURS)
     if near is not None:
         rows[f"same {near['neighbours']} nearest"] = describe_neighbours(near)

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from nights import centroids_of, check_rows, night, rows_of, text_of, write_corpus
 
+from pipelines.nightly import clusters
+from pipelines.nightly.clusters import cluster_config
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.notify import notify
 from pipelines.runtime.errors import InputError
@@ -27,7 +29,7 @@ def assigned(tonight):
     """Runs a night that does not fit anew."""
 
     def run(texts, **settings):
-        return tonight(texts, clusters="assign", **{**NOVEL, **settings})
+        return tonight(texts, **{"clusters": "assign", **NOVEL, **settings})
 
     return run
 
@@ -130,6 +132,41 @@ def test_a_fit_is_due_after_as_many_nights_as_are_asked_for(assigned, store):
             assert "a fit is due in 2 nights" in result.summary["novel"]
 
 
+def test_a_fit_is_due_when_documents_have_drifted_from_their_centroids(assigned, store):
+    fits = []
+    for extra in (1, 2, 30, 31, 32):
+        result = assigned(texts_of(extra), refit_drift=0.2, novel_documents=99, max_drift=1.0)
+        version = Store.open(str(store)).version()
+        inertia = version.record.scores["inertia"] / version.count()
+        growth = inertia / version.record.details["fitted_spread"] - 1
+        fits.append(version.record.details["nights_since_fit"] == 0)
+        if not fits[-1]:
+            told = result.summary["novel"]
+            assert ("a fit is due in 1 nights" in told) == (growth > 0.2) == (extra == 30)
+            assert (f"{growth:+.1%} since the fit" in told) == (extra != 30)
+    assert fits == [False, False, False, True, False]
+
+
+def test_a_fit_heeds_what_changed_in_all_nights_since_the_last_one(assigned, store, monkeypatch):
+    asked = []
+
+    def settings(*arguments):
+        asked.append(cluster_config(*arguments))
+        return asked[-1]
+
+    monkeypatch.setattr(clusters, "cluster_config", settings)
+    texts = texts_of()
+    for number in range(1, 5):
+        texts |= {n: text_of(n, version=number) for n in range(10 * number, 10 * number + 8)}
+        assert not assigned(texts, refit_every=4).refusals
+    version = Store.open(str(store)).version()
+    assert (version.number, version.record.details["nights_since_fit"]) == (5, 0)
+    assert asked[-1].max_iterations == 16  # four nights of 4%
+    texts |= {3: text_of(3, version=9), 4: text_of(4, version=9)}
+    assert not assigned(texts, clusters="refit").refusals
+    assert asked[-1].max_iterations == 1
+
+
 def test_another_number_of_clusters_is_fitted_anew(assigned, store):
     assert not assigned(texts_of(), num_clusters="6", max_drift=1.0).refusals
     assert Store.open(str(store)).version().record.details["nights_since_fit"] == 0
@@ -140,6 +177,8 @@ def test_another_number_of_clusters_is_fitted_anew(assigned, store):
     ("flags", "message"),
     [
         ({"refit_every": 3}, "no effect without --clusters assign"),
+        ({"refit_drift": 0.1}, "no effect without --clusters assign"),
+        ({"refit_drift": -0.1, "clusters": "assign"}, "must not be negative"),
         ({"novel_similarity": 1.0}, "novel_similarity is 1.0"),
         ({"notify": "ftp://somewhere"}, "http:// or https:// address, or env:NAME"),
     ],

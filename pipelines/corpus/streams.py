@@ -7,11 +7,13 @@ cannot be decompressed any further raises ``OSError``.
 from __future__ import annotations
 
 import bisect
+import bz2
 import codecs
 import io
 import itertools
 import lzma
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -52,7 +54,7 @@ def open_stream(
 ) -> Iterator[Any]:
     """A text file's bytes as UTF-8; of an uncompressed UTF-8 file from the byte ``start`` on."""
     filesystem, inner = open_filesystem(path)
-    codec = compression if compression in ("gzip", "bz2", "lz4") else None
+    codec = "lz4" if compression == "lz4" else None
     if not compression and encoding == UTF_8:
         stream = filesystem.open_input_file(inner)
         stream.seek(start)
@@ -60,9 +62,8 @@ def open_stream(
         stream = filesystem.open_input_stream(inner, compression=codec)
     with stream:
         unpacked: Any = stream
-        if compression in ("xz", "zstd"):
-            packed: Any = _Xz(stream) if compression == "xz" else _Zstd(stream)
-            unpacked = io.BufferedReader(packed, BLOCK_BYTES)
+        if compression in _UNPACKED:
+            unpacked = io.BufferedReader(_UNPACKED[compression](stream), BLOCK_BYTES)
         if encoding != UTF_8:
             source = unpacked if codec or unpacked is stream else pa.PythonFile(unpacked, "r")
             unpacked = pa.transcoding_input_stream(source, encoding, UTF_8)
@@ -70,7 +71,10 @@ def open_stream(
 
 
 class _Unpacked(io.RawIOBase):
-    """Uncompressed content of a stream of one or more compressed pieces, one behind the other."""
+    """Uncompressed content of a stream of one or more compressed pieces, one behind the other.
+
+    pyarrow's own streams lose what they have just unpacked where the next bytes are cut off.
+    """
 
     errors: tuple[type[Exception], ...] = ()
 
@@ -79,6 +83,13 @@ class _Unpacked(io.RawIOBase):
         self._piece: Any = None
         self._rest = b""
         self._content = memoryview(b"")
+        self._more = False
+        """Whether the last step may have more to give without more to read."""
+        self._at_a_time = min(self.begins_with, _PACKED_BYTES)
+
+    def _unpack(self, data: bytes) -> bytes:
+        """A step: at most a block of what ``data`` and all before it unpack to."""
+        return bytes(self._piece.decompress(data, BLOCK_BYTES))
 
     def _new_piece(self) -> Any:
         raise NotImplementedError
@@ -89,20 +100,21 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` as far as one step gives; ``OSError`` where the content is cut off."""
         while not self._content:
-            data = self._rest or self._packed.read(_PACKED_BYTES)
-            if not data:
+            data = self._rest or (b"" if self._more else self._packed.read(self._at_a_time))
+            if not data and not self._more:
                 if self._piece is not None:
                     raise OSError("Truncated compressed stream")
                 return 0
             self._rest = b""
             try:
                 self._piece = self._piece or self._new_piece()
-                self._content = memoryview(self._piece.decompress(data))
+                content = self._unpack(data)
             except self.errors as error:
                 raise OSError(str(error)) from error
+            self._content, self._more = memoryview(content), len(content) == BLOCK_BYTES
             if self._piece.eof:
                 self._rest = self._piece.unused_data.lstrip(b"\0" if self.pads else b"")
-                self._piece = None
+                self._piece, self._more = None, False
         size = min(len(self._content), len(buffer))
         buffer[:size] = self._content[:size]
         self._content = self._content[size:]
@@ -110,6 +122,26 @@ class _Unpacked(io.RawIOBase):
 
     pads = False
     """Whether zero bytes may stand behind a piece."""
+    begins_with = _PACKED_BYTES
+    """Bytes of the first step."""
+
+
+class _Gzip(_Unpacked):
+    errors = (zlib.error,)
+    pads = True
+
+    def _new_piece(self) -> Any:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    def _unpack(self, data: bytes) -> bytes:
+        content = super()._unpack(data)
+        self._rest = self._piece.unconsumed_tail
+        return content
+
+
+class _Bz2(_Unpacked):
+    def _new_piece(self) -> Any:
+        return bz2.BZ2Decompressor()
 
 
 class _Xz(_Unpacked):
@@ -124,9 +156,25 @@ class _Zstd(_Unpacked):
     """pyarrow's own refuses the windows that ``zstd --long`` writes."""
 
     errors = (zstandard.ZstdError,)
+    begins_with = 256
 
     def _new_piece(self) -> Any:
         return zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
+
+    def _unpack(self, data: bytes) -> bytes:
+        """All of it, as nothing limits it; so less is read next where it was much."""
+        content = bytes(self._piece.decompress(data))
+        size = self._at_a_time // 4 if len(content) > BLOCK_BYTES else 4 * self._at_a_time
+        self._at_a_time = min(max(size, 64), _PACKED_BYTES)
+        return content
+
+
+_UNPACKED: dict[str | None, type[_Unpacked]] = {
+    "gzip": _Gzip,
+    "bz2": _Bz2,
+    "xz": _Xz,
+    "zstd": _Zstd,
+}
 
 
 def read_head(path: str, compression: str | None, encoding: str = UTF_8) -> bytes:

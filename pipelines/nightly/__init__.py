@@ -9,6 +9,7 @@
 ``reuse``     unfinished nights, and vectors of known texts copied
 ``changes``   what changed, embedded
 ``clusters``  a candidate clustered from yesterday's centroids, under yesterday's ids
+``fits``      when clusters are fitted anew, and when they are left as they were
 ``parts``     centroids of a fit, and the clusters that they are published as
 ``edits``     people's names, merges, splits and pins, applied
 ``titles``    names that a model writes, kept while a cluster lives

@@ -1,4 +1,4 @@
-"""What a night would do, told before anything is written to the store.
+"""What a night would read and do, told before anything is written to the store.
 
 The corpus is read and compared as in a night, on this machine's temporary folder; nothing is
 embedded but a sample, to measure how quick the actors are.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 
-from pipelines.corpus.files import CorpusFile
+from pipelines.corpus.detected import describe_corpus
+from pipelines.corpus.files import CorpusListing
 from pipelines.embedding.encode import duration
 from pipelines.embedding.estimate import estimate_run
 from pipelines.encoder.description import EncoderDescription
@@ -27,15 +27,17 @@ def forecast(
     config: NightConfig,
     encoder: tuple[ActorPlan, EncoderDescription],
     before: Before,
-    files: Sequence[CorpusFile],
+    listing: CorpusListing,
 ) -> JobResult:
-    """What changed, what embedding it would take, and what the checks say of what is known.
+    """What was detected, what changed, what embedding it would take, what checks say by now.
 
     Raises :class:`InputError` where the night itself would, for a corpus that cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="shoal-dry-run-") as folder:
-        compared = find_changes(config, folder, files, encoder, before)
-        summary = _summary(config, compared, before)
+        compared = find_changes(config, folder, listing.files, encoder, before)
+        run = compared.run
+        seen = describe_corpus(run.files, run.config.columns, listing.passed_over)
+        summary = seen | _summary(config, compared, before)
     return JobResult(counts=dict(compared.counts), summary=summary)
 
 

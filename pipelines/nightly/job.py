@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.drift import Drift, measure_drift
-from pipelines.corpus.files import CorpusFile, find_files
+from pipelines.corpus.files import CorpusFile, find_corpus
 from pipelines.embedding.encode import EmbeddingStoppedError
 from pipelines.embedding.job import describe_beforehand, prepare_encoder
 from pipelines.encoder.description import AUTO_ADAPTER, EncoderDescription
@@ -94,13 +94,14 @@ def reindex(config: NightConfig, connect: Callable[[], None] = lambda: None) -> 
     that do not do, and ``LeaseHeldError`` while another run has the store.
     """
     began_ns = time.time_ns()
-    files = find_files(config.corpus or str(demo_corpus()), config.reading)
+    listing = find_corpus(config.corpus or str(demo_corpus()), config.reading)
+    files = listing.files
     if config.dry_run:
         from pipelines.nightly.dry_run import forecast  # torch
 
         connect()
         existing = Store.open_if_there(config.store)
-        return forecast(*(prepare(config, existing, files)[:3]), files)
+        return forecast(*(prepare(config, existing, files)[:3]), listing)
     store = Store.open_or_create(config.store)
     steps = Steps()
     steps.begin(1)
@@ -110,6 +111,7 @@ def reindex(config: NightConfig, connect: Callable[[], None] = lambda: None) -> 
         )
         with record:
             mark_lines(JOB, record.run_id)
+            record.metrics["files_passed_over"] = len(listing.passed_over)
             result = run_night(config, store, lease, record, steps, files, began_ns, connect)
     if config.notify:
         notify(config.notify, message_of(config.store, record, result))

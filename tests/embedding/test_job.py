@@ -84,11 +84,13 @@ def test_a_mixed_corpus_becomes_one_table_with_counts_that_add_up(config):
             lines.write(json.dumps({"id": n, "text": body[n], "label": n % 3}) + "\n")
         lines.write('{"id": 1, "text": "its id was taken", "label": null}\n{broken\n')
         lines.write('{"id": 900, "text": 12}\n{"id": null, "text": "no id"}\n')
+    (corpus / "notes.docx").write_text("no format of a corpus")
     counts = run(replace(config, keep_columns=("label", "text"), chunk_tokens=2000))
     assert counts["documents"] == 604
     assert counts["rejected"] == 6
     assert counts["duplicates"] == 1
     assert counts["embedded"] == 597
+    assert read_run(config.output)["metrics"]["files_passed_over"] == 1
     assert rejected(config.output) == [
         ("1", "duplicate id"),
         ("7", "text is null"),
@@ -280,6 +282,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config):
     Path(config.corpus, "a.txt").write_text("\n".join(texts(500)))
     config = replace(config, dry_run=True)
     summary = embed_corpus(config, RunRecord(config.output, "embed_corpus", {})).summary
+    assert summary["text"] == "1 files; columns text; 1 without an id column: hashes of the texts"
+    assert summary["text, row 3"] == f"hash of its text: {' '.join(texts(3)[2].split())}"
     assert summary["files"] == "1"
     documents = int(summary["documents"].removeprefix("about ").replace(",", ""))
     assert 400 < documents < 600

@@ -7,6 +7,7 @@ from pipelines.embedding.estimate import Estimate
 from pipelines.nightly import dry_run
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
+from pipelines.runtime.run_record import read_run
 from pipelines.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_model")
@@ -40,6 +41,23 @@ def test_changes_are_counted_and_their_embedding_estimated(tonight, store):
     assert not [name for name in result.summary if name.startswith("check ")]
     result = tonight(texts)
     assert result.summary["texts embedded"] == "4, and 0 known ones reused"
+
+
+def test_what_was_detected_and_passed_over_is_told_and_counted(tonight, store, tmp_path):
+    texts = {n: text_of(n) for n in range(DOCUMENTS)}
+    labels = {n: f"label{text[:1]}" for n, text in texts.items()}
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.xlsx").write_text("x")
+    (tmp_path / "corpus" / "b.jsonl").write_text('{"id": 900, "text": "a text"}\n')
+    result = tonight(texts, labels, dry_run=True)
+    assert result.summary["parquet"] == "1 files; columns id int64, text string, label string"
+    assert result.summary["parquet, row 3"] == f"2: {texts[2]}"
+    assert result.summary["jsonl, row 1"] == "900: a text"
+    assert result.summary["passed over: unknown format"].startswith("1 files, such as ")
+    assert [*result.summary][-1] == "dry run"
+    (tmp_path / "corpus" / "b.jsonl").unlink()
+    tonight(texts, labels)
+    assert read_run(f"{store}/_work")["metrics"]["files_passed_over"] == 1
 
 
 def test_another_encoder_and_vanished_documents_are_told_as_the_checks_will(tonight, store):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.assign import NearestCentroids
 from cluster.census import (
@@ -46,6 +47,7 @@ from pipelines.nightly.edits import (
     Pins,
     describe_published,
     names_given,
+    pinned_before,
     pinned_documents,
     place_pins,
     split_starts,
@@ -167,16 +169,18 @@ def cluster_candidate(
     else:
         k = (settings.levels()[0] if choice is None else choice.k) + len(starts)
         fit, _ = fit_levels(source, scan, [k], settings, _start(config, earlier, starts, k, sample))
+    pinned, placed = [], []
+    if earlier is not None:
+        alive = {*earlier.parts.ids.tolist(), *earlier.parts.part_ids.tolist()}
+        pinned = [*pinned_documents(edits, candidate, alive)[0]]
+        placed = [*pinned, *pinned_before(earlier.version, candidate)]
     count = functools.partial(
         count_documents, source, scan, settings=settings, earlier=earlier, when=when,
-        fitted_at=fitted_at,
+        fitted_at=fitted_at, pinned=pa.array(placed, candidate.schema.field("id").type),
     )  # fmt: skip
     counted, novelty = count(fit), None
     if fitted_at is not None:
-        assert earlier is not None
-        alive = {*earlier.parts.ids.tolist(), *earlier.parts.part_ids.tolist()}
-        pinned, _ = pinned_documents(edits, candidate, alive)
-        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids), [*pinned])
+        novelty = find_novelty(config, candidate, counted.joined, len(fit.centroids), pinned)
         if len(novelty.centroids) and "novel" in config.accept:
             fit = Fit.standing(np.vstack([fit.centroids, novelty.centroids]))
             counted = count(fit)
@@ -324,14 +328,19 @@ def count_documents(
     earlier: Earlier | None,
     when: datetime,
     fitted_at: datetime | None,
+    pinned: pa.Array,
 ) -> _Counted:
-    """The census under a fit's centroids, and where untouched and new documents are in it."""
+    """The census under a fit's centroids, and where untouched and new documents are in it.
+
+    Documents that people put where they are or were, by their ids, tell nothing of which new
+    cluster is which old one.
+    """
     old_ids = np.empty(0, dtype=np.int64) if earlier is None else earlier.clusters.ids
     largest = max(scan.largest, float(np.abs(fit.centroids).max()))
     longest = 2 * largest * float(np.sqrt(source.dimension))
     plan = CensusPlan((len(fit.centroids),), KEPT_DOCUMENTS, scan.rows, longest)
     count = functools.partial(
-        _count_shard, source, fit.centroids, plan, settings.seed, old_ids, when, fitted_at
+        _count_shard, source, fit.centroids, plan, settings.seed, old_ids, when, fitted_at, pinned
     )
     censuses, joined = [], []
     shared = np.zeros((len(old_ids), plan.k), dtype=np.int64)
@@ -407,6 +416,7 @@ def _count_shard(
     old_ids: np.ndarray,
     when: datetime,
     fitted_at: datetime | None,
+    pinned: pa.Array,
     shard: Shard,
 ) -> _CountedShard:
     index = NearestCentroids(centroids)
@@ -421,12 +431,13 @@ def _count_shard(
             censuses = [merge_censuses(censuses)]
     places = np.concatenate([np.empty(0, np.int32), *(a for a, _ in assigned)])
     cluster, changed = _before(shard)
+    every = pa.chunked_array(ids, pinned.type).combine_chunks()
     joined = None
     if fitted_at is not None:
         distances = np.concatenate([np.empty(0), *(d for _, d in assigned)])
-        every = pa.chunked_array(ids).combine_chunks() if ids else pa.array([], pa.string())
         joined = split_joined(every, places, distances, changed <= _microseconds(fitted_at))
-    shared = _shared(cluster, changed < _microseconds(when), places, old_ids)
+    free = pc.invert(pc.is_in(every, value_set=pinned)).to_numpy(zero_copy_only=False)
+    shared = _shared(cluster, free & (changed < _microseconds(when)), places, old_ids)
     return _CountedShard(merge_censuses(censuses), shared, joined)
 
 

@@ -195,6 +195,13 @@ def pinned_documents(
     return wanted, frozenset(edit.number for edit, _ in pins if not rows[edit.document])
 
 
+def pinned_before(base: Version, candidate: Candidate) -> list[str | int]:
+    """Ids of a candidate's rows that the version before had where people pinned them."""
+    applied = (row for row in read_applied(base).to_pylist() if row["status"] == "applied")
+    names = [row["document_id"] for row in applied if row["action"] == "pin"]
+    return [row_id for rows in pinned_rows(names, candidate.documents).values() for row_id in rows]
+
+
 def names_given(edits: Sequence[Edit]) -> dict[int, str]:
     """By cluster id the name that a person gave it."""
     return {e.clusters[0]: e.text for e in edits if e.action == "name"}

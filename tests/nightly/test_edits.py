@@ -458,3 +458,22 @@ def test_merged_clusters_keep_a_name_of_which_words_still_fit(edit, tonight, sto
         tonight(texts_of())
     assert not [event for event in lineage_of(store) if event["event"] == "renamed"]
     check_sound(store)
+
+
+def test_pinned_documents_do_not_count_as_moved(edit, tonight, store):
+    home, other = cluster_of(store, "a").pop(), cluster_of(store, "b").pop()
+    pinned = range(0, 175, 5)  # of 40
+    numbers = [edit(pin=(str(number), other))["number"] for number in pinned]
+    for changed in ({}, {3}, {4}):
+        assert not tonight(texts_of(changed), max_drift=0.1).refusals
+        rows = rows_of(store)
+        assert {rows[number]["cluster_id"] for number in pinned} == {other}
+        assert {rows[number]["cluster_id"] for number in range(175, 200, 5)} == {home}
+        check_sound(store)
+    checks = Store.open(str(store)).version().read_json("checks.json")
+    assert next(check["value"] for check in checks if check["name"] == "drift") == 0
+    for number in numbers:
+        edit(undo=number)
+    assert not tonight(texts_of({4}), max_drift=0.1).refusals
+    assert cluster_of(store, "a") == {home}
+    assert not [event for event in lineage_of(store) if event["version"] > 1]

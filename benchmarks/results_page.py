@@ -138,7 +138,9 @@ def reach() -> str:
     for name, run in found.items():
         scores = [run["v_measure"][corpus] for corpus in names]
         cells = [f"{score:.3f}" for score in [*scores, sum(scores) / len(scores)]]
-        rows.append([titles.get(name, name), *cells])
+        model, _, adapter = name.rpartition(":")
+        of_other = f"{model}, {'no adapter' if adapter == 'none' else 'tuned by the same recipe'}"
+        rows.append([of_other if model else titles.get(name, name), *cells])
     return table(["encoder", *names, "mean"], rows)
 
 

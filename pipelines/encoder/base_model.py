@@ -89,8 +89,9 @@ def load_base_model(
             kind = transformers.AutoModel
             model, missing = _load(kind, plain, folder, options, trust_remote_code)
             model = made_plain(model, method, dtype)
-        if missing and model.config.get_text_config().tie_word_embeddings:
-            # embeddings that are stored under the head's name are known to the class with a head
+        if missing and type(model.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            # Embeddings that are stored under the head's name are known to the class with a head,
+            # and some names that are translated (DeepSeek-V4's last norm) are right there alone.
             kind = transformers.AutoModelForCausalLM
             whole, lacking = _load(kind, plain, folder, options, trust_remote_code)
             if not lacking:

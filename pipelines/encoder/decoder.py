@@ -7,7 +7,8 @@ precision that it will be used with, and they are held against those of the mode
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -158,7 +159,9 @@ def check_attention(model: Any, description: EncoderDescription) -> None:
     first = []
     for second in (5, 6):
         ids = torch.tensor([[4, second, 7, 8]], device=device)
-        states = read_states(model, stack, (1,), len(stack) + 1, ids, torch.ones_like(ids).bool())
+        mask = torch.ones_like(ids).bool()
+        with told_in_one_line(f"{type(model).__name__} cannot be run"):
+            states = read_states(model, stack, (1,), len(stack) + 1, ids, mask)
         first.append(states[0, 0].float())
     sees = bool((first[0] - first[1]).norm() > _SEEN * first[0].norm())
     if sees != (description.attention == "bidirectional"):
@@ -187,7 +190,8 @@ def choose_decoder(
     probe = tokenizer.tokenize(PROBE)
     runs = f"{type(model).__name__} cannot be run to layers {list(description.layers)} in "
     dtype = str(weights_dtype(description)).removeprefix("torch.")
-    expected = _first_vectors(padded, probe, head, f"{runs}{dtype}")
+    with told_in_one_line(f"{runs}{dtype}"):
+        expected = head(*padded.states(probe))
     if not expected.isfinite().all():
         remedy = (
             "use --dtype bfloat16 or float32"
@@ -228,7 +232,8 @@ def choose_decoder(
         )
     elif int8:
         quantize_linears(find_layers(model))
-        agreement = agree(expected, _first_vectors(padded, probe, head, f"{runs}int8"))
+        with told_in_one_line(f"{runs}int8"):
+            agreement = agree(expected, head(*padded.states(probe)))
         if agreement < _LEAST_AGREEMENT["int8"]:
             raise InputError(refuse_int8(description, agreement))
     if compile_model:
@@ -236,15 +241,11 @@ def choose_decoder(
     return padded
 
 
-def _first_vectors(
-    padded: PaddedDecoder, probe: Sequence[Sequence[int]], head: VectorHead, runs: str
-) -> Tensor:
-    """Vectors of the probe; :class:`InputError` where the model's own code cannot make them.
-
-    ``runs`` says what was to be run, for the error.
-    """
+@contextmanager
+def told_in_one_line(runs: str) -> Iterator[None]:
+    """:class:`InputError` where a model's own code cannot be run; ``runs`` says as what."""
     try:
-        return head(*padded.states(probe))
+        yield
     except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:

@@ -270,3 +270,23 @@ def test_no_hub_is_asked_about_the_model_that_an_adapter_names(folder, tmp_path,
         lambda *_args, **_more: pytest.fail("the hub was asked"),
     )
     load(folder, adapter=str(adapter))
+
+
+def test_a_last_norm_whose_name_only_the_class_with_a_head_translates_is_read(tmp_path):
+    folder = tiny_model(tmp_path, num_hidden_layers=2)  # for its tokenizer
+    config = transformers.DeepseekV4Config(
+        vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
+        q_lora_rank=16, qk_rope_head_dim=16, o_lora_rank=16, o_groups=2, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=32, index_n_heads=2, index_head_dim=32,
+        sliding_window=16, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    whole = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        whole.model.norm.weight.normal_()
+    whole.save_pretrained(folder)
+    encoder = load(folder)
+    expected = [whole.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in
+                encoder.tokenizer.tokenize(SENTENCES)]  # fmt: skip
+    expected = torch.nn.functional.normalize(torch.stack(expected), dim=-1).detach().numpy()
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999

@@ -201,6 +201,13 @@ def test_attention_that_a_configuration_names_in_vain_must_be_asked_for(tmp_path
     assert (found * expected).sum(1).min() > 0.9999
 
 
+def test_code_that_cannot_run_is_refused_in_one_line_also_where_attention_is_asked_for(tmp_path):
+    folder = tiny_model(tmp_path, "deepseek_v3", num_key_value_heads=2)  # its heads cannot share
+    for attention in ("auto", "bidirectional"):
+        with pytest.raises(InputError, match=r"DeepseekV3Model cannot be run .* another model"):
+            load(folder, attention=attention)
+
+
 def test_code_that_cannot_run_in_int8_is_refused_in_one_line(tmp_path):
     folder = tiny_model(tmp_path / "mamba", "mamba")  # multiplies by a layer's weights itself
     with pytest.raises(InputError, match=r"MambaModel cannot be run .* in int8 .* --dtype") as told:

@@ -432,12 +432,13 @@ def _count_shard(
     places = np.concatenate([np.empty(0, np.int32), *(a for a, _ in assigned)])
     cluster, changed = _before(shard)
     every = pa.chunked_array(ids, pinned.type).combine_chunks()
-    joined = None
+    untouched, joined = changed < _microseconds(when), None
     if fitted_at is not None:
         distances = np.concatenate([np.empty(0), *(d for _, d in assigned)])
-        joined = split_joined(every, places, distances, changed <= _microseconds(fitted_at))
+        was_there = changed <= _microseconds(fitted_at)
+        joined = split_joined(every, places, distances, was_there, untouched)
     free = pc.invert(pc.is_in(every, value_set=pinned)).to_numpy(zero_copy_only=False)
-    shared = _shared(cluster, free & (changed < _microseconds(when)), places, old_ids)
+    shared = _shared(cluster, free & untouched, places, old_ids)
     return _CountedShard(merge_censuses(censuses), shared, joined)
 
 

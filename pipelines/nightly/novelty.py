@@ -22,6 +22,7 @@ from pipelines.store.columns import EMBEDDING
 from pipelines.store.index import unit
 
 NOVEL = "novel.parquet"
+_LEAST_FITTED = 2
 GROUPED_DOCUMENTS = 3_000
 """Novel documents that are compared with each other; memory grows with their square."""
 
@@ -33,30 +34,41 @@ class Joined:
     fitted: pa.Table
     """place, documents, sum and squares of their distances."""
     since: pa.Table
-    """id, place and distance of each document that joined or changed since."""
+    """id, place and distance of each document that joined or changed since, and whether before
+    this night."""
 
 
 def split_joined(
-    ids: pa.Array, places: np.ndarray, distances: np.ndarray, fitted: np.ndarray
+    ids: pa.Array,
+    places: np.ndarray,
+    distances: np.ndarray,
+    fitted: np.ndarray,
+    untouched: np.ndarray,
 ) -> Joined:
     """Of n documents, each with its centroid's place, int32 (n,), and distance, float64 (n,).
 
-    ``fitted``, bool (n,), says which were there when the clusters were fitted.
+    ``fitted``, bool (n,), says which were there when the clusters were fitted, ``untouched`` which
+    are as they were before this night.
     """
-    own, ways = places[fitted], distances[fitted]
     count = int(places.max()) + 1 if len(places) else 0
-    sums = {
-        "documents": np.bincount(own, minlength=count),
-        "sum": np.bincount(own, ways, minlength=count),
-        "squares": np.bincount(own, ways**2, minlength=count),
-    }
+    sums = dict(zip(_SUMS, _sums(places[fitted], distances[fitted], count), strict=True))
     rows = pa.array(np.flatnonzero(~fitted))
     since = {
         "id": ids.take(rows),
         "place": pa.array(places[~fitted], pa.int32()),
         "distance": pa.array(distances[~fitted]),
+        "untouched": pa.array(untouched[~fitted]),
     }
     return Joined(pa.table({"place": range(count), **sums}), pa.table(since))
+
+
+_SUMS = ("documents", "sum", "squares")
+
+
+def _sums(places: np.ndarray, distances: np.ndarray, count: int) -> np.ndarray:
+    """float64 (3, count): by place how many distances, their sum and that of their squares."""
+    weights = (None, distances, distances**2)
+    return np.stack([np.bincount(places, w, minlength=count) for w in weights])
 
 
 @dataclass(frozen=True)
@@ -87,18 +99,20 @@ def find_novelty(
     totals = np.zeros((3, k))
     for part in joined:
         places = part.fitted["place"].to_numpy()
-        for row, name in enumerate(("documents", "sum", "squares")):
+        for row, name in enumerate(_SUMS):
             totals[row, places] += part.fitted[name].to_numpy()
+    since = pa.concat_tables([part.since for part in joined])
+    places, distances = since["place"].to_numpy(), since["distance"].to_numpy()
+    # a cluster that novel documents made was not fitted: it is as wide as who is in it by now
+    is_young = (totals[0] < _LEAST_FITTED)[places] & since["untouched"].to_numpy()
+    totals += _sums(places[is_young], distances[is_young], k)
     count = np.maximum(totals[0], 1)
     mean = totals[1] / count
     spread = np.sqrt(np.maximum(totals[2] / count - mean**2, 0))
-    limits = np.where(totals[0] > 1, mean + config.novel_deviations * spread, np.inf)
-    since = pa.concat_tables([part.since for part in joined])
-    placed = pa.array(pinned, since["id"].type)
-    since = since.filter(pc.invert(pc.is_in(since["id"], value_set=placed)))
-    places, distances = since["place"].to_numpy(), since["distance"].to_numpy()
-    novel = since.filter(pa.array(distances > limits[places])).combine_chunks()
-    return _group(config, candidate, novel.sort_by("id"))
+    limits = np.where(totals[0] >= _LEAST_FITTED, mean + config.novel_deviations * spread, np.inf)
+    placed = pc.is_in(since["id"], value_set=pa.array(pinned, since["id"].type)).to_numpy()
+    novel = since.filter(pa.array(~placed & (distances > limits[places]))).combine_chunks()
+    return _group(config, candidate, novel.drop_columns("untouched").sort_by("id"))
 
 
 def _group(config: NightConfig, candidate: Candidate, novel: pa.Table) -> Novelty:

@@ -106,6 +106,20 @@ def test_clusters_that_were_accepted_outlive_the_next_fit(assigned, tonight, sto
     assert len(centroids_of(store)) == 5
 
 
+def test_what_is_far_from_a_cluster_that_was_accepted_is_novel(assigned, store):
+    texts = texts_of(extra=90)
+    assert not assigned(texts, accept=("novel",)).refusals
+    (born,) = {rows_of(store)[1000 + n]["cluster_id"] for n in range(90)}
+    texts |= texts_of(extra=93) | {2000 + n: text_of(n, "x") for n in range(60)}
+    for _ in range(2):
+        assert not assigned(texts, novel_documents=99).refusals
+        rows = rows_of(store)
+        assert {rows[1000 + n]["cluster_id"] for n in range(93)} == {born}
+        assert born in {rows[2000 + n]["cluster_id"] for n in range(60)}
+        assert [row["id"] for row in novel_of(store)] == [*range(2000, 2060)]
+        texts |= {3: text_of(3, version=1)}
+
+
 def test_a_document_that_people_put_somewhere_is_not_novel(assigned, store):
     assigned(texts_of(extra=4))
     other = (rows_of(store)[1000]["cluster_id"] + 1) % 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 
 from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.files import CorpusListing
@@ -19,6 +20,7 @@ from pipelines.nightly.checks import early_checks
 from pipelines.nightly.config import NightConfig
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.machines import ActorPlan
+from pipelines.store.edits import Edit, known_edits
 
 _KINDS = ("new", "changed", "deleted", "unchanged", "retouched", "rejected")
 
@@ -28,20 +30,24 @@ def forecast(
     encoder: tuple[ActorPlan, EncoderDescription],
     before: Before,
     listing: CorpusListing,
+    edits: Sequence[Edit],
 ) -> JobResult:
     """What was detected, what changed, what embedding it would take, what checks say by now.
 
-    Raises :class:`InputError` where the night itself would, for a corpus that cannot be used.
+    ``edits`` are people's, undone ones among them. Raises :class:`InputError` where the night
+    itself would, for a corpus that cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="shoal-dry-run-") as folder:
         compared = find_changes(config, folder, listing.files, encoder, before)
         run = compared.run
         seen = describe_corpus(run.files, run.config.columns, listing.passed_over)
-        summary = seen | _summary(config, compared, before)
+        summary = seen | _summary(config, compared, before, edits)
     return JobResult(counts=dict(compared.counts), summary=summary)
 
 
-def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> dict[str, str]:
+def _summary(
+    config: NightConfig, compared: ComparedCorpus, before: Before, edits: Sequence[Edit]
+) -> dict[str, str]:
     """The table that a person sees."""
     texts, known = compared.settled.distinct, compared.settled.known
     base = before.base
@@ -51,6 +57,9 @@ def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> d
         "changes": ", ".join(f"{compared.counts[k]:,} {k}" for k in _KINDS if compared.counts[k]),
         "texts to embed": f"{texts:,}, and {known:,} known ones to reuse",
     }
+    fresh = [] if base is None else [e for e in edits if e.number > known_edits(base)]
+    if fresh:
+        rows["edits"] = f"{len(fresh):,} by people since then, which the night applies"
     if config.vector_column:
         rows["vectors to take"] = f"{texts:,}"
     elif texts:
@@ -79,8 +88,9 @@ def _summary(config: NightConfig, compared: ComparedCorpus, before: Before) -> d
     ]
     for number, check in enumerate(failed, 1):
         rows[f"check {number}"] = check.says + (" (accepted)" if check.accepted else "")
+    refusing = sum(check.refuses for check in failed)
     rows["checks"] = (
-        f"{len(failed)} of those that are known by now would refuse; score, drift, imbalance and "
+        f"{refusing} of those that are known by now would refuse; score, drift, imbalance and "
         "novel are known after clustering"
     )
     return rows | {"dry run": f"nothing was written to {config.store}"}

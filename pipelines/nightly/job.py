@@ -71,7 +71,7 @@ from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import map_on_ray
 from pipelines.store.backfill import open_backfills
 from pipelines.store.candidate import Candidate
-from pipelines.store.edits import EDITS_KEY, Edit, read_edits
+from pipelines.store.edits import EDITS_KEY, Edit, known_edits, read_edits
 from pipelines.store.index import has_text_index
 from pipelines.store.lease import Lease
 from pipelines.store.store import Store
@@ -101,7 +101,8 @@ def reindex(config: NightConfig, connect: Callable[[], None] = lambda: None) -> 
 
         connect()
         existing = Store.open_if_there(config.store)
-        return forecast(*(prepare(config, existing, files)[:3]), listing)
+        edits = [] if existing is None else read_edits(existing.uri)
+        return forecast(*(prepare(config, existing, files)[:3]), listing, edits)
     store = Store.open_or_create(config.store)
     steps = Steps()
     steps.begin(1)
@@ -343,8 +344,7 @@ def is_settled(
     if config.name_model is not None and TITLES not in base.record.artifacts:
         return False
     newest = edits[-1].number if edits else 0
-    seen = base.record.details.get(EDITS_KEY, 0)
-    return newest == seen and same_clustering(config, base)
+    return newest == known_edits(base) and same_clustering(config, base)
 
 
 def next_counts(night: Night, unchanged: int) -> dict[str, Any]:

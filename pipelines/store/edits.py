@@ -133,6 +133,11 @@ def entry_of(edit: Edit) -> dict[str, Any]:
     }
 
 
+def known_edits(version: Version) -> int:
+    """Number of the last edit that a version knows of; 0 for none."""
+    return int(version.record.details.get(EDITS_KEY, 0))
+
+
 def add_edit(store: Store, edit: Edit, done: Collection[int] = ()) -> Edit:
     """Enter an edit under the next number, which it gets here; ``done`` as in the check.
 

@@ -17,9 +17,9 @@ from pipelines.runtime.files import exists, first_line, join, read_bytes
 from pipelines.runtime.tables import PUBLISHED
 from pipelines.store.columns import EMBEDDING, OWN_COLUMNS
 from pipelines.store.edits import (
-    EDITS_KEY,
     active_edits,
     entry_of,
+    known_edits,
     merge_targets,
     pinned_rows,
     read_applied,
@@ -271,8 +271,8 @@ def _check_lineage(version: Version) -> Iterator[str]:
 
 def _check_edits(version: Version) -> Iterator[str]:
     """The journal says what the version says of people's edits, and its clusters are so."""
-    known = version.record.details.get(EDITS_KEY, 0)
-    journal = [edit for edit in read_edits(version.store) if edit.number <= known]
+    edits = read_edits(version.store)
+    journal = [edit for edit in edits if edit.number <= known_edits(version)]
     told = {row["edit"]: row for row in read_applied(version).to_pylist()}
     said = {edit.number: edit for edit in journal if edit.action != "undo"}
     for number in sorted(told.keys() | said.keys()):

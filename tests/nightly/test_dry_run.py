@@ -8,6 +8,8 @@ from pipelines.nightly import dry_run
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import list_files
 from pipelines.runtime.run_record import read_run
+from pipelines.store.config import EditConfig
+from pipelines.store.edits import edit_store
 from pipelines.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_model")
@@ -67,6 +69,7 @@ def test_another_encoder_and_vanished_documents_are_told_as_the_checks_will(toni
     assert "150 of 200" in result.summary["check 1"]
     assert "(accepted)" in result.summary["check 1"]
     assert result.summary["check 2"].startswith("encoder")
+    assert result.summary["checks"].startswith("1 of those")  # the other is accepted
     assert result.summary["texts to embed"].startswith("50,")
     assert contents(store) == before
     assert Store.open(str(store)).version().number == 1
@@ -85,3 +88,15 @@ def test_a_folder_that_is_no_store_is_refused(tonight, tmp_path):
     (tmp_path / "other" / "file.txt").write_text("mine")
     with pytest.raises(InputError, match="is no store"):
         tonight({0: text_of(0)}, dry_run=True, store=str(tmp_path / "other"))
+
+
+def test_edits_that_the_night_would_apply_are_told(tonight, store):
+    texts = {n: text_of(n) for n in range(DOCUMENTS)}
+    assert "edits" not in tonight(texts, dry_run=True).summary
+    for number in range(2):
+        edit_store(EditConfig(store=str(store), name=(number, f"Name {number}")))
+    before = contents(store)
+    assert tonight(texts, dry_run=True).summary["edits"].startswith("2 by people")
+    assert contents(store) == before
+    tonight(texts)
+    assert "edits" not in tonight(texts, dry_run=True).summary

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,6 +122,20 @@ def test_a_prompt_for_questions_changes_the_querys_vector(search):
     assert [h["score"] for h in plain] != [h["score"] for h in asked]
 
 
+def test_the_query_prompt_comes_from_the_store(search, store, encoder, tmp_path):
+    shutil.copytree(store.uri, tmp_path / "store")
+    prompt = "Which recipe has {text}?"
+    own = Store.open(str(tmp_path / "store"))
+    with own.take_lease("test") as lease:
+        candidate = own.begin(lease)
+        described = replace(encoder.description, query_prompt=prompt).to_json()
+        candidate.put("encoder.json", json.dumps(described).encode())
+        own.publish(candidate.seal(counts={}, scores={}).number, lease)
+    asked = search("--query", "two eggs", "--json", uri=own.uri)[1]
+    assert asked == search("--query", "two eggs", "--query-prompt", prompt, "--json")[1]
+    assert asked != search("--query", "two eggs", "--json")[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -218,6 +234,18 @@ def test_hits_are_put_together_by_cluster(search, worded):
     (group,) = json.loads(search(*flags, "--json", uri=worded.uri)[1])
     assert (group["name"], len(group["hits"])) == ("All of it", 3)
     assert "All of it" in search(*flags, uri=worded.uri)[1]
+
+
+def test_hybrid_hits_that_pass_a_filter_are_put_together_by_cluster(search, worded):
+    flags = ("--query", "the invoice of Müller", "--hybrid", "--group-by", "cluster", "--json")
+    condition = "label <> 'The' AND `first_seen` < `last_changed` OR \"label\" = 'invoice'"
+    (group,) = json.loads(search(*flags, "--filter", condition, uri=worded.uri)[1])
+    assert [hit["id"] for hit in group["hits"]] == ["d3"]
+    (group,) = json.loads(search(*flags, "--filter", "label <> 'invoice'", uri=worded.uri)[1])
+    found = [hit["id"] for hit in group["hits"]]
+    assert "d3" not in found
+    assert len(found) == len({*found}) == 10
+    assert json.loads(search(*flags, "--filter", "label = 'nosuch'", uri=worded.uri)[1]) == []
 
 
 @pytest.fixture(scope="module")

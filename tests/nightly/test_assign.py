@@ -242,6 +242,19 @@ def test_a_webhook_is_told_what_became_of_a_night(assigned, webhook, monkeypatch
     assert [m["published"] for m in messages] == [True, True, False, False]
 
 
+def test_a_webhook_is_told_of_an_encoder_change_from_refusal_to_publication(tonight, webhook):
+    address, posted = webhook
+    change = {"prompt": "none", "notify": address}
+    tonight(texts_of(), **change, max_embed_hours=1e-9, chunk_tokens=9600)
+    tonight(texts_of(), **change)
+    tonight(texts_of(), **change, accept=("encoder",))
+    messages = [message for _, message in posted]
+    told = [(m["event"], m["published"], m["version"]) for m in messages]
+    assert told == [("unfinished", False, 1), ("refused", False, 2), ("published", True, 3)]
+    assert [reason.partition(":")[0] for reason in messages[1]["reasons"]] == ["encoder"]
+    assert messages[2]["reasons"] == []
+
+
 def test_a_webhook_that_fails_does_not_fail_the_night(webhook, caplog, monkeypatch):
     address, _ = webhook
     assert not notify(f"{address}/broken", {})

@@ -191,3 +191,44 @@ def test_unit_scales_rows_and_leaves_zeros():
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], rtol=1e-6)
     assert pa.types.is_fixed_size_list(SCHEMA.field("embedding").type)
     assert SCHEMA.field("embedding").type.list_size == DIMENSION
+
+
+def bm25(texts, words):
+    """By id what BM25 says of texts of equally many words, where it says anything."""
+    scores: dict[str, float] = {}
+    for word in words:
+        counts = {i: text.split().count(word) for i, text in texts.items() if word in text.split()}
+        rarity = np.log((len(texts) - len(counts) + 0.5) / (len(counts) + 0.5) + 1)
+        for row_id, often in counts.items():
+            scores[row_id] = scores.get(row_id, 0) + rarity * often * 2.2 / (often + 1.2)
+    return scores
+
+
+def test_words_are_found_as_by_ranking_all_documents_after_any_nights(tmp_path):
+    random = np.random.default_rng(0)
+    vocabulary = [f"w{n}" for n in range(80)]
+
+    def write(numbers):
+        return {f"d{n}": " ".join(random.choice(vocabulary, 12)) for n in numbers}
+
+    store, texts = Store.open_or_create(str(tmp_path / "store")), write(range(600))
+    with store.take_lease("test") as lease:
+        candidate = store.begin(lease)
+        candidate.upsert(table_of(texts).to_batches(), schema=SCHEMA, when=when(0))
+        candidate.update_index(full_text=True)
+        store.publish(tiny_stores.finish(candidate).number, lease)
+    for night in range(1, 6):
+        changed = write(random.integers(0, 700, 50))
+        gone = [row_id for row_id in list(texts)[night::60] if row_id not in changed]
+        publish_night(store, changed, gone, night)
+        texts = {i: text for i, text in (texts | changed).items() if i not in gone}
+    documents = store.version().documents
+    assert documents.count() == len(texts)
+    for words in (random.choice(vocabulary, 3, replace=False).tolist() for _ in range(20)):
+        for label in (None, words[0]):
+            scores = bm25(texts, words)
+            mine = {i: s for i, s in scores.items() if label in (None, texts[i].split()[0])}
+            condition = None if label is None else f"label = '{label}'"
+            found = vector_index.find_words(documents, " ".join(words), 10, filter=condition)
+            best = sorted(mine.values(), reverse=True)[:10]
+            assert [mine[row_id] for row_id in found] == pytest.approx(best, rel=0.05)

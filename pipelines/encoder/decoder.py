@@ -231,7 +231,7 @@ def choose_decoder(
             agreement,
         )
     elif int8:
-        quantize_linears(find_layers(model))
+        quantize_linears(padded.stack)
         with told_in_one_line(f"{runs}int8"):
             agreement = agree(expected, head(*padded.states(probe)))
         if agreement < _LEAST_AGREEMENT["int8"]:

@@ -23,7 +23,8 @@ class PaddedDecoder:
         self._model = model
         self._layers = layers
         self._count = len(find_layers(model))
-        self._stack = cut_layers(model, layers)
+        self.stack = cut_layers(model, layers)
+        """The layers that are left."""
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()
@@ -36,7 +37,7 @@ class PaddedDecoder:
         """
         input_ids, mask = pad_right(token_ids, self._device)
         return read_states(
-            self._model, self._stack, self._layers, self._count, input_ids, mask
+            self._model, self.stack, self._layers, self._count, input_ids, mask
         ), mask
 
     def padded_tokens(self, lengths: Sequence[int]) -> int:

@@ -20,19 +20,19 @@ TEXTS = ["a", *SENTENCES[:3], " ".join(SENTENCES[3:])]
 POOLINGS = ("last", "mean", "weighted-mean", "first+max")
 LAYERS = (-1, 1)
 ATTENTIONS = ("auto", "bidirectional")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 ADAPTERS = ("none", "base", "with head", "rank-stabilised", "dora")
 TARGETS = {"phi": "q_proj", "gpt_neox": "query_key_value"}
-LEAST = {"float32": 0.9999, "bfloat16": 0.995}
+LEAST = {"float32": 0.9999, "bfloat16": 0.995, "float16": 0.999, "int8": 0.99}
 
 CASES = list(itertools.product(FAMILIES, POOLINGS, LAYERS, ATTENTIONS, DTYPES, ADAPTERS))
-# 111 cases in which every value of an axis meets every value of every other
-SLOW = CASES[::13]
+# 100 cases in which every value of an axis meets every value of every other
+SLOW = CASES[::29]
 # each value of each axis at least once, each family with two cases
 FAST = [
     (family, POOLINGS[n % 4], LAYERS[n % 2], ATTENTIONS[n // 2 % 2], "float32", ADAPTERS[n % 5])
     for n, family in enumerate([*FAMILIES, *reversed(FAMILIES)])
-]
+] + [("phi", "mean", 1, "auto", "int8", "dora"), ("llama", "last", -1, "auto", "int8", "base")]
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +146,7 @@ def test_vectors_equal_the_naive_formula(matrix_folders, matrix_adapters, case):
 
 @pytest.mark.parametrize(
     ("dtype", "layer"),
-    [("float32", (1, -1)), *(pytest.param(d, -1, marks=pytest.mark.slow) for d in DTYPES)],
+    [("float32", (1, -1)), *(pytest.param(d, -1, marks=pytest.mark.slow) for d in DTYPES[:2])],
 )
 @pytest.mark.parametrize("family", OTHER_KINDS)
 def test_families_of_other_kinds_equal_the_naive_formula(other_folders, family, dtype, layer):

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import SENTENCES, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, SENTENCES, tiny_model, tiny_tokenizer
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription
 from pipelines.encoder.encoder import Encoder
+from pipelines.encoder.packed import PackedDecoder
 from pipelines.runtime.errors import InputError
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -86,6 +87,10 @@ FOLDERS = {
     ),
     "cut vectors": ([pooling("mean")], {"truncate_dim": 24}),
     "no way named": ([("Pooling", {"word_embedding_dimension": 64})], {}),
+    "padding on the left": (
+        [pooling("cls", "lasttoken", "weightedmean")],
+        {"transformer": {"max_seq_length": 64, "tokenizer_args": {"padding_side": "left"}}},
+    ),
     "a limit passed on": (
         [pooling("mean")],
         {"transformer": {"max_seq_length": 64, "tokenizer_args": {"model_max_length": 16}}},
@@ -93,7 +98,13 @@ FOLDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in ("llama", "opt") else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_used_as_it_says(tmp_path, name, family):
     modules, settings = FOLDERS[name]
@@ -108,6 +119,22 @@ def test_a_folder_is_used_as_it_says(tmp_path, name, family):
     assert ((found * expected).sum(1)[some] / lengths[some]).min() > 0.9999
     encoder.save(str(tmp_path))
     assert EncoderDescription.load(str(tmp_path)) == encoder.description
+
+
+def test_a_gemma_that_attends_both_ways_and_is_projected_equals_the_library(tmp_path):
+    folder = make_folder(
+        tmp_path / "model", pooling("mean"), dense(64, 96), dense(96, 64), NORMALIZE,
+        family="gemma3", prompts=PROMPTS, default_prompt_name="document",
+    )  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    both_ways = {"use_bidirectional_attention": True, "sliding_window": 17}
+    (folder / "config.json").write_text(json.dumps({**config, **both_ways}))
+    there = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    encoder = Encoder.load(EncoderConfig(str(folder), dtype="float32"), device="cpu")
+    assert isinstance(encoder._decoder, PackedDecoder)
+    assert (encoder.encode(TEXTS) * there.encode(TEXTS)).sum(1).min() > 0.9999
+    queries = Encoder.load(encoder.description.for_queries(), device="cpu")
+    assert (queries.encode(TEXTS) * there.encode_query(TEXTS)).sum(1).min() > 0.9999
 
 
 def test_queries_have_the_folders_query_prompt(tmp_path):

@@ -304,8 +304,11 @@ def _text_batches(
         yield from pa.csv.open_csv(
             stream,
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            # strings, as in a corpus: an id may be 007, and a label NA
             convert_options=pa.csv.ConvertOptions(
-                column_types={columns.embedding: pa.string()}, strings_can_be_null=True
+                column_types=dict.fromkeys(columns.names(), pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
             ),
         )
 

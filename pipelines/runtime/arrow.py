@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,8 @@ def plain_column(column: pa.Array) -> pa.Array:
             return uuid_strings(column.storage)
         return plain_column(column.storage)
     if pa.types.is_dictionary(kind):
-        return plain_column(column.dictionary_decode())
+        # not by dictionary_decode, which has no way with views
+        return plain_column(column.dictionary).take(column.indices)
     if pa.types.is_run_end_encoded(kind):
         return plain_column(pc.run_end_decode(column))
     if pa.types.is_string_view(kind):  # by way of bytes, which need not be UTF-8
@@ -351,15 +353,21 @@ def read_parquet(
         groups: the row groups.
         batch_rows: rows of a batch at most.
     """
-    # A buffered reader holds pages instead of the row group's whole column.
-    with open_parquet(inner, filesystem=filesystem, buffer_size=_BUFFER_BYTES) as parquet:
+    # Pages are held instead of the row group's whole columns, which pyarrow reads ahead by default.
+    options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+    with open_parquet(inner, filesystem=filesystem, **options) as parquet:
         columns = file_columns(parquet.schema_arrow, view)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(groups.stop)]
         row = sum(sizes[: groups.start])
         deleted = unpack_rows(view.deleted) if view and view.deleted else None
         paths = columns.paths(wanted)
         if paths:
-            batches = parquet.iter_batches(batch_rows, row_groups=list(groups), columns=paths)
+            kinds = [columns.own.field(path.split(".")[0]).type for path in paths]
+            alone = any(map(_has_inner_dictionary, kinds))
+            batches: Iterator[pa.RecordBatch] = itertools.chain.from_iterable(
+                parquet.iter_batches(batch_rows, row_groups=some, columns=paths)
+                for some in ([[group] for group in groups] if alone else [list(groups)])
+            )
         else:
             batches = _empty_batches(sum(sizes) - row, batch_rows)
         for batch in batches:
@@ -369,6 +377,12 @@ def read_parquet(
             if deleted is not None and (gone := np.isin(rows, deleted)).any():
                 table = table.take(np.flatnonzero(~gone))
             yield table
+
+
+def _has_inner_dictionary(kind: pa.DataType) -> bool:
+    """Whether a dictionary is within, which pyarrow reads of no two row groups at once."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)] if pa.types.is_nested(kind) else []
+    return any(pa.types.is_dictionary(each) or _has_inner_dictionary(each) for each in inner)
 
 
 def _empty_batches(rows: int, batch_rows: int) -> Iterator[pa.RecordBatch]:

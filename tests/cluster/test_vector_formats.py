@@ -177,7 +177,16 @@ def test_json_lines_and_csv_of_vectors(tmp_path):
     frame = pd.DataFrame({"id": IDS, "embedding": texts, "text": "one, two"})
     for name, sep in (("a.csv", ","), ("a.csv.gz", ","), ("a.tsv", "\t")):
         frame.to_csv(tmp_path / name, sep=sep, index=False)
-        check(tmp_path / name, matrix=matrix)
+        check(tmp_path / name, ids=map(str, IDS), matrix=matrix)
+
+
+def test_ids_and_labels_of_csv_stay_as_they_are_written(tmp_path):
+    rows = ["id,label,embedding", '007,NA,"[1,2]"', '7,null,"[3,4]"', 'nan,,"[5,6]"']
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    found, vectors, (block,) = read(tmp_path / "a.csv", label="label")
+    assert found == ["007", "7", "nan"]
+    assert block.labels.to_pylist() == ["NA", "null", None]
+    assert vectors.tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_vectors_as_text_of_pgvector_and_as_sparks_type(tmp_path):
@@ -244,7 +253,18 @@ def test_ids_texts_and_labels_of_every_writer(tmp_path):
     assert block.labels.to_pylist() == [f"l{n % 3}" for n in IDS]
 
 
-def test_labels_in_folder_names_and_by_the_names_of_a_class_label(tmp_path):
+def test_labels_are_the_names_of_a_class_label(tmp_path):
+    names = {"label": datasets.ClassLabel(names=["neg", "pos"])}
+    kinds = {"id": datasets.Value("int64"), "embedding": datasets.List(datasets.Value("float32"))}
+    rows = {"id": IDS, "embedding": MATRIX.tolist(), "label": [n % 3 - 1 for n in IDS]}
+    datasets.Dataset.from_dict(rows, datasets.Features(kinds | names)).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    _, _, (block,) = read(tmp_path, label="label")
+    assert block.labels.to_pylist() == [None, "neg", "pos"] * 10
+
+
+def test_labels_in_folder_names(tmp_path):
     for name in ("cat", "a%2Fb"):
         (tmp_path / f"label={name}").mkdir()
         table = pa.table({"id": IDS, "embedding": fixed()})

@@ -363,6 +363,37 @@ def test_every_type_of_text_is_read_and_kept_as_string(tmp_path, kind):
     assert [row["kept.text"] for row in rows] == TEXTS
 
 
+def test_dictionaries_within_structs_are_read_over_row_groups(tmp_path):
+    kind = pa.struct({"lang": pa.dictionary(pa.int8(), pa.string()), "n": pa.int32()})
+    about = [{"lang": f"l{n % 3}", "n": n} for n in range(30)]
+    table = pa.table({"text": TEXTS, "about": pa.array(about, kind)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    rows, _ = read(tmp_path, keep=("about",))
+    assert [row["kept.about"] for row in rows] == about
+
+
+def test_categories_of_polars_are_read_from_its_arrow_files(tmp_path):
+    labels = pl.Series("label", ["x", None, "y"] * 10, dtype=pl.Categorical)
+    pl.DataFrame({"text": TEXTS}).with_columns(labels).write_ipc(tmp_path / "a.arrow")
+    rows, _ = read(tmp_path, keep=("label",))
+    assert [row["kept.label"] for row in rows] == ["x", None, "y"] * 10
+
+
+def test_a_large_row_group_is_read_page_by_page(tmp_path):
+    texts = [str(n) * 500 for n in range(10**4, 3 * 10**4)]
+    table = pa.table({"id": range(len(texts)), "text": texts})
+    pq.write_table(table, tmp_path / "a.parquet", compression=None, use_dictionary=False)
+    del table
+    (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    (shard,) = file.shards()
+    before, held = pa.total_allocated_bytes(), []
+    for batch in read_shard(shard, Columns()):
+        assert batch.texts
+        held.append(pa.total_allocated_bytes() - before)
+    assert file.text_bytes > 45 << 20
+    assert max(held) < 20 << 20
+
+
 def test_ids_that_are_uuids_or_decimals_or_bytes(tmp_path):
     keys = [uuid.UUID(bytes=b"sixteen letters!"), uuid.uuid4()]
     raw = [key.bytes for key in keys]

@@ -113,7 +113,7 @@ def figures_of(
     return {
         "version": version,
         "fingerprint": fingerprint,
-        "documents": counts.get("documents"),
+        **{name: counts.get(name) for name in ("documents", "passages") if name in counts},
         "scores": dict(scores),
         "recall_at_10": recall,
         "reasons": list(reasons),
@@ -286,7 +286,8 @@ def summary_rows(data: Mapping[str, Any]) -> list[list[str]]:
     near, moved = data["neighbours"], data["moved"]
     rows = [["version", str(old["version"]), str(new["version"])]]
     rows.append(["encoder", old["fingerprint"][:12], new["fingerprint"][:12]])
-    rows.append(["documents", _text(old["documents"]), _text(new["documents"])])
+    for name in (name for name in ("documents", "passages") if name in new):
+        rows.append([name, _text(old.get(name)), _text(new[name])])
     for name in dict.fromkeys([*old["scores"], *new["scores"]]):
         rows.append([name, _text(old["scores"].get(name)), _text(new["scores"].get(name))])
     rows.append(["recall@10 of search", _text(old["recall_at_10"]), _text(new["recall_at_10"])])

@@ -16,7 +16,7 @@ from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
-from pipelines.store.compare import Side, compare
+from pipelines.store.compare import Side, compare, summary_rows
 from pipelines.store.config import EditConfig
 from pipelines.store.edits import edit_store, read_edits
 from pipelines.store.manage import export
@@ -142,7 +142,9 @@ def test_a_roll_up_knows_pins_is_exported_and_verified(cut_night, tmp_path, tiny
     rows = check(store, TEXTS, tiny_model_folder, 2)
     assert {rows[f"3#{n}"]["cluster_id"] for n in range(4)} == {other}
     sides = (Side.of(Store.open(store).version(number)) for number in (1, 2))
-    assert compare(*sides, sample=0, seed=0)["moved"]["reasons"]["edit"] > 0
+    compared = compare(*sides, sample=0, seed=0)
+    assert compared["moved"]["reasons"]["edit"] > 0
+    assert ["passages", "49", "49"] in summary_rows(compared)
     version = Store.open(store).version(2)
     export(version, str(out), "parquet")
     check_roll_up(pq.read_table(out / "documents.parquet"), rows)

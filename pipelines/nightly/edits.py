@@ -34,6 +34,8 @@ from pipelines.store.edits import (
 from pipelines.store.version import Version
 
 _LEAST_SPLIT = 2
+SPLIT_LATER = "the next night splits it"
+"""What ``edits.parquet`` says of a split that this night could not begin and the next one can."""
 
 
 def split_starts(
@@ -202,6 +204,11 @@ def pinned_before(base: Version, candidate: Candidate) -> list[str | int]:
     return [row_id for rows in pinned_rows(names, candidate.documents).values() for row_id in rows]
 
 
+def has_split_to_do(base: Version) -> bool:
+    """Whether a version left a split to the next night."""
+    return any(row["says"] == SPLIT_LATER for row in read_applied(base).to_pylist())
+
+
 def names_given(edits: Sequence[Edit]) -> dict[int, str]:
     """By cluster id the name that a person gave it."""
     return {e.clusters[0]: e.text for e in edits if e.action == "name"}
@@ -225,11 +232,12 @@ def applied_table(
     published: Published,
     pins: Pins,
     split: Mapping[int, int],
+    same_encoder: bool,
 ) -> pa.Table:
     """``edits.parquet``: what became of each edit in version ``number``.
 
     ``every`` are all edits of the journal, ``edits`` those that hold; ``split`` has, by cluster,
-    the new one that came out of it this night.
+    the new one that came out of it this night, which another encoder's centroids cannot start.
     """
     earlier = {} if base is None else {r["edit"]: r for r in read_applied(base).to_pylist()}
     holds, left = {edit.number for edit in edits}, dict(split)
@@ -240,6 +248,9 @@ def applied_table(
             status, overrode, says = "undone", None, ""
         else:
             status, overrode, says = _became(edit, edits, before, published, pins, left)
+            if status == "waiting" and edit.action == "split":
+                put_off = not same_encoder or edit.clusters[0] in split
+                says = SPLIT_LATER if put_off else says
         since = number if status == "applied" else None
         if before is not None and before["since_version"] is not None:
             since = before["since_version"]

@@ -40,7 +40,7 @@ from pipelines.nightly.clusters import (
     write_assignments,
 )
 from pipelines.nightly.config import NightConfig
-from pipelines.nightly.edits import broken_pairs
+from pipelines.nightly.edits import broken_pairs, has_split_to_do
 from pipelines.nightly.fits import (
     changed_share,
     describe_refit,
@@ -344,6 +344,8 @@ def is_settled(
     if config.name_model is not None and TITLES not in base.record.artifacts:
         return False
     newest = edits[-1].number if edits else 0
+    if config.warm and has_split_to_do(base):
+        return False
     return newest == known_edits(base) and same_clustering(config, base)
 
 

@@ -78,7 +78,7 @@ def write_artifacts(
         candidate.put_table(TITLES, titles_table(clusters.titles, by_keywords))
     applied = applied_table(
         night.active, night.edits, night.before.base, candidate.number, clusters.published,
-        clusters.pins, clusters.split,
+        clusters.pins, clusters.split, night.before.same_encoder,
     )  # fmt: skip
     if len(applied):
         candidate.put_table(EDITS, applied)

@@ -412,9 +412,20 @@ def test_two_splits_of_a_cluster_are_two_after_a_rollback_too(edit, tonight, sto
         opened.rollback(lease)
         opened.rollback(lease)
     for waiting in (1, 0):
-        tonight(texts | {1: text_of(1, version=waiting + 2)}, **quiet)
+        tonight(texts, **quiet)
         assert list(statuses(store).values()).count("waiting") == waiting
     assert len(cluster_of(store, "a")) == 3
+    check_sound(store)
+
+
+def test_a_split_on_the_night_of_another_encoder_is_done_the_next_night(edit, tonight, store):
+    (first,) = cluster_of(store, "a")
+    edit(split=first)
+    for status, clusters in (("waiting", 1), ("applied", 2), ("applied", 2)):
+        result = tonight(texts_of(), prompt="none", accept=("encoder", "score"), max_drift=1.0)
+        assert statuses(store) == {1: status}
+        assert len(cluster_of(store, "a")) == clusters
+    assert "nothing changed" in result.summary
     check_sound(store)
 
 

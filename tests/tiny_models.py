@@ -59,6 +59,7 @@ _LAYER_TYPES = ["sliding_attention", "full_attention"]
 OTHER_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {}),  # learned positions, convolutions as linear layers
     "bloom": ("BloomConfig", {}),  # ALiBi
+    "falcon": ("FalconConfig", {}),
     "gemma": ("GemmaConfig", {**_GROUPED, "head_dim": 16}),
     "gemma4": (
         "Gemma4TextConfig",

@@ -43,6 +43,8 @@ BOTH_WAYS = "use_bidirectional_attention"
 """Gemma's own word for attention to later tokens."""
 OWN_WORD = {"gemma3_text": True, "gemma4_text": "all", "gemma4_unified_text": "all"}
 """What it says then. Gemma 1 and 2 heed the word for a text alone at most, and never in a batch."""
+_SAMPLER = ".lora_monteclora_sampler."
+"""In the names of weights by which an adapter's training varies it: once trained it goes without."""
 _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = tuple(
     f".{name}{inner}.weight"
@@ -246,7 +248,7 @@ def merge_adapter(model: Any, adapter: Path) -> float:
         key.removeprefix(_PREFIX)
         for key in peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     }
-    unused = {key for key in keys - placed if not key.endswith(_EMBEDDINGS)}
+    unused = {k for k in keys - placed if not k.endswith(_EMBEDDINGS) and _SAMPLER not in k}
     if unused:
         raise InputError(
             f"adapter {adapter} does not fit the model: the model has no {min(unused)}; "

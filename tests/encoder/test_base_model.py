@@ -33,7 +33,7 @@ def tune(folder, adapter, *, spread=0.2, **settings):
         for name, weight in tuned.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:
                 weight.normal_(0, spread)
-            elif weight.requires_grad and "lora" not in name:
+            elif weight.requires_grad and ("lora" not in name or not weight.any()):
                 weight.add_(spread * torch.randn_like(weight))
     tuned.save_pretrained(adapter)
     return str(adapter)
@@ -90,7 +90,15 @@ def test_adapters_that_change_biases_equal_peft(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "target"), [("gpt_neox", "query_key_value"), ("opt", "q_proj"), ("gemma2", "o_proj")]
+    ("family", "target"),
+    [
+        ("gpt_neox", "query_key_value"),
+        ("gpt2", "c_attn"),
+        ("falcon", "query_key_value"),
+        ("bloom", "query_key_value"),
+        ("opt", "q_proj"),
+        ("gemma2", "o_proj"),
+    ],
 )
 def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family, target):
     folder = tiny_model(tmp_path / family, family)
@@ -110,6 +118,11 @@ def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family,
         {"modules_to_save": ["input_layernorm"]},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "mica"},
+        {"kasa_config": peft.KasaConfig()},
+        {"monteclora_config": peft.MontecloraConfig()},
+        {"use_bdlora": peft.BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)},
     ],
     ids=str,
 )

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("cluster_ids", pa.list_(pa.int32())),
         ("document_id", pa.string()),
         ("text", pa.string()),
+        ("note", pa.string()),
         ("who", pa.string()),
         ("at", pa.string()),
         ("status", pa.string()),
@@ -71,7 +72,9 @@ class Edit:
     """The cluster that it is about; of a merge the one that stays, then the one that joins it."""
     document: str
     text: str
-    """The name, or why."""
+    """The name that it gives; empty where it gives none."""
+    note: str
+    """Why, or the remark."""
     undoes: int | None
     who: str
     at: str
@@ -81,7 +84,7 @@ class Edit:
     def describe(self) -> str:
         """What it says and by whom, for people."""
         what = " ".join([*([self.document] if self.document else []), *map(str, self.clusters)])
-        text = f" {self.text!r}" if self.text else ""
+        text = "".join(f" {said!r}" for said in (self.text, self.note) if said)
         what = f"{what}{text}" if self.undoes is None else f"of edit {self.undoes}{text}"
         number = f"edit {self.number}" if self.number else "this edit"
         return f"{number} ({self.action} {what.strip()}, by {self.who} at {self.at})"
@@ -91,7 +94,11 @@ def read_edits(store: str) -> list[Edit]:
     """Every entry of the journal in order, undone ones and undos among them."""
     paths = list(list_numbered(join(store, _FOLDER)).values())
     contents = in_threads(lambda path: json.loads(read_bytes(path)), paths)
-    return [Edit(**{**content, "clusters": tuple(content["clusters"])}) for content in contents]
+    # an entry of an earlier release has its note in its text
+    return [
+        Edit(**{"note": "", **content, "clusters": tuple(content["clusters"])})
+        for content in contents
+    ]
 
 
 def active_edits(edits: Sequence[Edit]) -> list[Edit]:
@@ -128,6 +135,7 @@ def entry_of(edit: Edit) -> dict[str, Any]:
         "cluster_ids": list(edit.clusters),
         "document_id": edit.document or None,
         "text": edit.text,
+        "note": edit.note,
         "who": edit.who,
         "at": edit.at,
     }
@@ -283,7 +291,7 @@ def splits_done(version: Version) -> dict[int, str]:
 def _edit_of(config: EditConfig) -> Edit | None:
     """The edit that the flags ask for, not yet checked; None without one."""
     clusters: tuple[int, ...] = ()
-    document, text, undoes = "", config.note, None
+    document, text, undoes = "", "", None
     action: Action = "note"
     if config.name is not None:
         action, clusters, text = "name", (config.name[0],), config.name[1].strip()
@@ -301,7 +309,7 @@ def _edit_of(config: EditConfig) -> Edit | None:
         return None
     at = datetime.now(UTC).isoformat(timespec="seconds")
     who = config.who or os.environ.get("USER") or "unknown"
-    return Edit(0, action, clusters, document, text, undoes, who, at, 0)
+    return Edit(0, action, clusters, document, text, config.note, undoes, who, at, 0)
 
 
 def _require_there(edit: Edit, version: Version) -> None:

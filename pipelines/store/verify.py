@@ -279,7 +279,7 @@ def _check_edits(version: Version) -> Iterator[str]:
         if number not in told:
             yield f"edits.parquet lacks edit {number} of the journal"
         elif number not in said or any(
-            told[number][name] != value for name, value in entry_of(said[number]).items()
+            told[number].get(name, value) != value for name, value in entry_of(said[number]).items()
         ):
             yield f"edits.parquet speaks of edit {number}, of which the journal says otherwise"
     active = active_edits(journal)

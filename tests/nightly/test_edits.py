@@ -65,17 +65,20 @@ def check_sound(store):
 
 def test_a_name_holds_through_nights_and_says_what_it_replaced(edit, tonight, store):
     before = names_of(store)
-    edit(name=(2, "Billing"), note="", who="ann")
+    edit(name=(2, "Billing"), note="one team answers both", who="ann")
     assert not tonight(texts_of()).refusals  # nothing changed but the edit
     assert not tonight(texts_of({3, 4})).refusals
     assert names_of(store) == {**before, 2: "Billing"}
     (row,) = table_of(store, "edits.parquet")
     assert (row["status"], row["who"], row["overrode"]) == ("applied", "ann", before[2])
     assert row["since_version"] == 2
+    assert (row["text"], row["note"]) == ("Billing", "one team answers both")
     assert not [e for e in lineage_of(store) if e["event"] == "renamed"]
     report = Store.open(str(store)).version().read("report.html").decode()
     assert "Billing" in report
     assert "by ann at" in report
+    assert "one team answers both" in report
+    assert "one team answers both" in str(edit_store(EditConfig(store=str(store))).rows)
     check_sound(store)
 
 

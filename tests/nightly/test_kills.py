@@ -144,7 +144,7 @@ def test_an_edit_that_is_killed_is_there_whole_or_not_at_all(
         assert [edit.number for edit in edits] == list(range(1, len(edits) + 1))
         assert len(edits) >= seen + (code == 0)
         seen = len(edits)
-        assert all(edit.text == "a remark" for edit in edits)
+        assert all(edit.note == "a remark" for edit in edits)
 
     killed_everywhere(["edit", "--store", store, "--note", "a remark"], check)
     assert not night(corpus, store, tiny_model_folder).refusals

@@ -44,7 +44,7 @@ BOTH_WAYS = "use_bidirectional_attention"
 OWN_WORD = {"gemma3_text": True, "gemma4_text": "all", "gemma4_unified_text": "all"}
 """What it says then. Gemma 1 and 2 heed the word for a text alone at most, and never in a batch."""
 _SAMPLER = ".lora_monteclora_sampler."
-"""In the names of weights by which an adapter's training varies it: once trained it goes without."""
+"""In the names of weights by which an adapter's training varies it; its result needs none."""
 _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = tuple(
     f".{name}{inner}.weight"

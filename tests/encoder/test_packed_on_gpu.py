@@ -15,6 +15,7 @@ from tiny_models import tiny_model
 from torch.nn.attention.varlen import varlen_attn
 
 from pipelines.encoder import elementwise, packed
+from pipelines.encoder.base_model import with_attention
 from pipelines.encoder.elementwise import PLAIN, Elementwise
 from pipelines.encoder.encoder import one_ahead
 
@@ -51,13 +52,17 @@ def attend_one_by_one(
     return torch.cat(mixed)
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "qwen2", "gemma3"])
 @pytest.mark.parametrize("last_only", [True, False])
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_way_of_a_gpu_computes_what_the_model_does(
-    tmp_path, monkeypatch, family, last_only, fused
+    tmp_path, monkeypatch, family, last_only, fused, both_ways
 ):
-    model = transformers.AutoModel.from_pretrained(tiny_model(tmp_path, family)).eval()
+    windows = {"mistral": {"sliding_window": 8}}.get(family, {})
+    folder = tiny_model(tmp_path, family, **windows)
+    config = with_attention(folder, "bidirectional" if both_ways else "causal", False)
+    model = transformers.AutoModel.from_pretrained(folder, config=config).eval()
     own = [[5, 6, 7, 8, 9], [10], [11, 12, 13], list(range(3, 43))]
     with torch.inference_mode():
         expected = [model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in own]
@@ -65,7 +70,9 @@ def test_the_way_of_a_gpu_computes_what_the_model_does(
     monkeypatch.setattr(packed, "has_kernel", lambda device: True)
     between = Elementwise.fused() if fused else PLAIN
     layers = [model.config.num_hidden_layers]
-    decoder = packed.PackedDecoder(model, layers, (), 64, elementwise=between)
+    decoder = packed.PackedDecoder(
+        model, layers, (), 64, bidirectional=both_ways, elementwise=between
+    )
     states, mask = decoder.states(own, last_only=last_only)
     for row, inside, wanted in zip(states, mask, expected, strict=True):
         wanted = wanted[-1:] if last_only else wanted

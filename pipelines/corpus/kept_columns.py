@@ -22,9 +22,14 @@ from pipelines.runtime.files import in_threads, with_retries
 
 _BLOB_KEY = b"lance-encoding:blob"
 _INT64 = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53 + 1)
+_LONG = "long"
+"""Kind of an integer that a float may not hold exactly."""
 _KIND_TYPES: dict[frozenset[str], pa.DataType] = {
     frozenset({"bool"}): pa.bool_(),
     frozenset({"int"}): pa.int64(),
+    frozenset({_LONG}): pa.int64(),
+    frozenset({"int", _LONG}): pa.int64(),
     frozenset({"float"}): pa.float64(),
     frozenset({"int", "float"}): pa.float64(),
 }
@@ -66,7 +71,8 @@ def values_to_json(values: Iterable[Any], kinds: set[str]) -> pa.Array:
         plain = value if isinstance(value, bool | int | float | str | list | dict) else None
         if plain is None and value is not None:
             plain = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        kinds.add(value_kind(plain))
+        kind = value_kind(plain)
+        kinds.add(_LONG if kind == "int" and plain not in _EXACT else kind)
         texts.append(None if plain is None else json.dumps(plain, default=str))
     return pa.array(texts, pa.large_string())
 
@@ -108,7 +114,13 @@ def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             column.validate(full=True)
             columns.append(column.cast(field.type))
-        except pa.ArrowInvalid:
+        except pa.ArrowInvalid as error:
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                raise InputError(
+                    f"kept column {field.name!r} is {column.type} in one file and {field.type} in "
+                    f"others, which does not hold all its values ({error}): cast it in the corpus, "
+                    "or leave it out of --keep-columns"
+                ) from error
             columns.append(pa.array(decode_strings(column, "replace"), field.type))
     return pa.table(columns, schema=schema)
 

@@ -588,6 +588,22 @@ def test_what_was_detected_is_told_by_kind_of_file_with_sample_rows(tmp_path):
     assert table["passed over: unknown format"] == f"1 files, such as {tmp_path}/d.xlsx"
 
 
+def test_long_integers_beside_fractions_lose_no_digit(tmp_path):
+    long = 2**60 + 1
+    lines = [f'{{"text": "a", "n": {long}}}', '{"text": "b", "n": 0.5}', '{"text": "c", "n": 7}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rows, _ = read(tmp_path, keep=("n",))
+    assert [row["kept.n"] for row in rows] == [str(long), "0.5", "7"]
+    (tmp_path / "a.jsonl").write_text("\n".join([lines[0], lines[2]]))
+    rows, _ = read(tmp_path, keep=("n",))
+    assert [row["kept.n"] for row in rows] == [long, 7]
+    (tmp_path / "a.jsonl").unlink()
+    for name, values in (("a", [long]), ("b", [0.5])):
+        pq.write_table(pa.table({"text": ["x"], "n": values}), tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match="'n' is int64 in one file and double in others, which do"):
+        read(tmp_path, keep=("n",))
+
+
 def test_integers_beyond_64_bits_keep_all_their_digits(tmp_path):
     big = 123456789012345678901
     (tmp_path / "a.jsonl").write_text(

@@ -237,7 +237,8 @@ class Encoder:
 
     def _windows(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Indices of texts, longest first, in windows that are tokenized while one is encoded."""
-        most = max(_LEAST_WINDOW_CHARACTERS, 4 * self.budget_tokens)
+        batches = 1 if self.device.type == "cuda" else 16 * self._threads()
+        most = max(_LEAST_WINDOW_CHARACTERS, 4 * self.budget_tokens * batches)
         window: list[int] = []
         characters = 0
         for index in sorted(range(len(texts)), key=lambda index: -len(texts[index])):

@@ -158,17 +158,18 @@ def cluster_candidate(
     settings = cluster_config(config, earlier, changed, added_clusters(earlier))
     source = open_candidate(candidate, config)
     scan = scan_corpus(source, settings)
-    sample = scan.sample.head(config.sample_documents).vectors
+    sample = scan.sample.head(config.sample_documents)
     starts = {}
     if earlier is not None and config.warm:
-        starts = split_starts(edits, earlier.version, earlier.parts, sample)
+        starts = split_starts(edits, earlier.version, earlier.parts, candidate, sample, when)
     choice = None if fitted_at is not None else choose_levels(scan, settings)
     if fitted_at is not None:
         assert earlier is not None
         fit = Fit.standing(_with_splits(earlier.parts, starts)[0])
     else:
         k = (settings.levels()[0] if choice is None else choice.k) + len(starts)
-        fit, _ = fit_levels(source, scan, [k], settings, _start(config, earlier, starts, k, sample))
+        begun = _start(config, earlier, starts, k, sample.vectors)
+        fit, _ = fit_levels(source, scan, [k], settings, begun)
     pinned, placed = [], []
     if earlier is not None:
         alive = {*earlier.parts.ids.tolist(), *earlier.parts.part_ids.tolist()}

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.assign import NearestCentroids
 from cluster.describe import Description
 from cluster.identity import Identity
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.outcome import Outcome
+from cluster.sample import Sample
 from pipelines.nightly.parts import Parts, Published
 from pipelines.runtime.arrow import column_to_vectors
 from pipelines.store.candidate import Candidate
-from pipelines.store.columns import EMBEDDING
+from pipelines.store.columns import EMBEDDING, TIME
 from pipelines.store.edits import (
     SCHEMA,
     Edit,
@@ -39,24 +42,35 @@ SPLIT_LATER = "the next night splits it"
 
 
 def split_starts(
-    edits: Sequence[Edit], base: Version, parts: Parts, vectors: np.ndarray
+    edits: Sequence[Edit],
+    base: Version,
+    parts: Parts,
+    candidate: Candidate,
+    sample: Sample,
+    when: datetime,
 ) -> dict[int, np.ndarray]:
     """For each edit that splits and has not been applied: (place of the part, two centroids).
 
-    ``vectors``, float32 (n, d), are a sample; a cluster with fewer than two different vectors in
-    it waits. Keys are places of parts, values float32 (2, d).
+    They are those of the sample's documents that changed last before ``when``: what is new tonight
+    is not what was to be split. A cluster with fewer than two different vectors of them waits. Keys
+    are places of parts, values float32 (2, d).
     """
     done = splits_done(base)
     waiting = [e for e in edits if e.action == "split" and e.number not in done]
     if parts.centroids is None or not waiting:
         return {}
-    nearest = NearestCentroids(parts.centroids).assign(vectors).cluster_ids
+    nearest = NearestCentroids(parts.centroids).assign(sample.vectors).cluster_ids
     starts = {}
     for edit in waiting:
         own_part = parts.part_ids == edit.clusters[0]  # of clusters that were merged until now
         places = np.flatnonzero(own_part if own_part.any() else parts.ids == edit.clusters[0])
         for place in places[:1].tolist():
-            own = vectors[nearest == place]
+            rows = np.flatnonzero(nearest == place)
+            ids = sample.ids.take(pa.array(rows))
+            found = candidate.take(ids.to_pylist(), ["id", "last_changed"])
+            untouched = found.filter(pc.less(found["last_changed"], pa.scalar(when, TIME)))["id"]
+            there = pc.is_in(ids, value_set=untouched.combine_chunks()).to_numpy(False)
+            own = sample.vectors[rows[there]]
             if len(np.unique(own, axis=0)) >= _LEAST_SPLIT:
                 starts[place] = fit_in_memory(own, 2, FitOptions(restarts=3)).centroids
     return starts

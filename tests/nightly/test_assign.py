@@ -106,6 +106,23 @@ def test_clusters_that_were_accepted_outlive_the_next_fit(assigned, tonight, sto
     assert len(centroids_of(store)) == 5
 
 
+def test_a_split_is_of_the_documents_that_were_there_not_of_those_that_came(assigned, store):
+    assigned(texts_of(extra=1), novel_documents=99)
+    split = rows_of(store)[1000]["cluster_id"]  # nearest to what is to come
+    assigned(texts_of())
+    edit_store(EditConfig(store=str(store), split=split))
+    assert not assigned(texts_of(extra=40), accept=("novel",)).refusals
+    version = Store.open(str(store)).version()
+    assert version.read_table("edits.parquet")["status"].to_pylist() == ["applied"]
+    assert len(centroids_of(store)) == 7
+    rows = rows_of(store)
+    newcomers = {rows[1000 + n]["cluster_id"] for n in range(40)}
+    assert len({row["cluster_id"] for n, row in rows.items() if n < 1000} - newcomers) == 6
+    assert not assigned(texts_of(extra=41), clusters="refit", max_drift=1.0).refusals
+    assert len(centroids_of(store)) == 7
+    assert verify_store(Store.open(str(store))) == []
+
+
 def test_what_is_far_from_a_cluster_that_was_accepted_is_novel(assigned, store):
     texts = texts_of(extra=90)
     assert not assigned(texts, accept=("novel",)).refusals

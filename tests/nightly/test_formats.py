@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from nights import night, rows_of, text_of
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.types import StringType
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
@@ -74,3 +76,36 @@ def test_a_night_follows_a_delta_table(tmp_path, tiny_model_folder):
     assert len(rows) == ROWS - 5
     with pytest.raises(InputError, match="names files within a table"):
         night(f"{path}/*.parquet", tmp_path / "store", tiny_model_folder)
+
+
+def test_a_night_follows_an_iceberg_table_and_its_schema(tmp_path, tiny_model_folder):
+    catalog = SqlCatalog("c", uri=f"sqlite:///{tmp_path}/c.db", warehouse=f"file://{tmp_path}/w")
+    catalog.create_namespace("n")
+    rows = table_of(k=[f"k{n % 5}" for n in range(ROWS)])
+    table = catalog.create_table("n.t", schema=rows.schema)
+    table.append(rows)
+    corpus, store = str(tmp_path / "w" / "n" / "t"), tmp_path / "store"
+
+    def tonight():
+        result = night(corpus, store, tiny_model_folder, keep_columns=("k",))
+        counts = counts_of(store)
+        return result, {name: counts[name] for name in ("new", "changed", "deleted", "retouched")}
+
+    assert tonight()[1]["new"] == ROWS
+    table.delete("id < 5")
+    new = {"id": pa.array([7], pa.int64()), "text": [text_of(7, version=1)]}
+    changed = pa.table({**new, "k": ["k2"]})
+    table.overwrite(changed, overwrite_filter="id = 7")
+    assert tonight()[1] == {"new": 0, "changed": 1, "deleted": 5, "retouched": 0}
+    with table.update_schema() as update:
+        update.add_column("other", StringType())
+    assert "nothing changed" in tonight()[0].summary
+    with table.update_schema() as update:
+        update.rename_column("k", "old")
+    with table.update_schema() as update:
+        update.add_column("k", StringType())
+    assert tonight()[1] == {"new": 0, "changed": 0, "deleted": 0, "retouched": ROWS - 5}
+    found = rows_of(store)
+    assert {row["k"] for row in found.values()} == {None}
+    assert found[7]["text"] == text_of(7, version=1)
+    catalog.engine.dispose()

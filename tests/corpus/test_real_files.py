@@ -588,6 +588,25 @@ def test_what_was_detected_is_told_by_kind_of_file_with_sample_rows(tmp_path):
     assert table["passed over: unknown format"] == f"1 files, such as {tmp_path}/d.xlsx"
 
 
+def test_the_version_of_a_table_is_among_what_was_detected(tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    write_deltalake(str(tmp_path / "in" / "t"), table)
+    DeltaTable(str(tmp_path / "in" / "t")).delete("id = 0")
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    lance.write_dataset(table, tmp_path / "a.lance")
+
+    def told(name, version=""):
+        asked = CorpusOptions(version=version)
+        found = find_files(str(tmp_path / name), asked)
+        files = inspect_files(found, Columns(), shard_bytes=1 << 20)
+        return describe_corpus(files, Columns(), {})
+
+    assert told("in")["parquet of Delta version 1, row 1"] == "1: Text number 1"
+    assert told("in")["parquet, row 1"] == "0: Text number 0"
+    assert told("in", "0")["parquet of Delta version 0, row 1"] == "0: Text number 0"
+    assert told("a.lance")["lance version 1, row 1"] == "0: Text number 0"
+
+
 def test_long_integers_beside_fractions_lose_no_digit(tmp_path):
     long = 2**60 + 1
     lines = [f'{{"text": "a", "n": {long}}}', '{"text": "b", "n": 0.5}', '{"text": "c", "n": 7}']

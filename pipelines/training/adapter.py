@@ -17,7 +17,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from pipelines.encoder.base_model import KEPT_START, adapter_keys, quiet_loading
+from pipelines.encoder.base_model import (
+    KEPT_START,
+    adapter_keys,
+    quiet_loading,
+    with_attention,
+)
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.errors import InputError
 from pipelines.training.config import LoraSettings, Quantize
@@ -45,6 +50,7 @@ def load_quantized_base(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """The model in ``folder`` without its LM head, frozen, its linear layers quantized.
@@ -54,8 +60,12 @@ def load_quantized_base(
         quantize: ``8bit`` (LLM.int8) or ``4bit`` (NF4 with quantized scales).
         dtype: of everything else, and of the products.
         device: where it is to run.
+        attention: ``causal`` or ``bidirectional``; None as the model's files say.
         trust_remote_code: run Python code that comes with the model.
     """
+    options: dict[str, Any] = {}
+    if attention is not None:
+        options["config"] = with_attention(folder, attention, trust_remote_code)
     settings = (
         transformers.BitsAndBytesConfig(load_in_8bit=True)
         if quantize == "8bit"
@@ -74,6 +84,7 @@ def load_quantized_base(
             trust_remote_code=trust_remote_code,
             quantization_config=settings,
             device_map={"": device},
+            **options,
         )
     return model.eval().requires_grad_(False)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.encoder.base_model import load_base_model
+from pipelines.encoder.decoder import check_attention
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import token_budget_batches
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
@@ -320,17 +321,17 @@ def load_trainable_base(
     require_quantization(quantize, device.type)
     folder, dtype = description.fetch()[0].folder, getattr(torch, description.dtype)
     trust = description.trust_remote_code
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "attention": description.attention,
+        "trust_remote_code": trust,
+    }
     if quantize != "none":
-        return load_quantized_base(
-            folder, quantize, dtype=dtype, device=device, trust_remote_code=trust
-        )
-    base: Any = load_base_model(
-        folder,
-        dtype=dtype,
-        device=device,
-        attention=description.attention,
-        trust_remote_code=trust,
-    )
+        base = load_quantized_base(folder, quantize, **options)
+    else:
+        base = load_base_model(folder, **options)
+    check_attention(base, description)
     if device.type == "cpu":
         # Backward through torch's fused CPU attention took 54 ms a layer for 20 texts of 45
         # tokens, a quarter of a step; written out as products it takes a tenth of that.

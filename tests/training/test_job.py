@@ -115,6 +115,18 @@ def test_encoder_and_plain_peft_give_the_vectors_of_training(config, base):
     assert torch.allclose(torch.nn.functional.normalize(state, dim=-1), trained[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_bidirectional_training_gives_the_encoders_vectors(config, tmp_path, family):
+    windows = {"mistral": {"sliding_window": 8}, "gemma3": {"sliding_window": 17}}
+    folder = tiny_model(tmp_path / family, family, **windows.get(family, {}))
+    made = config(model=str(folder), attention="bidirectional", pooling="mean", prompt="none")
+    description = describe_encoder(made.encoder)
+    trainer = AdapterTrainer(made.trainer, description, torch.device("cpu"))
+    trained = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
+    found = Encoder.load(description, device="cpu").encode(SENTENCES)
+    assert torch.allclose(torch.from_numpy(found), trained, atol=1e-4)
+
+
 def test_a_moved_adapter_is_still_an_encoder(config, tmp_path):
     made = config(max_steps=1)
     run(made)

@@ -47,3 +47,22 @@ def test_adapters_train_on_quantized_weights(tmp_path, monkeypatch, quantize):
     )
     losses = [trainer.step(step, pairs, 0)["loss"] for step in range(1, 9)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
+def test_training_attends_as_asked(tmp_path, monkeypatch, quantize):
+    if quantize != "none":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("pipelines.training.trainer.require_quantization", lambda *_: None)
+    folder = tiny_model(tmp_path, intermediate_size=128)
+    for attention in ("causal", "bidirectional"):
+        config = EncoderConfig(str(folder), dtype="float32", attention=attention)
+        base = load_trainable_base(describe_encoder(config), torch.device("cpu"), quantize)
+        first = [base(torch.tensor([[4, later]])).last_hidden_state[0, 0] for later in (5, 6)]
+        assert torch.equal(*first) == (attention == "causal")
+
+
+def test_a_model_that_heeds_no_attention_is_not_trained(tmp_path):
+    config = EncoderConfig(str(tiny_model(tmp_path, "mamba")), attention="bidirectional")
+    with pytest.raises(InputError, match="its code does not heed it"):
+        load_trainable_base(describe_encoder(config), torch.device("cpu"))

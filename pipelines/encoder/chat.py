@@ -14,6 +14,7 @@ import jinja2
 import torch
 import transformers
 
+from pipelines.encoder.base_model import without_adapter
 from pipelines.encoder.precision import resolve_device, resolve_dtype
 from pipelines.encoder.sources import fetch_model
 from pipelines.runtime.errors import InputError
@@ -138,12 +139,13 @@ def load_writer(name: str, kind: Any) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     device = resolve_device("auto")
     try:
-        model = kind.from_pretrained(
-            folder,
-            dtype=getattr(torch, resolve_dtype("auto", str(device))),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with without_adapter(folder) as plain:
+            model = kind.from_pretrained(
+                plain,
+                dtype=getattr(torch, resolve_dtype("auto", str(device))),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except ValueError as error:
         seq2seq = kind is transformers.AutoModelForSeq2SeqLM
         wanted = "a seq2seq translation model" if seq2seq else "a decoder-only LLM"

@@ -22,6 +22,7 @@ from pipelines.encoder.base_model import (
     adapter_keys,
     quiet_loading,
     with_attention,
+    without_adapter,
 )
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.errors import InputError
@@ -76,9 +77,9 @@ def load_quantized_base(
             bnb_4bit_compute_dtype=dtype,
         )
     )
-    with quiet_loading():
+    with quiet_loading(), without_adapter(folder) as plain:
         model = transformers.AutoModel.from_pretrained(
-            folder,
+            plain,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,

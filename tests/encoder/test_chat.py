@@ -1,9 +1,11 @@
 """Instruct LLMs that think before they answer: only the answer is taken."""
 
 import pytest
-from tiny_models import scripted_model
+import torch
+import transformers
+from tiny_models import scripted_model, tiny_adapter, tiny_model
 
-from pipelines.encoder.chat import ChatModel, spoken_part
+from pipelines.encoder.chat import ChatModel, load_writer, spoken_part
 from pipelines.runtime.errors import InputError
 
 SAYS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -64,3 +66,12 @@ def test_a_template_that_refuses_is_one_line(tmp_path):
     chat = ChatModel(str(scripted_model(tmp_path, SCRIPTS, refuses)))
     with pytest.raises(InputError, match="refuses a plain question: tools only"):
         chat.ask(["What is it?"], most_tokens=3)
+
+
+def test_a_merged_writer_beside_its_adapter_is_not_adapted_twice(tmp_path):
+    folder = tiny_model(tmp_path)
+    before, _ = load_writer(str(folder), transformers.AutoModelForCausalLM)
+    tiny_adapter(folder, folder)
+    after, _ = load_writer(str(folder), transformers.AutoModelForCausalLM)
+    ids = torch.tensor([[4, 5, 6]], device=before.device)
+    assert torch.equal(before(ids).logits, after(ids).logits)

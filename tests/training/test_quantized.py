@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import tiny_adapter, tiny_model
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
@@ -66,3 +66,18 @@ def test_a_model_that_heeds_no_attention_is_not_trained(tmp_path):
     config = EncoderConfig(str(tiny_model(tmp_path, "mamba")), attention="bidirectional")
     with pytest.raises(InputError, match="its code does not heed it"):
         load_trainable_base(describe_encoder(config), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("quantize", ["none", "8bit"])
+def test_a_merged_model_beside_its_adapter_is_not_adapted_twice(tmp_path, monkeypatch, quantize):
+    if quantize != "none":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("pipelines.training.trainer.require_quantization", lambda *_: None)
+    folder = tiny_model(tmp_path / "model", intermediate_size=128)
+    states = []
+    for _ in range(2):
+        description = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+        base = load_trainable_base(description, torch.device("cpu"), quantize)
+        states.append(base(torch.tensor([[4, 5, 6]])).last_hidden_state)
+        tiny_adapter(folder, folder)
+    assert torch.equal(*states)

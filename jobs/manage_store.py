@@ -7,7 +7,7 @@ compare. On a Ray cluster:
 
 from typing import Any
 
-from pipelines.runtime.command import Answer, run_verbs
+from pipelines.runtime.command import Answer, leaving_at_once, run_verbs
 from pipelines.store.config import VERBS
 
 
@@ -19,4 +19,5 @@ def answer(config: Any) -> Answer:
 
 
 if __name__ == "__main__":
-    run_verbs("manage_store", VERBS, answer)
+    with leaving_at_once():
+        run_verbs("manage_store", VERBS, answer)

@@ -3,7 +3,7 @@
 On a Ray cluster: ``ray job submit --working-dir . -- python jobs/search_store.py …``.
 """
 
-from pipelines.runtime.command import Answer, run_query
+from pipelines.runtime.command import Answer, leaving_at_once, run_query
 from pipelines.store.config import SearchConfig
 
 
@@ -15,4 +15,5 @@ def search(config: SearchConfig) -> Answer:
 
 
 if __name__ == "__main__":
-    run_query("search_store", SearchConfig, search)
+    with leaving_at_once():
+        run_query("search_store", SearchConfig, search)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.runtime import files
-from pipelines.runtime.command import run_verbs
+from pipelines.runtime.command import leaving_at_once, run_verbs
 from pipelines.store.config import VERBS
 from pipelines.store.manage import manage_store
 
@@ -34,7 +34,8 @@ def main() -> None:
     os.link = killing(os.link)
     os.replace = killing(os.replace)
     sys.argv = ["manage_store.py", *sys.argv[2:]]
-    run_verbs("manage_store", VERBS, manage_store)
+    with leaving_at_once():
+        run_verbs("manage_store", VERBS, manage_store)
 
 
 if __name__ == "__main__":

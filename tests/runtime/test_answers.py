@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,3 +74,19 @@ def test_help_shows_the_flags_of_every_verb(monkeypatch, capsys):
     assert code == 0
     assert "job.py ask" in out
     assert "--name" in out
+
+
+def test_a_process_that_would_be_aborted_at_its_end_leaves_with_its_code():
+    script = """
+import atexit, os, sys
+import lance
+from pipelines.runtime.command import leaving_at_once
+atexit.register(os.abort)
+with leaving_at_once():
+    print("all of it")
+    sys.exit(3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (3, "all of it\n")

@@ -401,12 +401,13 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        if "lance" not in sys.modules:
+        if "lance" not in sys.modules or not isinstance(stop.code, int):
             raise
         logging.shutdown()
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):  # whoever read has seen enough
+            sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(stop.code or 0))
+        os._exit(stop.code)
 
 
 def run_query(

@@ -147,4 +147,4 @@ def test_the_gpu_benchmark_runs_without_ray_and_peft(tmp_path):
     assert min(way["least_cosine"] for way in ways.values()) > 0.999
     assert "skipped" in results["measure_tuning tiny"]
     assert "skipped" in results["measure_job tiny"]
-    assert set(results["measure_budgets tiny"]["tokens_per_second_by_budget"].values()) > {0}
+    assert min(results["measure_budgets tiny"]["tokens_per_second_by_budget"].values()) > 0

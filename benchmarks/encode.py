@@ -39,6 +39,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES  # type: ignore[import-not-found]
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
@@ -58,27 +59,6 @@ OURS = {
     "Shoal, bfloat16": ("bfloat16", False),
     "Shoal, int8": ("int8", False),
     "Shoal, int8, compiled": ("int8", True),
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen3-0.6B": {
-        "kind": "Qwen3Config",
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "Gemma-3-270M": {
-        "kind": "Gemma3TextConfig",
-        "hidden_size": 640,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "sliding_window": 512,
-    },
 }
 
 
@@ -119,7 +99,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--turns", type=int, default=1, help="times that all slices are encoded")
     parser.add_argument("--openvino-python", help="an interpreter with openvino, optimum-intel")
-    parser.add_argument("--shape", choices=SHAPES, help="a model of random weights instead")
+    parser.add_argument(
+        "--shape", type=str.lower, choices=SHAPES, help="a model of random weights instead"
+    )
     parser.add_argument("--without", nargs="*", default=[], help="words of ways to leave out")
     parser.add_argument("--folder", help="keeps exported models from run to run")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -153,8 +135,8 @@ def make_model(folder: Path, shape: str) -> str:
     """A model of random weights, in bfloat16, with the packaged model's tokenizer."""
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(fetch_model(PACKAGED_MODEL).folder)
-    settings = dict(SHAPES[shape])
-    config = getattr(transformers, settings.pop("kind"))(vocab_size=len(tokenizer), **settings)
+    kind, settings = SHAPES[shape]
+    config = getattr(transformers, kind)(**{**settings, "vocab_size": len(tokenizer)})
     with torch.device("cpu"):
         model = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)

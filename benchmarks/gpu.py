@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 import tokenizers
 import torch
 import transformers
+from shapes import SHAPES  # type: ignore[import-not-found]
 from torch.nn.attention import varlen
 
 from pipelines.encoder.describe import describe_encoder
@@ -56,61 +57,6 @@ WORDS = 512
 """Words of the made tokenizer, each one token."""
 # Dense bfloat16 peaks that the makers state, FLOP/s; elsewhere a measured product is the bound.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3-0.6b": (
-        "Qwen3Config",
-        {
-            "vocab_size": 151936,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 8192,
-        },
-    ),
-    "llama-3.2-1b": (
-        "LlamaConfig",
-        {
-            "vocab_size": 128256,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "max_position_embeddings": 8192,
-        },
-    ),
-    "gemma-3-270m": (
-        "Gemma3TextConfig",
-        {
-            "vocab_size": 262144,
-            "hidden_size": 640,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 18,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 1,
-            "head_dim": 256,
-            "sliding_window": 512,
-            "max_position_embeddings": 8192,
-        },
-    ),
-    "tiny": (
-        "Qwen3Config",
-        {
-            "vocab_size": 1024,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "max_position_embeddings": 8192,
-        },
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -132,7 +78,7 @@ class Plan:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS][:3])
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=[*SHAPES][:3])
     parser.add_argument("--seconds", type=float, default=540.0, help="no section begins after")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -234,7 +180,7 @@ def seconds_of(work: Callable[[], Any], device: torch.device, least: float = 0.5
 
 def make_model(folder: Path, name: str) -> Path:
     """Random bfloat16 weights of a shape, with a tokenizer of :data:`WORDS` words."""
-    kind, shape = MODELS[name]
+    kind, shape = SHAPES[name]
     torch.manual_seed(0)
     config = getattr(transformers, kind)(
         **shape, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True

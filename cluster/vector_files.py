@@ -25,6 +25,7 @@ from pipelines.runtime.arrow import (
     file_columns,
     fingerprint_of,
     id_column,
+    open_csv,
     open_parquet,
     plain_column,
     read_parquet,
@@ -301,16 +302,13 @@ def _text_batches(
             yield from pa.json.open_json(stream, parse_options=options)
             return
         delimiter = "\t" if ".tsv" in path.rpartition("/")[2] else ","
-        yield from pa.csv.open_csv(
-            stream,
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            # strings, as in a corpus: an id may be 007, and a label NA
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns.names(), pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
+        # strings, as in a corpus: an id may be 007, and a label NA
+        strings = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns.names(), pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
         )
+        yield from open_csv(stream, delimiter, strings)
 
 
 def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:

@@ -7,7 +7,7 @@ precision that it will be used with, and they are held against those of the mode
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -188,9 +188,51 @@ def choose_decoder(
     """
     padded = PaddedDecoder(model, description.layers)
     probe = tokenizer.tokenize(PROBE)
-    runs = f"{type(model).__name__} cannot be run to layers {list(description.layers)} in "
+    expected = own_vectors(padded, probe, head, model, description)
+    int8 = description.dtype == "int8"
+    bidirectional = attends_both_ways(model, description)
+    on_gpu = expected.device.type == "cuda"
+    if can_pack(model):
+        packed = PackedDecoder(
+            model,
+            description.layers,
+            () if bidirectional else shared_prefix(tokenizer),
+            tokenizer.most_tokens,
+            int8=int8,
+            bidirectional=bidirectional,
+            elementwise=Elementwise.fused() if compile_model or on_gpu else PLAIN,
+        )
+        agreement = packed_agreement(packed, probe, head, expected)
+        if agreement >= _LEAST_AGREEMENT[description.dtype]:
+            return packed
+        if int8:
+            raise InputError(refuse_int8(description, agreement))
+        log.warning(
+            "the packed pass disagrees with %s (cosine %.4f): running the model's own, slower pass",
+            type(model).__name__,
+            agreement,
+        )
+    elif int8:
+        quantize_linears(padded.stack)
+        with told_in_one_line(cannot_run(model, description, "int8")):
+            agreement = agree(expected, head(*padded.states(probe)))
+        if agreement < _LEAST_AGREEMENT["int8"]:
+            raise InputError(refuse_int8(description, agreement))
+    if compile_model:
+        model.compile(dynamic=True)
+    return padded
+
+
+def own_vectors(
+    padded: PaddedDecoder,
+    probe: Sequence[Sequence[int]],
+    head: VectorHead,
+    model: Any,
+    description: EncoderDescription,
+) -> Tensor:
+    """The probe's vectors by the model's own pass; :class:`InputError` where they will not do."""
     dtype = str(weights_dtype(description)).removeprefix("torch.")
-    with told_in_one_line(f"{runs}{dtype}"):
+    with told_in_one_line(cannot_run(model, description, dtype)):
         expected = head(*padded.states(probe))
     if not expected.isfinite().all():
         remedy = (
@@ -207,38 +249,27 @@ def choose_decoder(
             f"{type(model).__name__} gives a text another vector beside a longer one than alone "
             f"(cosine {agree(alone, expected):.4f}): take another model"
         )
-    int8 = description.dtype == "int8"
-    bidirectional = attends_both_ways(model, description)
-    on_gpu = expected.device.type == "cuda"
-    if can_pack(model):
-        packed = PackedDecoder(
-            model,
-            description.layers,
-            () if bidirectional else shared_prefix(tokenizer),
-            tokenizer.most_tokens,
-            int8=int8,
-            bidirectional=bidirectional,
-            elementwise=Elementwise.fused() if compile_model or on_gpu else PLAIN,
-        )
-        agreement = agree(expected, head(*packed.states(probe, last_only=head.last_only)))
-        if agreement >= _LEAST_AGREEMENT[description.dtype]:
-            return packed
-        if int8:
-            raise InputError(refuse_int8(description, agreement))
-        log.warning(
-            "the packed pass disagrees with %s (cosine %.4f): running the model's own, slower pass",
-            type(model).__name__,
-            agreement,
-        )
-    elif int8:
-        quantize_linears(padded.stack)
-        with told_in_one_line(f"{runs}int8"):
-            agreement = agree(expected, head(*padded.states(probe)))
-        if agreement < _LEAST_AGREEMENT["int8"]:
-            raise InputError(refuse_int8(description, agreement))
-    if compile_model:
-        model.compile(dynamic=True)
-    return padded
+    return expected
+
+
+def packed_agreement(
+    packed: PackedDecoder, probe: Sequence[Sequence[int]], head: VectorHead, expected: Tensor
+) -> float:
+    """The least cosine of the packed pass to the model's own; -1 where a GPU's kernel refuses."""
+    try:
+        return agree(expected, head(*packed.states(probe, last_only=head.last_only)))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        if not packed.has_kernel:
+            raise
+        log.warning("packed texts cannot be attended to here: %s", first_sentence(error))
+        return -1.0
+
+
+def cannot_run(model: Any, description: EncoderDescription, dtype: str) -> str:
+    """What is to be said where a model's own code fails."""
+    return f"{type(model).__name__} cannot be run to layers {list(description.layers)} in {dtype}"
 
 
 @contextmanager

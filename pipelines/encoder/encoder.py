@@ -169,7 +169,7 @@ class Encoder:
             threads: CPU threads for this whole process; None leaves them as they are.
             budget_tokens: tokens of a batch; None finds it.
             compile_model: fuse work between matrix products by ``torch.compile``: a slower first
-                batch, faster ones after it.
+                batch, faster ones after it. On a GPU the packed pass is fused asked or not.
 
         Raises:
             InputError: what :func:`describe_encoder` refuses, another revision than described,

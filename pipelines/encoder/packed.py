@@ -269,7 +269,8 @@ class PackedDecoder:
         self._bidirectional = bidirectional
         self._elementwise = elementwise
         self._device = model.embed_tokens.weight.device
-        self._has_kernel = has_kernel(self._device)
+        self.has_kernel = has_kernel(self._device)
+        """Whether attention to packed texts is a kernel's."""
         # Of activations between products; the residual stream is float32.
         self._dtype = torch.bfloat16 if int8 else model.dtype
         # oneDNN compiles its products in half precision for every shape that it meets.
@@ -286,7 +287,7 @@ class PackedDecoder:
         self._prefix_keys = [(nothing, nothing)] * len(self._layers)
         self._prefix_states = torch.empty(0, settings.hidden_size)
         self._without_prefix = copy.copy(self)
-        if prefix and not self._has_kernel:  # which knows no shared keys
+        if prefix and not self.has_kernel:  # which knows no shared keys
             self._keep_prefix(prefix)
 
     @torch.inference_mode()
@@ -386,7 +387,7 @@ class PackedDecoder:
         """What attention of layer ``number`` mixes for every token, (T, K * G * D)."""
         layer = self._layers[number - 1]
         K, G, D, P = self._key_heads, self._groups, self._width, len(self.prefix)
-        if self._has_kernel:
+        if self.has_kernel:
             return self._attend_packed(layer, h, packing)
         heads = packing.pad(layer.qkv(h).to(self._dtype)).unflatten(-1, (-1, D))
         queries, keys, values = heads.split([K * G, K, K], dim=2)
@@ -428,7 +429,7 @@ class PackedDecoder:
         places = torch.arange(most, device=self._device)[None]
         named = [] if rope is None else [rope]
         cos, sin = model.rotary_emb(torch.empty(0, device=self._device), places, *named)
-        if not self._has_kernel:
+        if not self.has_kernel:
             return cos[0].to(self._dtype), sin[0].to(self._dtype)
         first, second = sin[0].chunk(2, dim=-1)
         return cos[0], torch.cat([-first, second], dim=-1)
@@ -443,7 +444,7 @@ class PackedDecoder:
         """What attention of layer ``number`` mixes for last tokens alone, (n, K * G * D)."""
         layer = self._layers[number - 1]
         K, G, D = self._key_heads, self._groups, self._width
-        if self._has_kernel:
+        if self.has_kernel:
             keys, values = layer.key_value(h).unflatten(-1, (2 * K, D)).chunk(2, dim=1)
             keys = self._turned(keys, layer.k_norm, layer, packing.positions)
             queries = layer.query(h[packing.last]).unflatten(-1, (-1, D))

@@ -7,10 +7,11 @@ the keys that near-duplicates share.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
+from pipelines.runtime.arrow import open_csv
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     check_store,
@@ -114,28 +116,44 @@ def find_pair_files(path: str) -> list[str]:
     return paths
 
 
-def open_file(path: str) -> pads.Dataset:
+class CsvPairs:
+    """A CSV of pairs, as much like a dataset as is needed; everything in it is a string."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._open() as reader:
+            self.schema = reader.schema
+
+    @contextlib.contextmanager
+    def _open(self, columns: Iterable[str] = ()) -> Iterator[Any]:
+        filesystem, inner = open_filesystem(self._path)
+        strings = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, _STRING))
+        with filesystem.open_input_stream(inner) as stream:
+            yield open_csv(stream, convert=strings)
+
+    def to_batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        """The columns, in parts."""
+        with self._open(self.schema.names) as reader:
+            for batch in reader:
+                yield batch.select(list(columns))
+
+
+Pairs: TypeAlias = "pads.Dataset | CsvPairs"
+
+
+def open_file(path: str) -> Pairs:
     """One file of pairs. Everything in a CSV is a string, which may hold line breaks."""
-    filesystem, inner = open_filesystem(path)
     try:
-        if path.endswith(".parquet"):
-            return pads.dataset([inner], filesystem=filesystem, format="parquet")
-        with filesystem.open_input_stream(inner) as source:
-            header = pacsv.open_csv(source, parse_options=_CSV).schema.names
-        strings = pacsv.ConvertOptions(column_types=dict.fromkeys(header, _STRING))
-        text = pads.CsvFileFormat(parse_options=_CSV, convert_options=strings)
-        return pads.dataset([inner], filesystem=filesystem, format=text)
+        if not path.endswith(".parquet"):
+            return CsvPairs(path)
+        filesystem, inner = open_filesystem(path)
+        return pads.dataset([inner], filesystem=filesystem, format="parquet")
     except (OSError, pa.ArrowException) as error:
         check_store(path, error)
         raise _unreadable(path, error) from error
 
 
-_CSV = pacsv.ParseOptions(newlines_in_values=True)
-
-
-def columns_of(
-    files: dict[str, pads.Dataset], path: str, label_column: str | None
-) -> dict[str, str]:
+def columns_of(files: dict[str, Pairs], path: str, label_column: str | None) -> dict[str, str]:
     """Which columns to read, by the names they get; an optional one needs to be in one file."""
     known = list(dict.fromkeys(name for data in files.values() for name in data.schema.names))
     for file, data in files.items():
@@ -153,12 +171,13 @@ def columns_of(
     return names | ({"label": label_column} if label_column else {})
 
 
-def _batches(file: str, data: pads.Dataset, names: dict[str, str]) -> Iterator[pa.Table]:
-    present = {new: pads.field(old) for new, old in names.items() if old in data.schema.names}
-    batches = data.to_batches(columns=present)
+def _batches(file: str, data: Pairs, names: dict[str, str]) -> Iterator[pa.Table]:
+    present = {new: old for new, old in names.items() if old in data.schema.names}
+    batches = data.to_batches(columns=list(dict.fromkeys(present.values())))
     while True:
         try:
-            yield pa.table(next(batches))
+            batch = next(batches)
+            yield pa.table({new: batch.column(old) for new, old in present.items()})
         except StopIteration:
             return
         except (OSError, pa.ArrowException) as error:

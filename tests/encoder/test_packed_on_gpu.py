@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import tiny_model
+from tiny_models import SENTENCES, tiny_model
 from torch.nn.attention.varlen import varlen_attn
 
 from pipelines.encoder import elementwise, packed
 from pipelines.encoder.base_model import with_attention
 from pipelines.encoder.elementwise import PLAIN, Elementwise
-from pipelines.encoder.encoder import one_ahead
+from pipelines.encoder.encoder import Encoder, EncoderConfig, one_ahead
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +97,21 @@ def test_what_does_not_compile_runs_as_it_is(caplog):
         "gated is not compiled",
         "added_norm is not compiled",
     ]
+
+
+def test_where_the_kernel_refuses_the_models_own_pass_runs(tmp_path, monkeypatch, caplog):
+    config = EncoderConfig(model=str(tiny_model(tmp_path)), dtype="float32")
+    right = Encoder.load(config, device="cpu").encode(SENTENCES)
+
+    def refuses(*_, **__):
+        raise RuntimeError("no kernel of this head width")
+
+    monkeypatch.setattr(packed, "has_kernel", lambda device: True)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", refuses)
+    encoder = Encoder.load(config, device="cpu")
+    assert "no kernel of this head width" in caplog.text
+    assert "slower pass" in caplog.text
+    np.testing.assert_allclose(encoder.encode(SENTENCES), right, atol=1e-5)
 
 
 def test_a_batch_is_given_when_the_next_one_is_under_way():

@@ -306,6 +306,17 @@ def test_line_breaks_in_a_csv_are_part_of_the_text(tmp_path):
     assert set(zip(*(found[n].to_pylist() for n in ("anchor", "positive")), strict=True)) == {*rows}
 
 
+@pytest.mark.parametrize("before", ["", "x"])
+def test_no_newline_of_windows_is_lost_where_a_csv_is_read_in_parts(tmp_path, before):
+    """One of the two has a line end across the bytes where pyarrow parts its blocks."""
+    path = tmp_path / "own.csv"
+    rows = [(f"{n}{before}" + "\r\n" * 300_000 + "end", f"other {n}") for n in range(4)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("anchor", "positive"), *rows])
+    found = read_pairs(str(path), most=9, seed=0)["anchor"].to_pylist()
+    assert set(found) == {anchor for anchor, _ in rows}
+
+
 NEGATIVES = {
     "some": pa.array(["x", None, " "]),
     "no": pa.array([None] * 3, pa.string()),

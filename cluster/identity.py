@@ -9,7 +9,7 @@ What happened to whom is a list of events, kept as the lineage table.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -99,8 +99,8 @@ class Identity:
     """int64 (m,), place of each new cluster among the old ones, -1 where it was not there."""
     next_id: int
     """The first id that was never given."""
-    names: list[str]
-    events: list[Event]
+    names: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
 
 def identify_clusters(
@@ -114,8 +114,8 @@ def identify_clusters(
         shared: int64 (k, m), how many documents each old and new cluster share.
         next_id: the first id that no version has ever used.
     """
-    fresh_names = [name_of(words) for words in new.keywords] or [""] * len(new.sizes)
     if old is None or shared is None or not len(old.ids):
+        fresh_names = [name_of(words) for words in new.keywords] or [""] * len(new.sizes)
         ids = np.arange(next_id, next_id + len(new.sizes))
         born = [
             Event("born", int(i), new_size=int(size), new_name=name)
@@ -128,8 +128,32 @@ def identify_clusters(
     known = old_places >= 0
     ids[known] = old.ids[old_places[known]]
     ids[~known] = np.arange(next_id, next_id + int((~known).sum()))
-    identity = Identity(ids, old_places, next_id + int((~known).sum()), fresh_names, [])
-    named = replace(identity, names=lasting_names(old, new, identity))
+    return _identified(old, new, shared, Identity(ids, old_places, next_id + int((~known).sum())))
+
+
+def keep_clusters(
+    old: OldClusters, new: NewClusters, shared: np.ndarray, ids: np.ndarray, *, next_id: int
+) -> Identity:
+    """The same where centroids stood still: the first of the new ones are those of ``ids``.
+
+    Those after them get ids that were never given. Other arguments are as in
+    :func:`identify_clusters`.
+    """
+    added = np.arange(next_id, next_id + len(new.sizes) - len(ids))
+    every = np.concatenate([ids, added]).astype(np.int32)
+    places = np.searchsorted(old.ids, every)
+    there = old.ids[np.minimum(places, len(old.ids) - 1)] == every
+    kept = Identity(every, np.where(there, places, -1), next_id + len(added))
+    return _identified(old, new, shared, kept)
+
+
+def _identified(
+    old: OldClusters, new: NewClusters, shared: np.ndarray, identity: Identity
+) -> Identity:
+    """The identity with names and what happened."""
+    names = [name_of(words) for words in new.keywords] or [""] * len(new.sizes)
+    named = replace(identity, names=names)
+    named = replace(named, names=lasting_names(old, new, named))
     return replace(named, events=list(_events(old, new, shared, named)))
 
 

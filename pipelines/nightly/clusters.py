@@ -33,7 +33,7 @@ from cluster.clustering import (
     scan_corpus,
 )
 from cluster.config import ClusterConfig, ClusterOptions
-from cluster.identity import NewClusters, OldClusters, identify_clusters
+from cluster.identity import NewClusters, OldClusters, identify_clusters, keep_clusters
 from cluster.kmeans import Fit, start_from
 from cluster.known import KnownClusters, reach_of
 from cluster.on_ray import run_on_shards
@@ -50,6 +50,7 @@ from pipelines.nightly.edits import (
     pinned_before,
     pinned_documents,
     place_pins,
+    released_clusters,
     split_starts,
 )
 from pipelines.nightly.novelty import Joined, Novelty, find_novelty, split_joined
@@ -172,8 +173,7 @@ def cluster_candidate(
         fit, _ = fit_levels(source, scan, [k], settings, begun)
     pinned, placed = [], []
     if earlier is not None:
-        alive = {*earlier.parts.ids.tolist(), *earlier.parts.part_ids.tolist()}
-        pinned = [*pinned_documents(edits, candidate, alive)[0]]
+        pinned = [*pinned_documents(edits, candidate, earlier.parts)[0]]
         placed = [*pinned, *pinned_before(earlier.version, candidate)]
     count = functools.partial(
         count_documents, source, scan, settings=settings, earlier=earlier, when=when,
@@ -219,14 +219,23 @@ def _identify(
     new = NewClusters(fit.centroids, counted.census.sizes, keywords)
     old = None if earlier is None else earlier.clusters
     shared = None if earlier is None else counted.shared
-    identity = identify_clusters(old, new, shared, next_id=next_id)
+    standing = novelty is not None
+    if standing:
+        assert earlier is not None
+        ids = earlier.parts.part_ids
+        identity = keep_clusters(earlier.clusters, new, counted.shared, ids, next_id=next_id)
+    else:
+        identity = identify_clusters(old, new, shared, next_id=next_id)
     split = {
         e.related_cluster_id: e.cluster_id
         for e in identity.events
         if e.event == "split" and e.related_cluster_id is not None and e.related_cluster_id in asked
     }
     before = None if earlier is None else earlier.parts
-    published = publish_parts(edits, old, before, new, shared, identity)
+    released = set() if earlier is None else released_clusters(edits, earlier.version)
+    published = publish_parts(
+        edits, old, before, new, shared, identity, released=released, standing=standing
+    )
     places = AssignIds(fit.centroids, np.arange(len(fit.centroids)), source.unit_norm)
     pins, published = place_pins(edits, candidate, published, places)
     ids, by_keywords = published.identity.ids.tolist(), published.identity.names

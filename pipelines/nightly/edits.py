@@ -6,7 +6,7 @@ what parts are published as (:mod:`pipelines.nightly.parts`); names and pinned d
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -29,7 +29,7 @@ from pipelines.store.edits import (
     Edit,
     Status,
     entry_of,
-    merge_targets,
+    home_of,
     pinned_rows,
     read_applied,
     splits_done,
@@ -160,14 +160,13 @@ def place_pins(
     ``assign`` finds parts by their places.
     """
     parts = published.parts
-    alive = set(parts.ids.tolist())
-    wanted, missing = pinned_documents(edits, candidate, alive)
+    wanted, missing = pinned_documents(edits, candidate, parts)
     if not wanted:
         return Pins(missing=missing), published
     table = candidate.take(list(wanted), ["id", EMBEDDING])
     vectors = column_to_vectors(table[EMBEDDING])
     nearest, distances = assign(vectors)
-    own = {i: np.flatnonzero(parts.ids == i) for i in alive}
+    own = {i: np.flatnonzero(parts.ids == i) for i in set(parts.ids.tolist())}
     sizes, clusters = parts.sizes.copy(), []
     moves: dict[int, dict[str, None]] = {}
     for row, row_id in enumerate(table["id"].to_pylist()):
@@ -195,20 +194,20 @@ def place_pins(
 
 
 def pinned_documents(
-    edits: Sequence[Edit], candidate: Candidate, alive: Container[int]
+    edits: Sequence[Edit], candidate: Candidate, parts: Parts
 ) -> tuple[dict[str | int, tuple[Edit, int]], frozenset[int]]:
-    """By id of a row the edit that pins it, and in which cluster, only those that are ``alive``.
+    """By id of a row the edit that pins it, and in which cluster, only those that live.
 
     And the numbers of edits whose document is not there.
     """
-    targets = merge_targets(edits)
     wanted: dict[str | int, tuple[Edit, int]] = {}
-    pins = [(e, targets.get(e.clusters[0], e.clusters[0])) for e in edits if e.action == "pin"]
-    pins = [(edit, cluster) for edit, cluster in pins if cluster in alive]
-    rows = pinned_rows([edit.document for edit, _ in pins], candidate.documents)
-    for edit, cluster in pins:
+    homes = parts.published()
+    pins = [(e, home_of(e.clusters[0], edits, homes)) for e in edits if e.action == "pin"]
+    living = [(edit, cluster) for edit, cluster in pins if cluster is not None]
+    rows = pinned_rows([edit.document for edit, _ in living], candidate.documents)
+    for edit, cluster in living:
         wanted |= dict.fromkeys(rows[edit.document], (edit, cluster))
-    return wanted, frozenset(edit.number for edit, _ in pins if not rows[edit.document])
+    return wanted, frozenset(edit.number for edit, _ in living if not rows[edit.document])
 
 
 def pinned_before(base: Version, candidate: Candidate) -> list[str | int]:
@@ -216,6 +215,16 @@ def pinned_before(base: Version, candidate: Candidate) -> list[str | int]:
     applied = (row for row in read_applied(base).to_pylist() if row["status"] == "applied")
     names = [row["document_id"] for row in applied if row["action"] == "pin"]
     return [row_id for rows in pinned_rows(names, candidate.documents).values() for row_id in rows]
+
+
+def released_clusters(edits: Sequence[Edit], base: Version) -> set[int]:
+    """Clusters that a version has as part of others by merges that people have taken back."""
+    holds = {edit.number for edit in edits}
+    return {
+        row["cluster_ids"][1]
+        for row in read_applied(base).to_pylist()
+        if row["action"] == "merge" and row["status"] == "applied" and row["edit"] not in holds
+    }
 
 
 def has_split_to_do(base: Version) -> bool:
@@ -296,16 +305,16 @@ def _became(
         return "applied", None, ""
     if edit.action == "split" and before is not None and before["status"] == "applied":
         return "applied", before["overrode"], before["says"]
-    identity, parts = published.identity, published.parts
-    alive = set(identity.ids.tolist())
-    targets = merge_targets(edits)
-    known = alive | set(parts.part_ids.tolist())
-    lost = [c for c in edit.clusters if c not in known and targets.get(c) not in alive]
-    if lost:
-        return "lost", None, f"cluster {lost[0]} is no more"
+    identity, parts = published.identity, published.parts.published()
+    homes = [home_of(cluster, edits, parts) for cluster in edit.clusters]
+    there = [home is not None for home in homes]
     if edit.action == "name":
-        if edit.clusters[0] not in alive:
-            return "lost", None, f"cluster {edit.clusters[0]} is no more"
+        there = [edit.clusters[0] in identity.ids]
+    if edit.action == "merge":
+        there = [there[0], edit.clusters[1] in parts]
+    if not all(there):
+        return "lost", None, f"cluster {edit.clusters[there.index(False)]} is no more"
+    if edit.action == "name":
         place = identity.ids.tolist().index(edit.clusters[0])
         return "applied", identity.names[place], ""
     if edit.action == "pin":
@@ -316,8 +325,4 @@ def _became(
         if edit.clusters[0] in split:
             return "applied", None, f"cluster {split.pop(edit.clusters[0])} came out of it"
         return "waiting", None, "it could not be split yet"
-    if edit.action == "merge":
-        joined = dict(zip(parts.part_ids.tolist(), parts.ids.tolist(), strict=True))
-        if joined.get(edit.clusters[1]) != targets[edit.clusters[1]]:
-            return "lost", None, f"cluster {edit.clusters[1]} is no more"
     return "applied", None, ""

@@ -7,7 +7,7 @@ same ``cluster_id`` and different ``part_id``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from cluster.identity import (
 from cluster.tables import centroids_table
 from pipelines.nightly.titles import read_titles
 from pipelines.runtime.arrow import column_to_vectors
-from pipelines.store.edits import Edit, follow, merge_targets, read_applied
+from pipelines.store.edits import Edit, follow, read_applied
 from pipelines.store.version import Version
 
 CENTROIDS = "centroids.parquet"
@@ -46,6 +46,11 @@ class Parts:
     """float32 (m, d); None where they are another encoder's."""
     sizes: np.ndarray
     """int64 (m,)."""
+
+    def published(self) -> dict[int, int]:
+        """By part, and by cluster, the cluster that it is published as."""
+        clusters = self.ids.tolist()
+        return dict(zip([*clusters, *self.part_ids.tolist()], clusters * 2, strict=True))
 
     def table(self) -> pa.Table:
         """``centroids.parquet``; ``part_id`` is there where a cluster has several parts."""
@@ -120,8 +125,11 @@ def publish_parts(
     new: NewClusters,
     shared: np.ndarray | None,
     identity: Identity,
+    *,
+    released: Collection[int],
+    standing: bool,
 ) -> Published:
-    """What the matched parts of a fit are published as, merges of people followed.
+    """What the parts of a fit are published as, merges of people followed.
 
     Args:
         edits: those that hold.
@@ -129,30 +137,37 @@ def publish_parts(
         before: their parts.
         new: the fitted parts.
         shared: int64 (k, m), untouched documents by old cluster and new part.
-        identity: which new part is which old cluster.
+        identity: which new part is which old cluster; of ``standing`` ones which old part.
+        released: clusters whose merge the version before had, and people have taken back.
+        standing: whether the parts of before are there as they were.
     """
     groups = {} if before is None else _groups(before)
+    merged = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
     part_ids = identity.ids.copy()
     home: dict[int, int] = {}
     for cluster, group in groups.items():
-        places = _places_of(cluster, identity)
-        part_ids[places] = _pool(cluster, group, places, before, new, identity)
+        places = np.flatnonzero(np.isin(part_ids, group))
+        if not standing:
+            assert before is not None
+            places = _places_of(cluster, identity)
+            lasting = sorted({cluster, *group}, key=_rank(cluster, before, merged, released))
+            part_ids[places] = _pool(lasting[: len(places)], places, before, new, identity)
         home |= dict.fromkeys(part_ids[places].tolist(), cluster)
-    targets = _effective_targets(edits, part_ids, set(home.values()), before)
+    there = {*part_ids.tolist(), *home.values()}
+    merged = {b: a for b, a in merged.items() if a in there and b in there}
+    targets = {cluster: follow(merged, cluster) for cluster in merged}
     merged_homes = {home[p] for p in home if p in targets or p in targets.values()}
-    ids = np.array(
-        [_published_id(int(p), targets, home, merged_homes, groups) for p in part_ids], np.int32
-    )
-    parts = Parts(part_ids, ids, new.centroids, new.sizes)
-    if np.array_equal(ids, identity.ids):
+    ids = [_published_id(int(p), targets, home, merged_homes, released) for p in part_ids]
+    parts = Parts(part_ids, np.array(ids, np.int32), new.centroids, new.sizes)
+    if np.array_equal(parts.ids, identity.ids):
         return Published(parts, new, identity, shared)
     return _join_parts(parts, old, new, shared, identity)
 
 
-def _groups(parts: Parts) -> dict[int, np.ndarray]:
+def _groups(parts: Parts) -> dict[int, list[int]]:
     """Published clusters with parts other than their own, and those."""
-    groups = {int(i): parts.part_ids[parts.ids == i] for i in np.unique(parts.ids)}
-    return {i: group for i, group in groups.items() if group.tolist() != [i]}
+    groups = {int(i): parts.part_ids[parts.ids == i].tolist() for i in np.unique(parts.ids)}
+    return {i: group for i, group in groups.items() if group != [i]}
 
 
 def _places_of(cluster: int, identity: Identity) -> np.ndarray:
@@ -165,64 +180,64 @@ def _places_of(cluster: int, identity: Identity) -> np.ndarray:
     return np.flatnonzero(np.isin(identity.ids, [cluster, *split]))
 
 
+def _rank(
+    cluster: int, before: Parts, merged: Mapping[int, int], released: Collection[int]
+) -> Callable[[int], tuple[float, int, int]]:
+    """The key of a cluster's parts by which they last, where a fit has fewer places for them.
+
+    Its own comes first, then those that were merged into it, then those that were merged into
+    these; last the ones that no edit speaks of. The larger ones of equals come first.
+    """
+    sizes = dict(zip(before.part_ids.tolist(), before.sizes.tolist(), strict=True))
+
+    def key(part: int) -> tuple[float, int, int]:
+        steps, at = 0, part
+        while at != cluster and at not in released and at in merged:
+            steps, at = steps + 1, merged[at]
+        named = at == cluster or at in released
+        depth = steps + (at != cluster) if named else float("inf")
+        return depth, -sizes.get(part, 0), part
+
+    return key
+
+
 def _pool(
-    cluster: int,
-    group: np.ndarray,
+    lasting: Sequence[int],
     places: np.ndarray,
-    before: Parts | None,
+    before: Parts,
     new: NewClusters,
     identity: Identity,
 ) -> np.ndarray:
-    """Part ids of the places of a group: the old ones, each to the nearest; then new ones."""
-    assert before is not None
-    fresh = [i for i in identity.ids[places].tolist() if i != cluster and i not in group]
-    if before.centroids is None:
-        order = np.argsort(-new.sizes[places], kind="stable")
-        pool = np.array([*group.tolist(), *fresh])
-        ids = np.empty(len(places), np.int32)
-        ids[order] = pool[: len(places)]
-        return ids
-    rows = np.isin(before.part_ids, group)
-    ways = np.linalg.norm(
-        new.centroids[places][:, None].astype(np.float64) - before.centroids[rows][None], axis=2
-    )
-    chosen, olds = linear_sum_assignment(ways)
+    """Part ids of the places of a group: those that last, each at the nearest; then new ones."""
     ids = np.full(len(places), -1, np.int32)
-    ids[chosen] = before.part_ids[rows][olds]
-    ids[ids < 0] = fresh[: int((ids < 0).sum())]
+    left, free = list(lasting), np.argsort(-new.sizes[places], kind="stable")
+    if before.centroids is not None:
+        rows = np.flatnonzero(np.isin(before.part_ids, lasting))
+        ways = np.linalg.norm(
+            new.centroids[places][:, None].astype(np.float64) - before.centroids[rows][None],
+            axis=2,
+        )
+        chosen, olds = linear_sum_assignment(ways)
+        ids[chosen] = before.part_ids[rows][olds]
+        left = [i for i in lasting if i not in ids]
+        free = np.flatnonzero(ids < 0)
+    given = [*left, *(i for i in identity.ids[places].tolist() if i not in lasting)]
+    ids[free] = given[: len(free)]
     return ids
-
-
-def _effective_targets(
-    edits: Sequence[Edit], part_ids: np.ndarray, homes: set[int], before: Parts | None
-) -> dict[int, int]:
-    """Merges to follow: of clusters that are both there, or that were one before.
-
-    ``homes`` are clusters that live on in their parts.
-    """
-    there = {*part_ids.tolist(), *homes}
-    was = {} if before is None else dict(
-        zip(before.part_ids.tolist(), before.ids.tolist(), strict=True)
-    )  # fmt: skip
-    targets = {}
-    for cluster, target in merge_targets(edits).items():
-        if (cluster in there and target in there) or was.get(cluster) == target:
-            targets[cluster] = target
-    return targets
 
 
 def _published_id(
     part: int,
     targets: Mapping[int, int],
     home: Mapping[int, int],
-    merged_homes: set[int],
-    groups: Mapping[int, np.ndarray],
+    merged_homes: Collection[int],
+    released: Collection[int],
 ) -> int:
     if part in targets:
         return targets[part]
     cluster = home.get(part)
-    if cluster is not None and cluster in merged_homes and part not in groups[cluster]:
-        return targets.get(cluster, cluster)  # a new part of a cluster that is still merged
+    if cluster is not None and cluster in merged_homes and part not in released:
+        return targets.get(cluster, cluster)  # of a cluster that is still merged
     return part
 
 

@@ -113,6 +113,18 @@ def merge_targets(edits: Sequence[Edit]) -> dict[int, int]:
     return {cluster: follow(direct, cluster) for cluster in direct}
 
 
+def home_of(cluster: int, edits: Sequence[Edit], published: Mapping[int, int]) -> int | None:
+    """The cluster that one lives on as; None where it is no more.
+
+    ``published`` has, by part, the cluster that it is published as. One that was merged and has no
+    part any more lives on in what it was merged into.
+    """
+    merged = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
+    while cluster not in published and cluster in merged:
+        cluster = merged[cluster]
+    return published.get(cluster)
+
+
 def follow(direct: Mapping[int, int], cluster: int) -> int:
     """Where steps from one cluster to the next end."""
     while cluster in direct:

@@ -234,8 +234,9 @@ def _identify(
     before = None if earlier is None else earlier.parts
     released = set() if earlier is None else released_clusters(edits, earlier.version)
     published = publish_parts(
-        edits, old, before, new, shared, identity, released=released, standing=standing
-    )
+        edits, old, before, new, shared, identity,
+        released=released, split=split.values(), standing=standing,
+    )  # fmt: skip
     places = AssignIds(fit.centroids, np.arange(len(fit.centroids)), source.unit_norm)
     pins, published = place_pins(edits, candidate, published, places)
     ids, by_keywords = published.identity.ids.tolist(), published.identity.names

@@ -127,6 +127,7 @@ def publish_parts(
     identity: Identity,
     *,
     released: Collection[int],
+    split: Collection[int],
     standing: bool,
 ) -> Published:
     """What the parts of a fit are published as, merges of people followed.
@@ -139,6 +140,7 @@ def publish_parts(
         shared: int64 (k, m), untouched documents by old cluster and new part.
         identity: which new part is which old cluster; of ``standing`` ones which old part.
         released: clusters whose merge the version before had, and people have taken back.
+        split: clusters that came out of others tonight as people wanted.
         standing: whether the parts of before are there as they were.
     """
     groups = {} if before is None else _groups(before)
@@ -149,16 +151,18 @@ def publish_parts(
         places = np.flatnonzero(np.isin(part_ids, group))
         if not standing:
             assert before is not None
-            places = _places_of(cluster, identity)
+            places = _places_of(cluster, identity, split)
             lasting = sorted({cluster, *group}, key=_rank(cluster, before, merged, released))
             part_ids[places] = _pool(lasting[: len(places)], places, before, new, identity)
         home |= dict.fromkeys(part_ids[places].tolist(), cluster)
     there = {*part_ids.tolist(), *home.values()}
     merged = {b: a for b, a in merged.items() if a in there and b in there}
     targets = {cluster: follow(merged, cluster) for cluster in merged}
-    merged_homes = {home[p] for p in home if p in targets or p in targets.values()}
-    ids = [_published_id(int(p), targets, home, merged_homes, released) for p in part_ids]
-    parts = Parts(part_ids, np.array(ids, np.int32), new.centroids, new.sizes)
+    ids = np.array([targets.get(part, part) for part in part_ids.tolist()], np.int32)
+    named = {*merged, *merged.values(), *released, *home.values()}
+    joined = {home.get(part, part) for part in targets} | {*targets.values()}
+    _join_unnamed(ids, part_ids, home, named, groups, joined, new.centroids)
+    parts = Parts(part_ids, ids, new.centroids, new.sizes)
     if np.array_equal(parts.ids, identity.ids):
         return Published(parts, new, identity, shared)
     return _join_parts(parts, old, new, shared, identity)
@@ -170,14 +174,17 @@ def _groups(parts: Parts) -> dict[int, list[int]]:
     return {i: group for i, group in groups.items() if group != [i]}
 
 
-def _places_of(cluster: int, identity: Identity) -> np.ndarray:
-    """New parts that an old cluster went into: its match, and most of whose documents were its."""
-    split = [
+def _places_of(cluster: int, identity: Identity, split: Collection[int]) -> np.ndarray:
+    """New parts that an old cluster went into: its match, and most of whose documents were its.
+
+    Without those that people ``split`` off.
+    """
+    parted = [
         e.cluster_id
         for e in identity.events
-        if e.event == "split" and e.related_cluster_id == cluster
+        if e.event == "split" and e.related_cluster_id == cluster and e.cluster_id not in split
     ]
-    return np.flatnonzero(np.isin(identity.ids, [cluster, *split]))
+    return np.flatnonzero(np.isin(identity.ids, [cluster, *parted]))
 
 
 def _rank(
@@ -226,19 +233,26 @@ def _pool(
     return ids
 
 
-def _published_id(
-    part: int,
-    targets: Mapping[int, int],
+def _join_unnamed(
+    ids: np.ndarray,
+    part_ids: np.ndarray,
     home: Mapping[int, int],
-    merged_homes: Collection[int],
-    released: Collection[int],
-) -> int:
-    if part in targets:
-        return targets[part]
-    cluster = home.get(part)
-    if cluster is not None and cluster in merged_homes and part not in released:
-        return targets.get(cluster, cluster)  # of a cluster that is still merged
-    return part
+    named: Collection[int],
+    groups: Mapping[int, Sequence[int]],
+    joined: Collection[int],
+    centroids: np.ndarray,
+) -> None:
+    """Publish parts that no edit speaks of, in ``ids``, as the nearest is that one speaks of.
+
+    Only within the cluster that they come from, and those of tonight only where it is ``joined``.
+    """
+    for cluster, group in groups.items():
+        mine = [p for p, part in enumerate(part_ids.tolist()) if home.get(part) == cluster]
+        known = [p for p in mine if int(part_ids[p]) in named]
+        for place in (p for p in mine if int(part_ids[p]) not in named):
+            if known and (int(part_ids[place]) in group or cluster in joined):
+                ways = np.linalg.norm(centroids[known] - centroids[place], axis=1)
+                ids[place] = ids[known[int(ways.argmin())]]
 
 
 def _join_parts(

@@ -25,18 +25,19 @@ TYPED_FORMATS = ("parquet", "arrow", "lance")
 BATCH_ROWS = 4096
 BATCH_BYTES = 8 << 20
 _IPC_MAGIC = b"ARROW1"
+_STRING = pa.string()
 
 
-def columns_of(file: CorpusFile) -> FileColumns:
-    """The columns of a file with their plain types, from its header."""
+def columns_of(file: CorpusFile, null: pa.DataType = _STRING) -> FileColumns:
+    """The columns of a file with their plain types, from its header; ``null`` is that of nulls."""
     filesystem, inner = open_filesystem(file.path)
     if file.format == "parquet":
         with open_parquet(inner, filesystem=filesystem) as parquet:
-            return file_columns(parquet.schema_arrow, file.view)
+            return file_columns(parquet.schema_arrow, file.view, null)
     if file.format == "lance":
-        return file_columns(open_lance(file.path, file.view.version).schema, file.view)
+        return file_columns(open_lance(file.path, file.view.version).schema, file.view, null)
     with _open_arrow(file) as reader:
-        return file_columns(reader.schema, file.view)
+        return file_columns(reader.schema, file.view, null)
 
 
 def inspect_columnar(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -40,8 +40,9 @@ def parquet_schema(
 ) -> pa.Schema | None:
     """Types of the kept columns where all files store columns with types, else None.
 
-    Bytes of the column ``text``, which is to be embedded, are kept as strings. Raises
-    :class:`InputError` where two files' types have no common one.
+    Bytes of the column ``text``, which is to be embedded, are kept as strings; what is nothing but
+    nulls in all files has the null type. Raises :class:`InputError` where two files' types have no
+    common one.
     """
     readable = [file for file in files if not file.problem]
     if not readable or any(file.format not in TYPED_FORMATS for file in readable):
@@ -61,7 +62,7 @@ def parquet_schema(
                 f"kept column {field.name!r} holds {bad}, which cannot be stored; cast it, or "
                 "leave it out of --keep-columns"
             )
-    return pa.schema([f.with_type(plain_type(f.type)) for f in unified])
+    return unified
 
 
 def values_to_json(values: Iterable[Any], kinds: set[str]) -> pa.Array:
@@ -87,8 +88,12 @@ def value_kind(value: Any) -> str:
 
 
 def resolve_type(kinds: Iterable[str]) -> pa.DataType:
-    """The Arrow type that holds all values of the kinds seen; string where they are mixed."""
-    return _KIND_TYPES.get(frozenset(kinds) - {"null"}, pa.string())
+    """The Arrow type that holds all values of the kinds seen; string where they are mixed.
+
+    Nulls alone have the null type: whatever the column is elsewhere, they fit.
+    """
+    seen = frozenset(kinds) - {"null"}
+    return _KIND_TYPES.get(seen, pa.string()) if seen else pa.null()
 
 
 def json_to_values(texts: pa.ChunkedArray, target: pa.DataType) -> pa.Array:
@@ -107,22 +112,69 @@ def json_to_values(texts: pa.ChunkedArray, target: pa.DataType) -> pa.Array:
 
 
 def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """``table`` cast to ``schema``, undecodable bytes in strings replaced by U+FFFD."""
+    """``table`` cast to plain types of ``schema``, undecodable bytes as U+FFFD in strings."""
     columns = []
     for field in schema:
+        kind = plain_type(field.type)
         column = table.column(field.name)
         try:
             column.validate(full=True)
-            columns.append(column.cast(field.type))
-        except pa.ArrowInvalid as error:
+            columns.append(cast_column(column, kind))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
                 raise InputError(
-                    f"kept column {field.name!r} is {column.type} in one file and {field.type} in "
+                    f"kept column {field.name!r} is {column.type} in one file and {kind} in "
                     f"others, which does not hold all its values ({error}): cast it in the corpus, "
                     "or leave it out of --keep-columns"
                 ) from error
-            columns.append(pa.array(decode_strings(column, "replace"), field.type))
-    return pa.table(columns, schema=schema)
+            columns.append(pa.array(decode_strings(column, "replace"), kind))
+    return pa.table(columns, names=schema.names)
+
+
+def cast_column(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    """A column of plain type as another one, value by value where pyarrow has no cast.
+
+    Raises ``ArrowInvalid`` or ``ArrowTypeError`` for a value that the other does not hold.
+    """
+    if column.null_count == len(column):
+        return pa.chunked_array([pa.nulls(len(column), target)])
+    try:
+        return column.cast(target)
+    except pa.ArrowNotImplementedError:
+        return pa.chunked_array([pa.array(column.to_pylist(), target)])
+
+
+def can_become(found: pa.DataType, stored: pa.DataType) -> bool:
+    """Whether values of one type can be of the other, where each fits: writers differ in widths."""
+    if found == stored or pa.types.is_null(found):
+        return True
+    if pa.types.is_struct(found) and pa.types.is_struct(stored):
+        names = [[field.name for field in kind] for kind in (found, stored)]
+        return names[0] == names[1] and all(
+            can_become(one.type, other.type) for one, other in zip(found, stored, strict=True)
+        )
+    if _is_list(found) and _is_list(stored):
+        return can_become(found.value_type, stored.value_type)
+    return any(is_kind(found) and is_kind(stored) for is_kind in _KINDS)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists)
+
+
+_KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
+    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+    lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+    lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind),
+    lambda kind: pa.types.is_timestamp(kind) and kind.tz is None,
+    lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None,
+    pa.types.is_date,
+    pa.types.is_time,
+    pa.types.is_duration,
+    pa.types.is_decimal,
+)
+"""Kinds of values of which a type can become another."""
 
 
 def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
@@ -132,7 +184,7 @@ def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
 
 
 def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
-    about = with_retries(lambda: columns_of(file), file.path, decodes=True)
+    about = with_retries(lambda: columns_of(file, pa.null()), file.path, decodes=True)
     for name in keep:
         if name in about.own.names and _is_blob(about.own.field(name)):
             raise InputError(
@@ -141,7 +193,7 @@ def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:
             )
     found = {name: about.type_of(name) for name in keep}
     kinds = {name: pa.null() if kind is None else kind for name, kind in found.items()}
-    if text in kinds and _is_bytes(kinds[text]):
+    if text in kinds and (_is_bytes(kinds[text]) or pa.types.is_null(kinds[text])):
         kinds[text] = pa.string()
     return pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
 

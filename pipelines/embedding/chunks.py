@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipelines.corpus.documents import EXCERPT_CHARACTERS, rejected_table
 from pipelines.corpus.files import CorpusFile, Shard
-from pipelines.corpus.kept_columns import json_to_values
+from pipelines.corpus.kept_columns import cast_column, json_to_values
 from pipelines.corpus.passages import Cutter
 from pipelines.embedding.keys import (
     ENCODE,
@@ -261,7 +261,7 @@ def _finish(settings: ReadSettings, documents: pa.Table) -> pa.Table:
         column = documents[f"kept.{name}"]
         if name in settings.json_types:
             column = json_to_values(column, settings.json_types[name])
-        columns[f"kept.{name}"] = column.cast(kind)
+        columns[f"kept.{name}"] = cast_column(column, kind)
     return pa.table(columns)
 
 

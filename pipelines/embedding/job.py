@@ -64,6 +64,7 @@ from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderDescription, require_as_trained
 from pipelines.encoder.sources import fetch_model
 from pipelines.encoder.tokenization import text_limits
+from pipelines.runtime.arrow import plain_type
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -314,7 +315,7 @@ def read_settings(
         run.scan,
         usual,
         run.plan.size_of_chunks(tokens),
-        scanned.kept_types(),
+        {name: results.kept_types[name] for name in scanned.kept_kinds},
         {**results.kept_types, **given},
         groups.buckets,
         results.row_bytes,
@@ -339,21 +340,24 @@ def expected_tokens(scanned: ScanResult, settled: Settled) -> int:
     return scanned.tokens * settled.distinct // max(1, scanned.accepted)
 
 
+def found_types(run: EmbedRun, scanned: ScanResult) -> dict[str, pa.DataType]:
+    """Types of the kept columns as the corpus has them; null where it has nothing but nulls."""
+    schema = run.scan.kept_schema
+    kept = scanned.kept_types() if schema is None else {f.name: f.type for f in schema}
+    return {name: kept.get(name, pa.null()) for name in run.config.columns.keep}
+
+
 def result_settings(run: EmbedRun, scanned: ScanResult) -> ResultSettings:
     """What the last stage is told."""
-    schema, config = run.scan.kept_schema, run.config
-    kept = (
-        scanned.kept_types()
-        if schema is None
-        else dict(zip(schema.names, schema.types, strict=True))
-    )
+    config = run.config
     own = {} if run.scan.cut is None else passage_types(scanned.id_type)
+    kept = {name: plain_type(kind) for name, kind in found_types(run, scanned).items()}
     return ResultSettings(
         work=run.work,
         output=config.output,
         fingerprint=run.description.fingerprint,
         id_type=pa.string() if own else scanned.id_type,
-        kept_types=own | {name: kept.get(name, pa.string()) for name in config.columns.keep},
+        kept_types=own | kept,
         value_type=pa.float16() if config.float16 else pa.float32(),
         dimension=run.description.dimension,
         target_bytes=config.target_file_mib << 20,

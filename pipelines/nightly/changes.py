@@ -23,6 +23,7 @@ from pipelines.embedding.job import (
     EmbedRun,
     encode_settings,
     expected_tokens,
+    found_types,
     read_settings,
     rejected_files,
     result_settings,
@@ -52,6 +53,7 @@ from pipelines.nightly.reuse import (
     copy_known_vectors,
     disk_needed,
 )
+from pipelines.runtime.arrow import plain_type
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, list_files, read_bytes
 from pipelines.runtime.machines import ActorPlan
@@ -170,7 +172,8 @@ def find_changes(
         raise InputError(f"none of {scanned.documents:,} documents can be embedded: {reasons}")
     kept = _kept_types(run, scanned, config)
     if not rewrite:
-        kept.update(settled_types(kept, stored))
+        is_json = run.scan.kept_schema is None
+        kept |= settled_types(found_types(run, scanned), stored, is_json=is_json)
     settings, comparison = settle_settings(run, scanned), None
     if compares:
         compared = () if rewrite else tuple(_compared(config, stored))
@@ -258,7 +261,7 @@ def _digested_types(config: NightConfig, run: EmbedRun) -> dict[str, pa.DataType
     schema = run.scan.kept_schema
     if schema is None:
         return {}
-    types = {name: schema.field(name).type for name in config.kept}
+    types = {name: plain_type(schema.field(name).type) for name in config.kept}
     own = passage_types(pa.null()) if config.passages else {}
     return _compared(config, own | types)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.given_vectors import GivenVectors
-from pipelines.corpus.kept_columns import json_to_values
+from pipelines.corpus.kept_columns import can_become, cast_column, json_to_values
 from pipelines.embedding.chunks import FOLDERS
 from pipelines.embedding.keys import (
     ENCODE,
@@ -235,7 +235,7 @@ class KeptDigest:
             try:
                 if self.are_json and pa.types.is_large_string(column.type):
                     column = pa.chunked_array([json_to_values(column, kind)])
-                columns.append(column.cast(kind))
+                columns.append(cast_column(column, kind))
             except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, TypeError) as error:
                 raise InputError(
                     f"column {name!r} is {kind} in the store, and now holds something else "
@@ -344,27 +344,22 @@ def retouched_documents(comparison: Comparison, id_type: pa.DataType) -> Iterato
 
 
 def settled_types(
-    found: Mapping[str, pa.DataType], stored: Mapping[str, pa.DataType]
+    found: Mapping[str, pa.DataType], stored: Mapping[str, pa.DataType], *, is_json: bool
 ) -> dict[str, pa.DataType]:
     """The types that kept columns have in the store, where the corpus's can become them.
 
-    Raises :class:`InputError` where they cannot.
+    Values that come ``is_json`` can all become strings. Raises :class:`InputError` where a type
+    cannot become the store's; whether each value can, :class:`KeptDigest` has seen.
     """
     for name, kind in stored.items():
-        if name in found and not _becomes(found[name], kind):
+        if is_json and pa.types.is_string(kind):
+            continue
+        if name in found and not can_become(found[name], kind):
             raise InputError(
                 f"column {name!r} is {found[name]} in the corpus and {kind} in the store: mend the "
                 "corpus, or begin a new store"
             )
     return dict(stored)
-
-
-def _becomes(found: pa.DataType, stored: pa.DataType) -> bool:
-    strings = (pa.string(), pa.large_string())
-    if found == stored or pa.types.is_null(found) or (found in strings and stored in strings):
-        return True
-    numbers = pa.types.is_integer(found) or pa.types.is_floating(found)
-    return numbers and (pa.types.is_floating(stored) or pa.types.is_integer(stored))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 """Metadata of a schema of vectors: the fingerprint of the encoder that made them."""
 _NAMES_KEY = b"huggingface"
 _UUID = "arrow.uuid"
+_STRING = pa.string()
 _BUFFER_BYTES = 4 << 20
 
 
@@ -63,35 +64,37 @@ def open_csv(
     return pa.csv.open_csv(whole, parse_options=parse, convert_options=convert)
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType, null: pa.DataType = _STRING) -> pa.DataType:
     """The type of a column's values: without dictionary, extension, view or null type.
 
-    UUIDs are strings, so are columns of nothing but nulls; maps are lists of ``key`` and ``value``,
-    small decimals decimal128, and only numbers are in lists of fixed size.
+    UUIDs are strings; maps are lists of ``key`` and ``value``, small decimals decimal128, and only
+    numbers are in lists of fixed size. ``null`` becomes of what holds nothing but nulls.
     """
     if isinstance(kind, pa.BaseExtensionType):
-        return pa.string() if kind.extension_name == _UUID else plain_type(kind.storage_type)
+        is_uuid = kind.extension_name == _UUID
+        return pa.string() if is_uuid else plain_type(kind.storage_type, null)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return plain_type(kind.value_type)
-    if pa.types.is_null(kind) or pa.types.is_string_view(kind):
+        return plain_type(kind.value_type, null)
+    if pa.types.is_null(kind):
+        return null
+    if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_binary_view(kind):
         return pa.binary()
     if pa.types.is_map(kind):
-        return pa.list_(
-            pa.struct({"key": plain_type(kind.key_type), "value": plain_type(kind.item_type)})
-        )
+        pair = {"key": kind.key_type, "value": kind.item_type}
+        return pa.list_(pa.struct({n: plain_type(each, null) for n, each in pair.items()}))
     if pa.types.is_struct(kind):
-        return pa.struct([f.with_type(plain_type(f.type)) for f in kind])
+        return pa.struct([f.with_type(plain_type(f.type, null)) for f in kind])
     if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
         return pa.decimal128(kind.precision, kind.scale)
     if pa.types.is_fixed_size_list(kind):
-        values = plain_type(kind.value_type)
+        values = plain_type(kind.value_type, null)
         return pa.list_(values, -1 if _is_no_number(values) else kind.list_size)
     if pa.types.is_large_list(kind):
-        return pa.large_list(plain_type(kind.value_type))
+        return pa.large_list(plain_type(kind.value_type, null))
     if pa.types.is_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        return pa.list_(plain_type(kind.value_type))
+        return pa.list_(plain_type(kind.value_type, null))
     return kind
 
 
@@ -243,6 +246,8 @@ class FileColumns:
     own: pa.Schema
     view: TableView
     index: Mapping[str, range]
+    null: pa.DataType = _STRING
+    """Type of what holds nothing but nulls."""
 
     @functools.cached_property
     def labels(self) -> dict[str, list[str]]:
@@ -274,7 +279,7 @@ class FileColumns:
             return pa.null()
         if self.own.names[places[0]] in self.labels:
             return pa.string()
-        return plain_type(self.own.field(places[0]).type)
+        return plain_type(self.own.field(places[0]).type, self.null)
 
     def type_of(self, name: str) -> pa.DataType | None:
         """Plain type of a column or of a struct's field ``column.field``; None for neither."""
@@ -337,10 +342,12 @@ class FileColumns:
         return pa.chunked_array([pa.nulls(len(table))])
 
 
-def file_columns(own: pa.Schema, view: TableView | None = None) -> FileColumns:
-    """The columns of a file with this schema."""
+def file_columns(
+    own: pa.Schema, view: TableView | None = None, null: pa.DataType = _STRING
+) -> FileColumns:
+    """The columns of a file with this schema; ``null`` as in :func:`plain_type`."""
     index = {} if view and view.names is not None else _pandas_index(own)
-    return FileColumns(own, view or TableView(), index)
+    return FileColumns(own, view or TableView(), index, null)
 
 
 def _pandas_index(schema: pa.Schema) -> dict[str, range]:

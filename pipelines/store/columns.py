@@ -72,7 +72,9 @@ def require_column_names(names: Iterable[str]) -> None:
         if "." in name or "`" in name:
             raise InputError(
                 f"kept column {name!r}: in the store a column's name has no dot, which means a "
-                "field of a column there, and no back-tick; rename it in the corpus"
+                "field of a column there, and no back-tick; keep "
+                + (f"{name.split('.')[0]!r} whole, or " if "." in name else "")
+                + "it under another name"
             )
 
 

@@ -471,6 +471,23 @@ def test_a_first_file_of_nothing_but_nulls_and_a_column_that_one_file_lacks(tmp_
     assert [row["kept.label"] for row in rows] == [None, "x", None]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [5, 1.5, datetime(2026, 1, 2), [1, 2], {"a": 1}, {"a": [{"b": "x"}]}],
+    ids=str,
+)
+def test_nulls_in_one_file_take_the_type_that_another_has(tmp_path, value):
+    def emptied(value):
+        if isinstance(value, dict):
+            return {name: emptied(inner) for name, inner in value.items()}
+        return [] if isinstance(value, list) else None
+
+    for name, some in (("a", None), ("b", emptied(value)), ("c", value)):
+        pq.write_table(pa.table({"text": [name], "k": pa.array([some])}), tmp_path / f"{name}.pq")
+    rows, _ = read(tmp_path, keep=["k"])
+    assert [row["kept.k"] for row in rows] == [None, emptied(value), value]
+
+
 # ---- containers
 
 

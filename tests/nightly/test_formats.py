@@ -1,9 +1,11 @@
 """Nights over tables and many types: nothing is lost, and a second night changes nothing."""
 
 import datetime
+import json
 import uuid
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from nights import night, rows_of, text_of
@@ -12,6 +14,7 @@ from pyiceberg.types import StringType
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
+from pipelines.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_model")
 ROWS = 60
@@ -30,6 +33,99 @@ TYPES = {
     ),
     "day": pa.array([datetime.date(2026, 1, 1 + n % 28) for n in range(ROWS)]),
 }
+
+
+def write_kept(corpus, values):
+    """A corpus whose kept column ``k`` holds an Arrow array, or values of JSON lines."""
+    corpus.mkdir(exist_ok=True)
+    if isinstance(values, pa.Array):
+        pq.write_table(table_of(k=values), corpus / "a.parquet")
+        return
+    texts = table_of()["text"].to_pylist()
+    rows = ({"id": n, "text": texts[n], "k": value} for n, value in enumerate(values))
+    (corpus / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+NUMBERS = list(range(ROWS))
+WORDS = [f"w{n}" for n in NUMBERS]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (NUMBERS, [None] * ROWS),
+        ([*NUMBERS[:-1], "x"], [*NUMBERS[:-1], 7.5]),  # mixed, and then numbers alone
+        ([None] * ROWS, NUMBERS),
+        (pa.array(NUMBERS), pa.nulls(ROWS)),
+        (pa.array([[n] for n in NUMBERS]), pa.array([[]] * ROWS, pa.list_(pa.null()))),
+        (pa.array(WORDS, pa.large_string()), pa.array([None, *WORDS[1:]])),
+        (
+            pa.array([[w] for w in WORDS], pa.large_list(pa.string())),
+            pa.array([["x"], *([w] for w in WORDS[1:])]),
+        ),
+        (
+            pa.array(NUMBERS, pa.timestamp("us")),
+            pa.array([0, *(1000 * n + 1000 for n in NUMBERS[1:])], pa.timestamp("ns")),
+        ),
+    ],
+    ids=lambda values: str(getattr(values, "type", type(values[0]).__name__)),
+)
+def test_a_kept_column_may_come_in_another_type_that_fits_the_store(
+    tmp_path, tiny_model_folder, before, now
+):
+    corpus, store = tmp_path / "in", tmp_path / "store"
+    for values in (before, now):
+        write_kept(corpus, values)
+        night(str(corpus), store, tiny_model_folder, keep_columns=("k",))
+    stored = [row["k"] for _, row in sorted(rows_of(store).items())]
+    wanted = now.to_pylist() if isinstance(now, pa.Array) else now
+    kind = Store.open(str(store)).version().schema.field("k").type
+    if pa.types.is_string(kind) and not isinstance(now, pa.Array):
+        wanted = [value if value is None else str(value) for value in wanted]
+    assert stored == wanted
+    counts = counts_of(store)
+    assert counts["retouched"] == sum(
+        one != other for one, other in zip(wanted, as_stored(before, kind), strict=True)
+    )
+    again = night(str(corpus), store, tiny_model_folder, keep_columns=("k",))
+    assert "nothing changed" in again.summary
+
+
+def as_stored(values, kind):
+    if isinstance(values, pa.Array):
+        return values.cast(kind).to_pylist()
+    strings = pa.types.is_string(kind)
+    return [str(value) if strings and value is not None else value for value in values]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (pa.array(NUMBERS), pa.array(WORDS)),
+        (pa.array(NUMBERS), pa.array([1.5] * ROWS)),
+        (pa.array([{"a": 1}] * ROWS), pa.array([{"b": 1}] * ROWS)),
+        (NUMBERS, [[n] for n in NUMBERS]),
+    ],
+    ids=["strings", "fractions", "fields", "lists"],
+)
+def test_a_kept_column_that_the_store_s_type_does_not_hold_is_refused(
+    tmp_path, tiny_model_folder, before, now
+):
+    corpus, store = tmp_path / "in", tmp_path / "store"
+    write_kept(corpus, before)
+    night(str(corpus), store, tiny_model_folder, keep_columns=("k",))
+    write_kept(corpus, now)
+    with pytest.raises(InputError, match=r"column 'k' is .* mend the corpus, or begin a new store"):
+        night(str(corpus), store, tiny_model_folder, keep_columns=("k",))
+
+
+def test_a_field_of_a_struct_is_kept_in_a_store_with_its_column_only(tmp_path, tiny_model_folder):
+    corpus, store = tmp_path / "in", tmp_path / "store"
+    write_kept(corpus, pa.array([{"n": n} for n in NUMBERS]))
+    with pytest.raises(InputError, match=r"kept column 'k\.n': .*; keep 'k' whole, or it under an"):
+        night(str(corpus), store, tiny_model_folder, keep_columns=("k.n",))
+    night(str(corpus), store, tiny_model_folder, keep_columns=("k",))
+    assert rows_of(store)[5]["k"] == {"n": 5}
 
 
 def counts_of(store):

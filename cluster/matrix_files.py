@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import first_line
+from pipelines.runtime.machines import require_memory
 
 _VECS: dict[str, np.dtype[Any]] = {
     ".fvecs": np.dtype("<f4"),
@@ -246,6 +247,8 @@ def _read_index(filesystem: pafs.FileSystem, path: str) -> tuple[Any, np.ndarray
     if isinstance(filesystem, pafs.LocalFileSystem):
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
     else:
+        size = filesystem.get_file_info(path).size or 0
+        require_memory(path, size, "copy the index to a local disk, where it is mapped")
         with filesystem.open_input_file(path) as stream:
             reader = faiss.PyCallbackIOReader(stream.read)  # type: ignore[attr-defined]
             index = faiss.read_index(reader)

@@ -7,7 +7,7 @@ columns and shards, or the shard's rows as Arrow tables of the columns wanted.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.ipc
 from pipelines.corpus.files import Columns, CorpusFile, Shard
 from pipelines.runtime.arrow import FileColumns, file_columns, open_parquet, read_parquet
 from pipelines.runtime.files import open_filesystem
+from pipelines.runtime.machines import require_memory
 from pipelines.runtime.table_view import unpack_rows
 from pipelines.runtime.tables import open_lance
 
@@ -26,6 +27,7 @@ BATCH_ROWS = 4096
 BATCH_BYTES = 8 << 20
 _IPC_MAGIC = b"ARROW1"
 _STRING = pa.string()
+_IN_MORE_BATCHES = "write it in more record batches (Polars: record_batch_size), or as Parquet"
 
 
 def columns_of(file: CorpusFile, null: pa.DataType = _STRING) -> FileColumns:
@@ -59,7 +61,7 @@ def read_columnar(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
         return
     batches = _lance_batches(shard, wanted, batch_rows)
     if file.format == "arrow":
-        batches = _arrow_batches(shard, batch_rows)
+        batches = _arrow_batches(shard, wanted, batch_rows)
     about: FileColumns | None = None
     for batch in batches:
         about = about or file_columns(batch.schema, file.view)
@@ -128,8 +130,8 @@ def _lance_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.Re
 
 
 @contextmanager
-def _open_arrow(file: CorpusFile) -> Iterator[Any]:
-    """A reader of an Arrow file or of an Arrow stream."""
+def _open_arrow(file: CorpusFile, fields: Sequence[int] = ()) -> Iterator[Any]:
+    """A reader of an Arrow file or of an Arrow stream; of some fields only, by their places."""
     filesystem, inner = open_filesystem(file.path)
     with filesystem.open_input_file(inner) as source:
         magic = source.read(len(_IPC_MAGIC))
@@ -138,7 +140,8 @@ def _open_arrow(file: CorpusFile) -> Iterator[Any]:
             raise pa.ArrowInvalid("it is Feather version 1; write it as Parquet")
         is_file = magic == _IPC_MAGIC
         open_reader = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
-        with open_reader(source) as reader:
+        options = pyarrow.ipc.IpcReadOptions(included_fields=list(fields) or None)
+        with open_reader(source, options=options) as reader:
             yield reader
 
 
@@ -149,12 +152,17 @@ def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corp
     seen = replace(file, columns=names, text_bytes=file.size_bytes)
     if not count:
         return seen  # a stream is read in one go
+    require_memory(file.path, file.size_bytes // count, _IN_MORE_BATCHES)
     step = max(1, round(shard_bytes * count / file.size_bytes))
     return replace(seen, bounds=(*range(0, count, step), count))
 
 
-def _arrow_batches(shard: Shard, rows: int) -> Iterator[pa.RecordBatch]:
-    with _open_arrow(shard.file) as reader:
+def _arrow_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches of the columns wanted: of a record batch, which is held whole, no others are read."""
+    about = columns_of(shard.file)
+    names = {path.split(".")[0] for path in about.paths(wanted)}
+    fields = [place for place, name in enumerate(about.own.names) if name in names]
+    with _open_arrow(shard.file, fields) as reader:
         if hasattr(reader, "num_record_batches"):
             batches = (reader.get_batch(i) for i in range(shard.start, shard.stop))
         else:

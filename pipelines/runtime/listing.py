@@ -143,7 +143,7 @@ def _fits_name(name: str, part: str) -> bool:
 
 EMBEDDINGS_FOLDER = "embeddings"
 """Where the output folder of an embedding job keeps its vectors, beside what it rejected."""
-_READ = ("corpus", "embeddings", "pairs")
+_READ = ("corpus", "embeddings", "pairs", "against")
 _WRITTEN = ("output", "store")
 
 

@@ -103,28 +103,59 @@ def has_accelerator() -> bool:
     return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd", "accel*"))
 
 
+def usable_memory_bytes(root: str = "/") -> int:
+    """Memory that this process may use: the machine's, within its control group's limit.
+
+    ``root`` is where ``proc`` and ``sys`` are.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for group in _control_groups(Path(root), "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            memory = min([memory, *map(int, _read_numbers(group / name))])
+    return memory
+
+
+def require_memory(path: str, size_bytes: int, remedy: str) -> None:
+    """Raise :class:`InputError`, with the ``remedy``, for what must be in memory and has no room.
+
+    ``size_bytes`` of the file ``path`` are to be held at once; they may take half of the memory.
+    """
+    memory = usable_memory_bytes()
+    if size_bytes > memory / 2:
+        raise InputError(
+            f"{path}: {size_bytes / 2**30:,.1f} GiB of it must be in memory at once, and this "
+            f"process may use {memory / 2**30:,.1f} GiB: {remedy}"
+        )
+
+
 def _cpu_quotas(root: Path) -> Iterator[tuple[float, float]]:
     """Microseconds of CPU in a period of so many, for each control group that sets a limit."""
+    for group in _control_groups(root, "cpu"):
+        numbers = _read_numbers(group / "cpu.max") or [
+            number
+            for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            for number in _read_numbers(group / name)
+        ]
+        if len(numbers) == 2 and numbers[0] > 0 and numbers[1] > 0:
+            yield numbers[0], numbers[1]
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's control groups: what limits one limits all that are in it."""
     groups = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         lines = []
-    for line in ["0::/", "0:cpu:/", *lines]:
+    for line in ["0::/", f"0:{controller}:/", *lines]:
         _, controllers, own = line.split(":", 2)
-        mount = groups / "cpu" if "cpu" in controllers.split(",") else groups
+        mount = groups / controller if controller in controllers.split(",") else groups
         folder = mount / own.lstrip("/")
         # a group has no more than those that it is in; a container may see its own as the root
         for group in [folder, *folder.parents]:
             if not group.is_relative_to(mount):
                 break
-            numbers = _read_numbers(group / "cpu.max") or [
-                number
-                for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                for number in _read_numbers(group / name)
-            ]
-            if len(numbers) == 2 and numbers[0] > 0 and numbers[1] > 0:
-                yield numbers[0], numbers[1]
+            yield group
 
 
 def _read_numbers(path: Path) -> list[float]:

@@ -134,6 +134,12 @@ def test_faiss_indexes_give_all_their_vectors(tmp_path, monkeypatch, kind, local
     found, vectors, _ = read(tmp_path / "a.faiss")
     assert found == ids
     np.testing.assert_allclose(vectors, MATRIX, atol=1e-5)
+    monkeypatch.setattr("pipelines.runtime.machines.usable_memory_bytes", lambda: 1000)
+    if local:
+        open_matrix(filesystem, str(tmp_path / "a.faiss"))
+    else:
+        with pytest.raises(InputError, match=r"in memory at once, .*: copy the index to a local"):
+            open_matrix(filesystem, str(tmp_path / "a.faiss"))
     content = (tmp_path / "a.faiss").read_bytes()
     (tmp_path / "a.faiss").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"a.faiss is not a .faiss file"):

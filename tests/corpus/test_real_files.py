@@ -394,6 +394,33 @@ def test_a_large_row_group_is_read_page_by_page(tmp_path):
     assert max(held) < 20 << 20
 
 
+def test_of_a_record_batch_only_the_wanted_columns_are_unpacked(tmp_path):
+    wide = pa.array([[*range(n, n + 1000)] for n in range(2000)])
+    table = pa.table({"wide": wide, "doc": [{"text": f"text {n}"} for n in range(2000)]})
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    path = str(tmp_path / "a.arrow")
+    with pa.ipc.new_file(path, table.schema, options=options) as writer:
+        writer.write_table(table)
+    columns = Columns("doc.text")
+    (file,) = inspect_files(find_files(path), columns, shard_bytes=1 << 30)
+    (shard,) = file.shards()
+    before, held, texts = pa.total_allocated_bytes(), [], []
+    for batch in read_shard(shard, columns):
+        texts += batch.texts
+        held.append(pa.total_allocated_bytes() - before)
+    assert texts == [f"text {n}".encode() for n in range(2000)]
+    assert max(held) < wide.nbytes / 20
+
+
+def test_a_record_batch_that_memory_has_no_room_for_is_refused(tmp_path, monkeypatch):
+    pl.DataFrame({"text": ["a" * 1000] * 10}).write_ipc(tmp_path / "a.arrow")
+    monkeypatch.setattr("pipelines.runtime.machines.usable_memory_bytes", lambda: 10_000)
+    with pytest.raises(InputError, match=r"a.arrow: .* in memory at once, .*: write it in more"):
+        read(tmp_path)
+    pl.DataFrame({"text": ["a" * 1000] * 10}).write_ipc(tmp_path / "a.arrow", record_batch_size=2)
+    assert len(read(tmp_path)[0]) == 10
+
+
 def test_ids_that_are_uuids_or_decimals_or_bytes(tmp_path):
     keys = [uuid.UUID(bytes=b"sixteen letters!"), uuid.uuid4()]
     raw = [key.bytes for key in keys]

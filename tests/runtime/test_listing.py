@@ -100,6 +100,7 @@ def test_an_output_that_would_be_read_again_is_refused(
         if not refused:
             refuse_own_output({"corpus": corpus, written: output})
             continue
-        with pytest.raises(InputError, match=rf"--{written} .* lies within --corpus"):
-            refuse_own_output({"corpus": corpus, written: output})
+        for source in ("corpus", "embeddings", "pairs", "against"):
+            with pytest.raises(InputError, match=rf"--{written} .* lies within --{source}"):
+                refuse_own_output({source: corpus, written: output})
     assert not (tmp_path / "data" / "run").exists()

@@ -10,6 +10,7 @@ from pipelines.runtime.machines import (
     keep_sockets_short,
     parse_resources,
     usable_cpus,
+    usable_memory_bytes,
 )
 
 
@@ -74,6 +75,39 @@ def test_tasks_count_what_the_autoscaler_can_add_without_accelerators_or_the_dri
     assert RayNodes(LABELLED, {"CPU": 72}, "c").cpus == 64
     assert RayNodes([node("a", CPU=8, GPU=1)], {}).cpus == 8
     assert RayNodes([node("h", "head")], {}).cpus == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({}, 64),
+        ({"sys/fs/cgroup/memory.max": "max"}, 64),
+        ({"sys/fs/cgroup/memory.max": "8"}, 8),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/box",
+                "sys/fs/cgroup/pod/memory.max": "16",
+                "sys/fs/cgroup/pod/box/memory.max": "32",
+            },
+            16,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/docker/x",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2**63 - 4096),
+                "sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes": "4",
+            },
+            4,
+        ),
+    ],
+)
+def test_memory_is_what_the_control_group_lets_a_process_have(tmp_path, monkeypatch, files, memory):
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 8, "SC_PAGE_SIZE": 8}.get)
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert usable_memory_bytes(str(tmp_path)) == memory
 
 
 @pytest.mark.parametrize(

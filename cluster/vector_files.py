@@ -25,6 +25,7 @@ from pipelines.runtime.arrow import (
     file_columns,
     fingerprint_of,
     id_column,
+    id_kind,
     open_csv,
     open_parquet,
     plain_column,
@@ -331,23 +332,12 @@ def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:
         if shown is not None:
             check_readable(schema, shown, path)
     kind = schema.field(columns.id).type
-    if pa.types.is_decimal(kind) and kind.scale == 0:
-        return "int64" if kind.precision <= _INT64_DIGITS else "string"
-    if (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    ):
-        return "string"
-    if pa.types.is_integer(kind):
-        return "uint64" if pa.types.is_uint64(kind) else "int64"
+    if (read_as := id_kind(kind)) is not None:
+        return read_as
     raise InputError(
         f"{path}: column {columns.id!r} is {kind}; ids must be strings or integers. Name another "
         "with --id-column, or cast it"
     )
-
-
-_INT64_DIGITS = 18
 
 
 def check_readable(schema: pa.Schema, name: str, path: str) -> None:

@@ -15,8 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from pipelines.corpus.files import Columns, CorpusFile, Shard
-from pipelines.runtime.arrow import FileColumns, file_columns, open_parquet, read_parquet
+from pipelines.corpus.files import DEFAULT_ID_COLUMN, Columns, CorpusFile, Shard
+from pipelines.runtime.arrow import (
+    FileColumns,
+    file_columns,
+    id_kind,
+    open_parquet,
+    read_parquet,
+)
+from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import open_filesystem
 from pipelines.runtime.machines import require_memory
 from pipelines.runtime.table_view import unpack_rows
@@ -68,11 +75,30 @@ def read_columnar(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
         yield about.select(pa.Table.from_batches([batch]), wanted, 0)
 
 
-def _names_of(about: FileColumns, columns: Columns) -> tuple[str, ...]:
-    """Names of the columns, and of those fields of structs that are wanted."""
+def _names_of(file: CorpusFile, about: FileColumns, columns: Columns) -> tuple[str, ...]:
+    """Names of the columns, and of those fields of structs that are wanted.
+
+    Raises :class:`InputError` where no value of text or id can be one, by the column's type.
+    """
+    row_id = columns.id or DEFAULT_ID_COLUMN
+    text, found_id = about.type_of(columns.text), about.type_of(row_id)
+    if text is not None and not (pa.types.is_null(text) or _is_text(text)):
+        raise InputError(
+            f"{file.path}: column {columns.text!r} is {text}; texts must be strings. Name another "
+            "with --text-column, or cast it"
+        )
+    if found_id is not None and not (pa.types.is_null(found_id) or id_kind(found_id)):
+        raise InputError(
+            f"{file.path}: column {row_id!r} is {found_id}; ids must be strings or integers. Name "
+            "another with --id-column, or cast it"
+        )
     wanted = [columns.text, *([columns.id] if columns.id else []), *columns.keep]
     fields = [name for name in wanted if about.type_of(name) is not None]
     return tuple(dict.fromkeys([*about.schema.names, *fields]))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return id_kind(kind) == "string" and not pa.types.is_decimal(kind)
 
 
 def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
@@ -80,7 +106,7 @@ def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> Co
     with open_parquet(inner, filesystem=filesystem) as parquet:
         metadata, own = parquet.metadata, parquet.schema_arrow
     about = file_columns(own, file.view)
-    seen = replace(file, columns=_names_of(about, columns))
+    seen = replace(file, columns=_names_of(file, about, columns))
     read = {path.split(".")[0] for path in about.paths(columns.wanted(seen))}
     bounds = [0]
     total = pending = 0
@@ -114,7 +140,7 @@ def _inspect_lance(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corp
         pending += count
     return replace(
         file,
-        columns=_names_of(about, columns),
+        columns=_names_of(file, about, columns),
         text_bytes=file.size_bytes,
         rows=sum(counts),
         bounds=(*bounds, len(counts)),
@@ -147,7 +173,7 @@ def _open_arrow(file: CorpusFile, fields: Sequence[int] = ()) -> Iterator[Any]:
 
 def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
     with _open_arrow(file) as reader:
-        names = _names_of(file_columns(reader.schema, file.view), columns)
+        names = _names_of(file, file_columns(reader.schema, file.view), columns)
         count = getattr(reader, "num_record_batches", 0)
     seen = replace(file, columns=names, text_bytes=file.size_bytes)
     if not count:

@@ -267,7 +267,8 @@ def excerpt_of(value: Any) -> str:
 
 def _kind_name(value: Any) -> str:
     names = {bool: "a boolean", int: "an integer", float: "a float", list: "a list"}
-    return names.get(type(value), "an object" if isinstance(value, dict) else "no string")
+    other = f"of type {type(value).__name__}"
+    return names.get(type(value), "an object" if isinstance(value, dict) else other)
 
 
 def _as_text(value: Any) -> Any:

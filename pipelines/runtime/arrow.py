@@ -32,6 +32,7 @@ FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 _NAMES_KEY = b"huggingface"
 _UUID = "arrow.uuid"
 _STRING = pa.string()
+_INT64_DIGITS = 18
 _BUFFER_BYTES = 4 << 20
 
 
@@ -186,6 +187,22 @@ def id_column(column: pa.Array) -> pa.Array:
             return column.cast(pa.int64())
         return column.cast(pa.string())
     return column
+
+
+def id_kind(kind: pa.DataType) -> str | None:
+    """What :func:`id_column` gives of a plain type: 'string', 'int64', 'uint64'; None if no ids."""
+    if pa.types.is_decimal(kind) and kind.scale == 0:
+        return "int64" if kind.precision <= _INT64_DIGITS else "string"
+    if pa.types.is_integer(kind):
+        return "uint64" if pa.types.is_uint64(kind) else "int64"
+    strings = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+    )
+    return "string" if any(is_one(kind) for is_one in strings) else None
 
 
 def label_names(schema: pa.Schema) -> dict[str, list[str]]:

@@ -274,7 +274,7 @@ def test_a_parquet_file_with_invalid_utf8_loses_only_that_row(tmp_path):
         (["a", None], pa.string()),
         (["a", 1, [2]], pa.string()),
         ([2**70], pa.string()),
-        ([None], pa.string()),
+        ([None], pa.null()),
     ],
 )
 def test_kept_values_find_a_type_that_holds_them_all(values, expected):

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from deltalake import DeltaTable, write_deltalake
+from writers import write_arrow, write_lance, write_pyarrow
 
 from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.documents import Checker, read_documents
@@ -441,6 +442,27 @@ def test_ids_that_are_uuids_or_decimals_or_bytes(tmp_path):
     assert ids("decimal") == ["5", str(10**18)]
     assert ids("huge") == ["5", str(10**30)]
     assert ids("hash") == ["01ff", "6162"]
+
+
+@pytest.mark.parametrize("write", [write_pyarrow, write_arrow, write_lance])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1.0]),
+        pa.array([True]),
+        pa.array([datetime(2026, 1, 2)]),
+        pa.array([Decimal("1.50")]),
+        pa.array([["a"]]),
+        pa.array([{"a": "b"}]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_type_that_no_text_or_id_has_is_refused_before_anything_is_read(tmp_path, write, column):
+    write(tmp_path, pa.table({"text": ["a"], "key": column}), 1)
+    with pytest.raises(InputError, match=r"column 'key' is .*; ids must be .* --id-column"):
+        read(tmp_path, row_id="key")
+    with pytest.raises(InputError, match=r"column 'key' is .*; texts must be .* --text-column"):
+        read(tmp_path, text="key")
 
 
 def test_ids_in_the_index_of_pandas(tmp_path):

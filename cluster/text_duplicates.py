@@ -32,7 +32,14 @@ from cluster.duplicate_search import (
     write_rows,
 )
 from cluster.duplicates import Pairs, decide, no_decisions
-from cluster.vector_files import Columns, Piece, check_readable, find_files, read_batches
+from cluster.vector_files import (
+    Columns,
+    Piece,
+    check_ids,
+    check_readable,
+    find_files,
+    read_batches,
+)
 from cluster.vectors import (
     Block,
     Shard,
@@ -86,7 +93,7 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
                     "Name the right one with --id-column or --text-column"
                 )
             check_readable(schema, name, path)
-        kinds.add(_id_kind(schema.field(columns.id).type))
+        kinds.add(check_ids(schema, columns.id, path))
         groups = range(metadata.num_row_groups)
         rows = [metadata.row_group(i).num_rows for i in groups]
         pieces += [
@@ -98,12 +105,6 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
         raise InputError(f"{uri} holds no rows: nothing to compare")
     kind = kinds.pop() if len(kinds) == 1 else "string"
     return VectorSource(uri, columns, 0, kind, group_into_shards(pieces, _ROWS_PER_SHARD))
-
-
-def _id_kind(kind: pa.DataType) -> str:
-    if pa.types.is_integer(kind):
-        return "uint64" if pa.types.is_uint64(kind) else "int64"
-    return "string"
 
 
 def search_texts(

@@ -134,6 +134,8 @@ class FileSummary:
     """'string', 'int64' or 'uint64': what its ids are read as."""
     schema: pa.Schema
     pieces: list[Piece]
+    kept: pa.Schema = pa.schema([])  # noqa: RUF009
+    """Types of the columns that are carried along; null where they hold nothing but nulls."""
 
 
 def find_files(uri: str, version: str = "") -> list[VectorFile]:
@@ -230,6 +232,7 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
         id_kind,
         about.schema,
         [Piece(path, i, groups[i], view=file.view) for i in filled],
+        _kept_types(about, columns),
     )
 
 
@@ -264,17 +267,24 @@ def _describe_lance(file: VectorFile, columns: Columns) -> FileSummary:
             Piece(file.address, part.fragment_id, part.count_rows(), version=dataset.version)
             for part in dataset.get_fragments()
         ],
+        _kept_types(about, columns),
     )
+
+
+def _kept_types(about: FileColumns, columns: Columns) -> pa.Schema:
+    nulls = file_columns(about.own, about.view, pa.null())
+    return pa.schema([(name, nulls.type_of(name)) for name in columns.keep])
 
 
 def _describe_text(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
     """A file of JSON lines or CSV, read once to count its rows and to find its types."""
-    rows, schema, dimension, kind = 0, None, 0, "string"
+    rows, schema, kept, dimension, kind = 0, None, pa.schema([]), 0, "string"
     for batch in _text_batches(filesystem, path, columns):
         about = file_columns(batch.schema)
         if schema is None:
             kind = _check_columns(about, columns, path)
             vector_length(about, columns.embedding, path)
+            kept = _kept_types(about, columns)
         schema = about.schema
         rows += len(batch)
         if not dimension:
@@ -282,7 +292,7 @@ def _describe_text(filesystem: pafs.FileSystem, path: str, columns: Columns) -> 
             dimension = first_length([vectors], path)
     if schema is None:
         return FileSummary(0, None, "string", pa.schema([]), [])
-    return FileSummary(dimension, None, kind, schema, [Piece(path, 0, rows)])
+    return FileSummary(dimension, None, kind, schema, [Piece(path, 0, rows)], kept)
 
 
 @contextmanager
@@ -331,11 +341,16 @@ def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:
     for shown in (columns.text, columns.label):
         if shown is not None:
             check_readable(schema, shown, path)
-    kind = schema.field(columns.id).type
+    return check_ids(schema, columns.id, path)
+
+
+def check_ids(schema: pa.Schema, name: str, path: str) -> str:
+    """What ids are read as: 'string', 'int64' or 'uint64'; :class:`InputError` for other types."""
+    kind = schema.field(name).type
     if (read_as := id_kind(kind)) is not None:
         return read_as
     raise InputError(
-        f"{path}: column {columns.id!r} is {kind}; ids must be strings or integers. Name another "
+        f"{path}: column {name!r} is {kind}; ids must be strings or integers. Name another "
         "with --id-column, or cast it"
     )
 

@@ -27,14 +27,13 @@ from cluster.vector_files import (
     find_files,
     read_batches,
 )
-from pipelines.runtime.arrow import plain_column
+from pipelines.runtime.arrow import LONGEST_VECTOR, plain_column, plain_type
+from pipelines.runtime.column_types import fit_column, unify_columns
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import check_store, first_line, open_filesystem, with_inner_path
 
 BLOCK_BYTES = 32 << 20
 _PARALLEL_READS = 16
-LONGEST = 1e18
-"""Length of a vector from which its square leaves the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class VectorSource:
     """Leave out vectors that cannot be clustered instead of raising."""
     document_kind: str | None = None
     """'string' or 'int64', where rows are passages that name their documents."""
+    kept: pa.Schema = pa.schema([])  # noqa: RUF009
+    """The columns that are carried along, with types that hold those of all files."""
 
     @property
     def rows(self) -> int:
@@ -150,6 +151,7 @@ def open_vectors(
         shards,
         first.fingerprint,
         document_kind=document_kind,
+        kept=unify_columns([path for path, _ in usable], [about.kept for _, about in usable]),
     )
 
 
@@ -278,7 +280,7 @@ def _checked_block(
     vectors, reasons = _to_matrix(plain_column(batch.column(columns.embedding)), source.dimension)
     squared = squared_lengths(vectors)
     reasons[~np.isfinite(squared) & (reasons == "")] = "not finite (NaN or infinite)"
-    reasons[(squared > LONGEST**2) & (reasons == "")] = f"longer than {LONGEST:g}"
+    reasons[(squared > LONGEST_VECTOR**2) & (reasons == "")] = f"longer than {LONGEST_VECTOR:g}"
     if source.unit_norm:
         reasons[(squared == 0) & (reasons == "")] = "zero, so it has no direction"
     bad = np.flatnonzero(reasons != "")
@@ -295,7 +297,11 @@ def _checked_block(
     labels = _to_labels(batch.column(columns.label)) if columns.label else None
     kept = None
     if columns.keep:
-        kept = pa.table({name: plain_column(batch.column(name)) for name in columns.keep})
+        found = {f.name: plain_column(batch.column(f.name)) for f in source.kept}
+        kinds = {f.name: plain_type(f.type) for f in source.kept}
+        kept = pa.table(
+            {n: fit_column(n, pa.chunked_array([found[n]]), kind) for n, kind in kinds.items()}
+        )
     documents = None
     if columns.document is not None:
         documents = plain_column(batch.column(columns.document)).cast(source.document_kind)

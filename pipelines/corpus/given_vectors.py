@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.runtime.arrow import LONGEST_VECTOR
+
 _UNIT_TOLERANCE = 5e-3
 """What rounding to half precision, or once more, may have done to a length of 1."""
 
@@ -51,8 +53,10 @@ class GivenVectors:
         for row in np.flatnonzero(bad):
             reasons[row] = reasons[row] or "its vector is not finite"
         vectors[bad] = 0
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        for row in np.flatnonzero(lengths > LONGEST_VECTOR):
+            reasons[row] = reasons[row] or f"its vector is longer than {LONGEST_VECTOR:g}"
         if self.is_unit:
-            lengths = np.linalg.norm(vectors, axis=1)
             for row in np.flatnonzero(np.abs(lengths - 1) > _UNIT_TOLERANCE):
                 reasons[row] = reasons[row] or "its vector is not of length 1, as its encoder's are"
         return vectors, reasons

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
 from pipelines.corpus.files import CorpusFile
 from pipelines.runtime.arrow import plain_type, unstorable
+from pipelines.runtime.column_types import fit_column, unify_columns
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, with_retries
 
@@ -48,14 +49,7 @@ def parquet_schema(
     if not readable or any(file.format not in TYPED_FORMATS for file in readable):
         return None
     schemas = in_threads(lambda file: _kept_schema(file, keep, text), readable)
-    unified = schemas[0]
-    for file, schema in zip(readable, schemas, strict=True):
-        try:
-            unified = pa.unify_schemas([unified, schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(
-                f"kept columns of {file.path} differ from other files': {error}"
-            ) from error
+    unified = unify_columns([file.path for file in readable], schemas)
     for field in unified:
         if (bad := unstorable(plain_type(field.type))) is not None:
             raise InputError(
@@ -119,62 +113,12 @@ def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
         column = table.column(field.name)
         try:
             column.validate(full=True)
-            columns.append(cast_column(column, kind))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except pa.ArrowInvalid:
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise InputError(
-                    f"kept column {field.name!r} is {column.type} in one file and {kind} in "
-                    f"others, which does not hold all its values ({error}): cast it in the corpus, "
-                    "or leave it out of --keep-columns"
-                ) from error
-            columns.append(pa.array(decode_strings(column, "replace"), kind))
+                raise
+            column = pa.chunked_array([decode_strings(column, "replace")], pa.string())
+        columns.append(fit_column(field.name, column, kind))
     return pa.table(columns, names=schema.names)
-
-
-def cast_column(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    """A column of plain type as another one, value by value where pyarrow has no cast.
-
-    Raises ``ArrowInvalid`` or ``ArrowTypeError`` for a value that the other does not hold.
-    """
-    if column.null_count == len(column):
-        return pa.chunked_array([pa.nulls(len(column), target)])
-    try:
-        return column.cast(target)
-    except pa.ArrowNotImplementedError:
-        return pa.chunked_array([pa.array(column.to_pylist(), target)])
-
-
-def can_become(found: pa.DataType, stored: pa.DataType) -> bool:
-    """Whether values of one type can be of the other, where each fits: writers differ in widths."""
-    if found == stored or pa.types.is_null(found):
-        return True
-    if pa.types.is_struct(found) and pa.types.is_struct(stored):
-        names = [[field.name for field in kind] for kind in (found, stored)]
-        return names[0] == names[1] and all(
-            can_become(one.type, other.type) for one, other in zip(found, stored, strict=True)
-        )
-    if _is_list(found) and _is_list(stored):
-        return can_become(found.value_type, stored.value_type)
-    return any(is_kind(found) and is_kind(stored) for is_kind in _KINDS)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists)
-
-
-_KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
-    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-    lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
-    lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind),
-    lambda kind: pa.types.is_timestamp(kind) and kind.tz is None,
-    lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None,
-    pa.types.is_date,
-    pa.types.is_time,
-    pa.types.is_duration,
-    pa.types.is_decimal,
-)
-"""Kinds of values of which a type can become another."""
 
 
 def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:

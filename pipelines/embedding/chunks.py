@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipelines.corpus.documents import EXCERPT_CHARACTERS, rejected_table
 from pipelines.corpus.files import CorpusFile, Shard
-from pipelines.corpus.kept_columns import cast_column, json_to_values
+from pipelines.corpus.kept_columns import json_to_values
 from pipelines.corpus.passages import Cutter
 from pipelines.embedding.keys import (
     ENCODE,
@@ -38,6 +38,7 @@ from pipelines.embedding.keys import (
     fill_ids,
 )
 from pipelines.embedding.plan import ScanResult
+from pipelines.runtime.column_types import cast_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, join, make_folder, read_bytes, write_bytes
 from pipelines.runtime.segments import (

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.given_vectors import GivenVectors
-from pipelines.corpus.kept_columns import can_become, cast_column, json_to_values
+from pipelines.corpus.kept_columns import json_to_values
 from pipelines.embedding.chunks import FOLDERS
 from pipelines.embedding.keys import (
     ENCODE,
@@ -32,6 +32,7 @@ from pipelines.embedding.keys import (
 from pipelines.embedding.write import read_rows
 from pipelines.nightly.reuse import Leftover
 from pipelines.runtime.arrow import column_to_vectors
+from pipelines.runtime.column_types import can_become, cast_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     first_line,

@@ -6,6 +6,7 @@
 ``table_view``  what a file's place, in a table or a folder, says of its rows and columns
 ``tables``      Delta, Iceberg and Lance tables as the files of one version
 ``arrow``       Arrow columns of any writer as plain types; Parquet as its table has it
+``column_types``  a column's type over several files, and values cast to it
 ``run_record``  ``run.json``: how a folder was made, and whether it is whole
 ``command``     a command line to one call of a job: parse, Ray, record, answer, exit code
 ``machines``    what the Ray cluster has and can add; where work may run; how many actors

@@ -29,6 +29,8 @@ from pipelines.runtime.table_view import TableView, unpack_rows
 
 FINGERPRINT_KEY = b"shoal.encoder_fingerprint"
 """Metadata of a schema of vectors: the fingerprint of the encoder that made them."""
+LONGEST_VECTOR = 1e18
+"""Length of a vector from which its square leaves the range of float32."""
 _NAMES_KEY = b"huggingface"
 _UUID = "arrow.uuid"
 _STRING = pa.string()

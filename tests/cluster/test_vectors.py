@@ -198,6 +198,41 @@ def test_ids_of_every_kind_come_back_as_they_are(tmp_path, ids, kind):
     assert read_all(source)[0] == ids.cast(kind).to_pylist()
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "held"),
+    [
+        (pa.nulls(8), pa.array([7] * 8), [None, 7]),
+        (pa.array([7] * 8, pa.int8()), pa.array([1.5] * 8), [7.0, 1.5]),
+        (
+            pa.array([{"a": 1}] * 8),
+            pa.array([{"b": 2}] * 8),
+            [{"a": 1, "b": None}, {"a": None, "b": 2}],
+        ),
+        (pa.array([["x"]] * 8, pa.large_list(pa.string())), pa.array([["y"]] * 8), [["x"], ["y"]]),
+    ],
+    ids=["nulls", "numbers", "fields", "lists"],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_column_carried_along_has_a_type_that_holds_it_in_all_files(
+    tmp_path, one, other, held, turned
+):
+    columns = [other, one] if turned else [one, other]
+    for number, column in enumerate(columns):
+        write_columns(tmp_path / f"{number}.parquet", k=column)
+    source = open_vectors(str(tmp_path), Columns(keep=("k",)))
+    kept = pa.concat_tables(
+        [block.kept for shard in source.shards for block in read_blocks(source, shard)]
+    )
+    assert kept["k"].to_pylist()[7:9] == (held[::-1] if turned else held)
+
+
+def test_columns_carried_along_that_no_type_holds_are_refused(tmp_path):
+    write_columns(tmp_path / "a.parquet", k=pa.array(["x"] * 8))
+    write_columns(tmp_path / "b.parquet", k=pa.array(range(8)))
+    with pytest.raises(InputError, match=r"kept columns of .*b.parquet differ from other files"):
+        open_vectors(str(tmp_path), Columns(keep=("k",)))
+
+
 def test_an_id_of_bytes_that_are_no_text_is_refused(tmp_path):
     write_columns(tmp_path / "a.parquet", id=pa.array([b"\xff"] * 8))
     with pytest.raises(InputError, match="an id cannot be read as string"):

@@ -133,9 +133,10 @@ def test_rows_without_a_usable_vector_are_rejected_with_the_reason(tmp_path):
     vectors[2] = vectors[2][:10]
     vectors[3] = np.full(WIDTH, np.nan)
     vectors[4] = np.full(WIDTH, np.inf)
+    vectors[5] = np.full(WIDTH, 1e30)
     write(tmp_path / "corpus", TEXTS, vectors)
     assert not run(tmp_path).refusals
-    kept = {n: text for n, text in TEXTS.items() if n not in (1, 2, 3, 4)}
+    kept = {n: text for n, text in TEXTS.items() if n not in (1, 2, 3, 4, 5)}
     check(tmp_path, kept, vectors)
     version = Store.open(str(tmp_path / "store")).version()
     name = next(n for n in version.artifacts() if n.startswith("rejected/"))
@@ -145,6 +146,7 @@ def test_rows_without_a_usable_vector_are_rejected_with_the_reason(tmp_path):
         "2": "its vector has 10 numbers, not 64",
         "3": "its vector is not finite",
         "4": "its vector is not finite",
+        "5": "its vector is longer than 1e+18",
     }
 
 

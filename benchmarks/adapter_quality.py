@@ -132,6 +132,12 @@ def reach_documents() -> Texts:
     return test_documents() | {name: cut_documents(rows) for name, rows in others.items()}
 
 
+def without_folders(name: str) -> str:
+    """ADAPTER or MODEL:ADAPTER with a folder's own name alone, as results name it."""
+    model, colon, adapter = name.rpartition(":")
+    return f"{model}{colon}{Path(adapter).name}"
+
+
 def score_encoder(name: str, corpora: Texts) -> dict[str, Any]:
     """Scores of an ADAPTER of the packaged model, of MODEL:ADAPTER, or of the peer."""
     if name == PEER:
@@ -279,10 +285,11 @@ def main() -> None:
 
     if arguments.encoders:
         reached = reach_documents()
-        for name in arguments.encoders:
-            results.get("reach", {}).pop(name, None)
-        for name in (PEER, *arguments.encoders):
-            keep("reach", name, functools.partial(score_encoder, name, reached))
+        named = {without_folders(name): name for name in arguments.encoders}
+        for title in named:
+            results.get("reach", {}).pop(title, None)
+        for title, name in {PEER: PEER, **named}.items():
+            keep("reach", title, functools.partial(score_encoder, name, reached))
     for name, texts in corpora.items():
         section = "baselines" if name == "test" else "development_baselines"
         keep(section, PEER, functools.partial(score, encode_with_minilm, texts))

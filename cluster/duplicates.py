@@ -7,12 +7,17 @@ document never keeps another, and what is removed depends on vectors and ranks a
 Pairs are sought in cells of a k-means. Of two unit vectors at most r apart on either side of the
 plane halfway between two centroids, one lies within r/2 of that plane: where every vector visits
 the cells across a plane that near, each pair meets in a cell, and none is missed.
+
+Most of both is done with vectors' shadows in a space of few dimensions, that of the leading
+principal axes. Shadows are no farther apart than their vectors, so that cells of shadows miss no
+pair either; and with the lengths of what the shadows leave out, their product bounds the cosine
+from above (Cauchy-Schwarz), so that few other pairs have to be looked at whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,6 +36,11 @@ _CELLS_AT_A_TIME = 16
 _EARLY = 512
 _MOST_CELLS = 2_048
 _ROUNDING = 1e-6
+_HIDDEN = 0.25
+_AXES_STEP = 16
+_DRAWN = 512
+_MOST_CANDIDATES = 64
+"""Where more than one pair in so many may be near, all are multiplied whole."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +86,74 @@ def exact_cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (products / np.sqrt(lengths)).astype(np.float32)
 
 
-class Cells:
-    """The Voronoi cells of centroids, float32 (k, d), and which of them a unit vector visits.
+@dataclass(frozen=True)
+class Shadows:
+    """The space of few dimensions that vectors cast their shadows into."""
 
-    With all its visits each pair of at least ``similarity`` meets in the cell of one of the two.
+    axes: np.ndarray
+    """float32 (d, p), orthonormal columns."""
+
+    @classmethod
+    def of(cls, units: np.ndarray) -> Shadows:
+        """The first principal axis, and those that show three quarters of what it does not show.
+
+        Of the squared length of some of the unit vectors (n, d); what is found does not depend on
+        them. The first may be little more than the direction that all have in common.
+        """
+        some = units[:: max(1, len(units) // _DRAWN)][:_DRAWN].astype(np.float64)
+        _, lengths, axes = np.linalg.svd(some, full_matrices=False)
+        hidden = np.cumsum(lengths[::-1] ** 2)[::-1] - lengths**2
+        count = int(np.argmax(hidden <= _HIDDEN * hidden[0])) + 1 if len(hidden) else 0
+        count = -(-count // _AXES_STEP) * _AXES_STEP
+        return cls(np.ascontiguousarray(axes[:count].T, dtype=np.float32))
+
+    def cast(self, vectors: np.ndarray) -> np.ndarray:
+        """float32 (n, p), the shadows of vectors (n, d)."""
+        return vectors @ self.axes
+
+    def bounds(self, units: np.ndarray) -> np.ndarray:
+        """float32 (n, p + 1) of unit vectors; a product of two is at least their cosine's."""
+        shadows = self.cast(units)
+        hidden = 1 - squared_lengths(shadows)
+        hidden = np.sqrt(np.maximum(hidden, 0) + _margin(units.shape[1]))
+        return np.concatenate([shadows, hidden[:, None].astype(np.float32)], axis=1)
+
+
+def _margin(dimension: int) -> np.float32:
+    """What rounding may take from a product of two unit vectors."""
+    return np.float32(_ROUNDING * np.sqrt(dimension))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Unit vectors that are compared, n of them."""
+
+    units: np.ndarray
+    """float32 (n, d)."""
+    bounds: np.ndarray
+    """float32 (n, p + 1), of :meth:`Shadows.bounds`."""
+    ranks: np.ndarray
+    """int64 (n,)."""
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> Rows:
+        return Rows(self.units[chosen], self.bounds[chosen], self.ranks[chosen])
+
+
+class Cells:
+    """The Voronoi cells of centroids, float32 (k, p), and which of them a vector visits.
+
+    With all its visits each pair of unit vectors of at least ``similarity`` meets in the cell of
+    one of the two, also where centroids and vectors are their shadows.
     """
 
     def __init__(self, centroids: np.ndarray, similarity: float) -> None:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._norms = squared_lengths(self.centroids).astype(np.float32)
         # What rounding may take from a difference of two squared distances near 1.
-        slack = np.float32(8 * _ROUNDING * np.sqrt(self.centroids.shape[1]))
+        slack = 16 * _margin(self.centroids.shape[1])
         apart = self._norms[:, None] + self._norms - 2 * self.centroids @ self.centroids.T
         apart = np.sqrt(np.maximum(apart, 0, out=apart) + slack, out=apart)
         # A vector visits where its squared distances to the two centroids differ by no more.
@@ -133,69 +200,80 @@ class PairSearch:
         self._found: list[Pairs] = []
         self._count = 0
 
-    def add_cell(
-        self,
-        members: np.ndarray,
-        member_ranks: np.ndarray,
-        visitors: np.ndarray,
-        visitor_ranks: np.ndarray,
-    ) -> None:
-        """Pairs of ``visitors`` with ``members``, unit vectors (n, d), ranks int64 (n,)."""
+    def add_cell(self, members: Rows, visitors: Rows) -> None:
+        """Pairs of ``visitors`` with ``members`` of a cell."""
         for top in range(0, len(visitors), _LEFT_ROWS):
-            left = slice(top, top + _LEFT_ROWS)
+            left = visitors[top : top + _LEFT_ROWS]
             for start in range(0, len(members), _RIGHT_ROWS):
-                right = slice(start, start + _RIGHT_ROWS)
-                self._add_tile(
-                    visitors[left], visitor_ranks[left], members[right], member_ranks[right]
-                )
+                self._add_tile(left, members[start : start + _RIGHT_ROWS])
 
-    def add_members(self, members: np.ndarray, ranks: np.ndarray) -> None:
-        """Pairs among the ``members`` of one cell, unit vectors (n, d), ranks int64 (n,)."""
+    def add_members(self, members: Rows) -> None:
+        """Pairs among the ``members`` of one cell."""
         for start in range(0, len(members), _LEFT_ROWS):
-            rows = slice(start, start + _LEFT_ROWS)
-            self._add_tile(members[rows], ranks[rows], members[rows], ranks[rows])
-            rest = slice(start + _LEFT_ROWS, None)
-            self.add_cell(members[rest], ranks[rest], members[rows], ranks[rows])
+            rows = members[start : start + _LEFT_ROWS]
+            self._add_tile(rows, rows)
+            self.add_cell(members[start + _LEFT_ROWS :], rows)
 
     def pairs(self) -> Pairs:
         """All that was found, each pair once."""
         return merge_pairs(self._found)
 
-    def _add_tile(
-        self, left: np.ndarray, left_ranks: np.ndarray, right: np.ndarray, right_ranks: np.ndarray
-    ) -> None:
-        margin = np.float32(_ROUNDING * np.sqrt(left.shape[1]))
-        products = left @ right.T
-        i, j = np.nonzero(products >= self._similarity - margin)
+    def _add_tile(self, left: Rows, right: Rows) -> None:
+        margin = _margin(left.units.shape[1])
+        i, j, products = _candidates(left, right, self._similarity - margin)
         if not len(i):
             return
-        later = np.maximum(left_ranks[i], right_ranks[j])
-        earlier = np.minimum(left_ranks[i], right_ranks[j])
+        later = np.maximum(left.ranks[i], right.ranks[j])
+        earlier = np.minimum(left.ranks[i], right.ranks[j])
         wanted = later != earlier
         if self._fixed:
             wanted &= (earlier < self._fixed) & (later >= self._fixed)
-        near = products[i, j] < self._similarity + margin
+        near = products < self._similarity + margin
         close = np.flatnonzero(wanted & near)
-        wanted[close] = self._cosines(left, right, i[close], j[close]) >= self._similarity
+        wanted[close] = (
+            _in_steps(exact_cosines, left, right, i[close], j[close]) >= self._similarity
+        )
         chosen = np.flatnonzero(wanted)
         order, overfull = _first_pairs(later[chosen], earlier[chosen])
         chosen = chosen[order]
-        found = self._cosines(left, right, i[chosen], j[chosen])
+        found = _in_steps(exact_cosines, left, right, i[chosen], j[chosen])
         self._found.append(Pairs(later[chosen], earlier[chosen], found, overfull))
         self._count += len(chosen)
         if self._count > 4_000_000:
             self._found = [merge_pairs(self._found)]
             self._count = 0
 
-    def _cosines(
-        self, left: np.ndarray, right: np.ndarray, i: np.ndarray, j: np.ndarray
-    ) -> np.ndarray:
-        step = max(1, _EXACT_BYTES // (8 * left.shape[1]))
-        parts = [
-            exact_cosines(left[i[start : start + step]], right[j[start : start + step]])
-            for start in range(0, len(i), step)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+def _candidates(
+    left: Rows, right: Rows, least: np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places int64 (m,) of pairs whose product is at least ``least``, and it, float32 (m,)."""
+    far = least - _margin(left.units.shape[1])
+    near = left.bounds @ right.bounds.T >= far
+    if np.count_nonzero(near) * _MOST_CANDIDATES > near.size:
+        products = left.units @ right.units.T
+        i, j = np.nonzero(products >= least)
+        return i, j, products[i, j]
+    i, j = np.divmod(np.flatnonzero(near), len(right))
+    products = _in_steps(partial(np.einsum, "ij,ij->i"), left, right, i, j)
+    kept = products >= least
+    return i[kept], j[kept], products[kept]
+
+
+def _in_steps(
+    multiply: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    left: Rows,
+    right: Rows,
+    i: np.ndarray,
+    j: np.ndarray,
+) -> np.ndarray:
+    """float32 (m,): of pairs of rows, so many at a time as take little memory."""
+    step = max(1, _EXACT_BYTES // (8 * left.units.shape[1]))
+    parts = [
+        multiply(left.units[i[start : start + step]], right.units[j[start : start + step]])
+        for start in range(0, len(i), step)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def _first_pairs(later: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,15 +349,17 @@ def find_duplicates(vectors: np.ndarray, similarity: float) -> Decisions:
     first: dict[bytes | None, int] = {}
     same_as = np.array([first.setdefault(d, i) for i, d in enumerate(digests(units))], np.int64)
     rows = np.flatnonzero((same_as == np.arange(len(units))) & units.any(axis=1))
+    bounds = Shadows.of(units[rows]).bounds(units)
+    every = Rows(units, bounds, np.arange(len(units)))
     early, late = rows[:_EARLY], rows[_EARLY:]
-    decisions = _decide_in_cells(units, early, similarity, no_decisions(len(units)))
+    decisions = _decide_in_cells(every, early, similarity, no_decisions(len(units)))
     kept = early[decisions.keepers[early] < 0]
     search = PairSearch(similarity)
     with one_thread_each():
-        search.add_cell(units[kept], kept, units[late], late)
+        search.add_cell(every[kept], every[late])
     decisions = decide(search.pairs(), replace(decisions, undecided=_only(late, len(units))))
     late = late[decisions.keepers[late] < 0]
-    decisions = _decide_in_cells(units, late, similarity, decisions)
+    decisions = _decide_in_cells(every, late, similarity, decisions)
     comparable: np.ndarray = np.asarray(units.any(axis=1))
     return repeat_decisions(decisions, same_as, comparable)
 
@@ -291,16 +371,18 @@ def _only(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _decide_in_cells(
-    units: np.ndarray, rows: np.ndarray, similarity: float, before: Decisions
+    every: Rows, rows: np.ndarray, similarity: float, before: Decisions
 ) -> Decisions:
     """Decide on ``rows`` by each other; rows that lie anywhere serve as the cells' centroids."""
-    cells = Cells(units[rows[: int(np.clip(2 * np.sqrt(len(rows)), 1, _MOST_CELLS))]], similarity)
-    decisions = replace(before, undecided=_only(rows, len(units)))
+    shadows = every.bounds[:, :-1]
+    count = int(np.clip(2 * np.sqrt(len(rows)), 1, _MOST_CELLS))
+    cells = Cells(shadows[rows[:count]], similarity)
+    decisions = replace(before, undecided=_only(rows, len(every)))
     while decisions.undecided.any():
-        home, coming, visited = cells.visits(units[rows])
+        home, coming, visited = cells.visits(shadows[rows])
         members = split_by(rows, home, len(cells))
         visitors = split_by(rows[coming], visited, len(cells))
-        find = partial(_pairs_in_cells, units, members, visitors, similarity)
+        find = partial(_pairs_in_cells, every, members, visitors, similarity)
         starts = range(0, len(cells), _CELLS_AT_A_TIME)
         decisions = decide(merge_pairs(side_by_side(find, starts)), decisions)
         rows = rows[decisions.keepers[rows] < 0]
@@ -308,7 +390,7 @@ def _decide_in_cells(
 
 
 def _pairs_in_cells(
-    units: np.ndarray,
+    every: Rows,
     members: Sequence[np.ndarray],
     visitors: Sequence[np.ndarray],
     similarity: float,
@@ -317,8 +399,8 @@ def _pairs_in_cells(
     """The pairs of some cells, from the ``start``-th on."""
     search, some = PairSearch(similarity), slice(start, start + _CELLS_AT_A_TIME)
     for inside, outside in zip(members[some], visitors[some], strict=True):
-        search.add_members(units[inside], inside)
-        search.add_cell(units[inside], inside, units[outside], outside)
+        search.add_members(every[inside])
+        search.add_cell(every[inside], every[outside])
     return search.pairs()
 
 

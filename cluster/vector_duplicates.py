@@ -38,6 +38,8 @@ from cluster.duplicates import (
     Cells,
     Pairs,
     PairSearch,
+    Rows,
+    Shadows,
     digests,
     exact_cosines,
     merge_pairs,
@@ -54,6 +56,7 @@ from pipelines.runtime.units import Receipt, run_stage
 MOST_CELLS = 8_192
 _FITTED_ON_PER_CELL = 32
 _GROUP_BYTES = 64 << 20
+_AXES = "axes.arrow"
 
 
 def search_vectors(
@@ -122,9 +125,16 @@ def _cells(
             centroids = fit_in_memory(vectors, k, options).centroids
         room = max(1, _GROUP_BYTES // (4 * source.dimension))
         groups = _neighbouring(centroids, max(1, -(-source.rows // room)))
+        axes = Shadows.of(vectors).axes
+        write_bytes(join(work, _AXES), table_to_bytes(vector_table(axes.T)))
         write_bytes(path, table_to_bytes(vector_table(centroids, group=groups)))
     table = bytes_to_table(read_bytes(path))
     return table, column_to_vectors(table["vector"])
+
+
+def _shadows(work: str) -> Shadows:
+    table = bytes_to_table(read_bytes(join(work, _AXES)))
+    return Shadows(np.ascontiguousarray(column_to_vectors(table["vector"]).T))
 
 
 def _drawn(parts: Sequence[Part], work: str, dimension: int) -> pa.Table:
@@ -210,14 +220,15 @@ def _place_shard(
     """Write a shard's vectors to the groups of cells that they lie in or visit."""
     table = bytes_to_table(read_bytes(join(work, "cells.arrow")))
     groups = table["group"].to_numpy()
-    cells = Cells(column_to_vectors(table["vector"]), similarity)
+    shadows = _shadows(work)
+    cells = Cells(shadows.cast(column_to_vectors(table["vector"])), similarity)
     sample = bytes_to_table(read_bytes(join(work, "sample.arrow")))
     check = _SampleCheck(
         sample["rank"].to_numpy(), column_to_vectors(sample["vector"]), similarity, fixed
     )
     count = visits = 0
     for ranks, units in _ranked_blocks(sources[unit[0]], unit[1], read_ranks(work, name)):
-        tables, seen = _by_group(ranks, units, cells, groups)
+        tables, seen = _by_group(ranks, units, cells.visits(shadows.cast(units)), groups)
         write_segments(join(work, "placed", f"{name}-{count:03d}"), tables, compression=None)
         check.add(ranks, units)
         count, visits = count + 1, visits + seen
@@ -247,10 +258,13 @@ def _ranked_blocks(
 
 
 def _by_group(
-    ranks: np.ndarray, units: np.ndarray, cells: Cells, groups: np.ndarray
+    ranks: np.ndarray,
+    units: np.ndarray,
+    visits_of: tuple[np.ndarray, np.ndarray, np.ndarray],
+    groups: np.ndarray,
 ) -> tuple[list[pa.Table | None], int]:
     """Three tables a group: its own vectors, the visiting ones, and which cells they visit."""
-    home, rows, visited = cells.visits(units)
+    home, rows, visited = visits_of
     count = int(groups.max()) + 1
     members = split_by(np.arange(len(units)), groups[home], count)
     visits = split_by(np.arange(len(rows)), groups[visited], count)
@@ -338,16 +352,16 @@ def _pairs_of_group(
     filled = [table for table in own if table is not None and len(table)]
     if filled:
         members = pa.concat_tables(filled)
-        vectors, ranks = column_to_vectors(members["vector"]), members["rank"].to_numpy()
-        cells = members["cell"].to_numpy()
-        places = {int(c): np.flatnonzero(cells == c) for c in np.unique(cells)}
-        held = {c: (vectors[rows], ranks[rows]) for c, rows in places.items()}
-        del members, vectors, filled, own
+        shadows, cells = _shadows(work), members["cell"].to_numpy()
+        every = _rows(members, shadows)
+        held = {int(c): every[np.flatnonzero(cells == c)] for c in np.unique(cells)}
+        del members, every, filled, own
         with one_thread_each():
             for inside in held.values():
-                search.add_members(*inside)
+                search.add_members(inside)
             for file in files:
-                _compare_visitors(search, held, join(work, "placed", file), group, state)
+                path = join(work, "placed", file)
+                _compare_visitors(search, held, path, group, state, shadows)
     pairs = search.pairs()
     if state is not None:
         open_ones = state[pairs.later] == UNDECIDED
@@ -363,24 +377,30 @@ def _pairs_of_group(
 
 def _compare_visitors(
     search: PairSearch,
-    held: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    held: Mapping[int, Rows],
     path: str,
     group: int,
     state: np.ndarray | None,
+    shadows: Shadows,
 ) -> None:
     table, visits = read_segment(path, 3 * group + 1), read_segment(path, 3 * group + 2)
     if table is None or visits is None:
         return
-    vectors, ranks = column_to_vectors(table["vector"]), table["rank"].to_numpy()
+    every = _rows(table, shadows)
     rows, cells = visits["row"].to_numpy(), visits["cell"].to_numpy()
     order = np.argsort(cells, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
         inside = held.get(int(cells[part[0]]))
         coming = rows[part]
         if state is not None:
-            coming = coming[state[ranks[coming]] != REMOVED]
+            coming = coming[state[every.ranks[coming]] != REMOVED]
         if inside is not None and len(coming):
-            search.add_cell(*inside, vectors[coming], ranks[coming])
+            search.add_cell(inside, every[coming])
+
+
+def _rows(table: pa.Table, shadows: Shadows) -> Rows:
+    units = column_to_vectors(table["vector"])
+    return Rows(units, shadows.bounds(units), table["rank"].to_numpy())
 
 
 def _left(table: pa.Table | None, state: np.ndarray | None) -> pa.Table | None:

@@ -5,8 +5,11 @@ import pytest
 
 from cluster import duplicates
 from cluster.duplicates import (
+    MOST_PAIRS,
     Cells,
     PairSearch,
+    Rows,
+    Shadows,
     decide,
     exact_cosines,
     find_duplicates,
@@ -112,7 +115,7 @@ def test_all_alike_leave_one():
 def test_with_another_set_only_pairs_across_the_two_count():
     units = to_units(np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1], [0.01, 1]], np.float32))
     search = PairSearch(0.99, fixed=2)
-    search.add_members(units, np.arange(5))
+    search.add_members(Rows(units, Shadows.of(units).bounds(units), np.arange(5)))
     found = decide(search.pairs(), no_decisions(5))
     assert found.keepers.tolist() == [-1, -1, 0, -1, -1]
 
@@ -126,3 +129,36 @@ def test_similarity_at_the_threshold_does_not_depend_on_the_company():
     assert alone.keepers[1] == 0
     assert among.keepers[1] == 0
     assert alone.similarities[1] == among.similarities[1]
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("dimension", [1, 5, 384])
+def test_bounds_are_never_below_the_cosine(dimension, fall):
+    random = np.random.default_rng(7)
+    scale = (1 + np.arange(dimension)) ** -fall
+    units = to_units((random.standard_normal((400, dimension)) * scale + scale).astype(np.float32))
+    units[200:] = to_units(units[:200] + np.float32(1e-3) * units[200:])
+    bounds = Shadows.of(units[:100]).bounds(units)
+    wide = units.astype(np.float64)
+    assert (bounds @ bounds.T >= wide @ wide.T - 1e-6 * np.sqrt(dimension)).all()
+
+
+def test_pairs_are_those_of_all_products_whether_few_or_most_are_near():
+    random = np.random.default_rng(9)
+    scale = (1 + np.arange(96)) ** -0.5
+    spread = random.standard_normal((700, 96)) * scale
+    crowd = 3 * scale + 0.4 * random.standard_normal((300, 96)) * scale
+    units = to_units(np.concatenate([spread, spread[:90] + 0.1 * spread[90:180], crowd])
+                     .astype(np.float32))  # fmt: skip
+    every = Rows(units, Shadows.of(units).bounds(units), np.arange(len(units)))
+    search = PairSearch(0.93)
+    search.add_members(every)
+    found = search.pairs()
+    near = np.tril(units.astype(np.float64) @ units.T.astype(np.float64) >= 0.93, -1)
+    later, earlier = np.nonzero(near)
+    assert len(later) > 5_000  # of the crowd
+    place = np.arange(len(later)) - np.searchsorted(later, later)
+    first = place < MOST_PAIRS
+    assert found.later.tolist() == later[first].tolist()
+    assert found.earlier.tolist() == earlier[first].tolist()
+    assert set(found.overfull.tolist()) == set(later[~first].tolist())

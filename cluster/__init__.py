@@ -6,6 +6,7 @@
 ``vectors``       vectors on disk as blocks of checked arrays
 ``vector_files``  files of vectors, format by format
 ``vector_columns``  columns of vectors, whoever wrote them, as lists of numbers
+``line_files``    JSON lines, CSV and TSV of vectors
 ``matrix_files``  NumPy, fvecs, fbin and FAISS indexes
 ``sample``        one pass that checks, counts and draws a sample
 ``distances``     lengths and differences in float64

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.fs as pafs
-import pyarrow.json
 import pyarrow.parquet as pq
 
+from cluster.line_files import LINE_SUFFIXES, is_lines, read_lines
 from cluster.matrix_files import MATRIX_SUFFIXES, open_matrix
 from cluster.vector_columns import first_length, vector_column, vector_length
 from pipelines.runtime.arrow import (
@@ -26,7 +24,6 @@ from pipelines.runtime.arrow import (
     fingerprint_of,
     id_column,
     id_kind,
-    open_csv,
     open_parquet,
     plain_column,
     read_parquet,
@@ -54,8 +51,6 @@ from pipelines.runtime.tables import (
 )
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 _USUAL = (*PARQUET_SUFFIXES, ".npy", LANCE_SUFFIX)
 ROWS_PER_SHARD = 200_000
 _HEAD_ROWS = 1_024
@@ -161,26 +156,20 @@ def find_files(uri: str, version: str = "") -> list[VectorFile]:
         elif info.path.endswith(_USUAL) or len(infos) == 1:
             usual.append(VectorFile(info.path, address, hive_view(info.path)))
         elif info.path.endswith(MATRIX_SUFFIXES) or (
-            _is_text(info.path) and not info.path.endswith(_DESCRIPTIONS)
+            is_lines(info.path) and info.size and not info.path.endswith(_DESCRIPTIONS)
         ):
             others.append(VectorFile(info.path, address, hive_view(info.path)))
     if not usual and not others:
-        known = ", ".join((*_USUAL, *MATRIX_SUFFIXES[1:], *TEXT_SUFFIXES))
+        known = ", ".join((*_USUAL, *MATRIX_SUFFIXES[1:], *LINE_SUFFIXES))
         arrow = any(info.path.endswith(_ARROW) for info in infos)
         other = "Arrow files, as of save_to_disk (write them as Parquet), and " if arrow else ""
         raise InputError(f"{uri} holds {other}no file that ends in {known}")
     return sorted(usual or others, key=lambda file: file.path)
 
 
-def _is_text(path: str) -> bool:
-    for packed in COMPRESSIONS:
-        path = path.removesuffix(packed)
-    return path.endswith(TEXT_SUFFIXES)
-
-
 def check_known(filesystem: pafs.FileSystem, path: str) -> None:
     """Raise :class:`InputError`, saying what it is, for a file of a kind that is not read."""
-    if path.endswith((*_USUAL, *MATRIX_SUFFIXES)) or _is_text(path):
+    if path.endswith((*_USUAL, *MATRIX_SUFFIXES)) or is_lines(path):
         return
     with filesystem.open_input_file(path) as stream:
         begin = stream.read(8)
@@ -204,7 +193,7 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
         return _describe_matrix(filesystem, path, columns)
     if path.endswith(LANCE_SUFFIX):
         return _describe_lance(file, columns)
-    if _is_text(path):
+    if is_lines(path):
         return _describe_text(filesystem, path, columns)
     try:
         with filesystem.open_input_file(path) as stream:
@@ -279,7 +268,7 @@ def _kept_types(about: FileColumns, columns: Columns) -> pa.Schema:
 def _describe_text(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
     """A file of JSON lines or CSV, read once to count its rows and to find its types."""
     rows, schema, kept, dimension, kind = 0, None, pa.schema([]), 0, "string"
-    for batch in _text_batches(filesystem, path, columns):
+    for batch in read_lines(filesystem, path, columns.names(), columns.embedding):
         about = file_columns(batch.schema)
         if schema is None:
             kind = _check_columns(about, columns, path)
@@ -293,33 +282,6 @@ def _describe_text(filesystem: pafs.FileSystem, path: str, columns: Columns) -> 
     if schema is None:
         return FileSummary(0, None, "string", pa.schema([]), [])
     return FileSummary(dimension, None, kind, schema, [Piece(path, 0, rows)], kept)
-
-
-@contextmanager
-def _text_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
-
-
-def _text_batches(
-    filesystem: pafs.FileSystem, path: str, columns: Columns
-) -> Iterator[pa.RecordBatch]:
-    with _text_errors(path), filesystem.open_input_stream(path, compression="detect") as stream:
-        if ".json" in path.rpartition("/")[2] or ".ndjson" in path:
-            numbers = pa.schema([(columns.embedding, pa.list_(pa.float64()))])
-            options = pa.json.ParseOptions(explicit_schema=numbers)
-            yield from pa.json.open_json(stream, parse_options=options)
-            return
-        delimiter = "\t" if ".tsv" in path.rpartition("/")[2] else ","
-        # strings, as in a corpus: an id may be 007, and a label NA
-        strings = pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns.names(), pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        yield from open_csv(stream, delimiter, strings)
 
 
 def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:
@@ -398,8 +360,8 @@ def _raw_batches(
         fragment = open_lance(path, piece.version or "").get_fragment(piece.part)
         rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
         yield from fragment.to_batches(columns=columns.names(), batch_size=rows)
-    elif _is_text(path):
-        for batch in _text_batches(filesystem, path, columns):
+    elif is_lines(path):
+        for batch in read_lines(filesystem, path, columns.names(), columns.embedding):
             for start in range(0, len(batch), block_rows):
                 yield batch.slice(start, block_rows)
     else:

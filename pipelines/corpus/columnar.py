@@ -94,7 +94,8 @@ def _names_of(file: CorpusFile, about: FileColumns, columns: Columns) -> tuple[s
         )
     wanted = [columns.text, *([columns.id] if columns.id else []), *columns.keep]
     fields = [name for name in wanted if about.type_of(name) is not None]
-    return tuple(dict.fromkeys([*about.schema.names, *fields]))
+    own = about.own.names if about.view.names is None else []  # where a name can be there twice
+    return (*own, *dict.fromkeys(n for n in [*about.schema.names, *fields] if n not in own))
 
 
 def _is_text(kind: pa.DataType) -> bool:

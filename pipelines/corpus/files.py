@@ -62,6 +62,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".lz4
 NEVER_COMPRESSED = ("parquet", "arrow", "lance")
 WHOLE_SCHEMA = ("parquet", "arrow", "lance", "csv", "tsv")
 """Formats in which a file says all its columns."""
+LINES = ("jsonl", "csv", "tsv", "text")
 DEFAULT_ID_COLUMN = "id"
 _METADATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -263,6 +264,10 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
     passed_over |= metadata
     if options.text_unit == "file":
         files = [_as_document(file, corpus) for file in files]
+    empty = {file.path: "0 bytes" for file in files if _holds_no_row(file)}
+    if len(empty) < len(files):
+        files = [file for file in files if file.path not in empty]
+        passed_over |= empty
     if not files:
         why = "".join(f" {path}: {reason}." for path, reason in [*metadata.items()][:1])
         if len(infos) == 1 and infos[0].type == pafs.FileType.Directory:
@@ -321,6 +326,11 @@ def _table(path: str, options: CorpusOptions) -> list[CorpusFile]:
         CorpusFile(file.path, file.size_bytes, file.modified_ns, form, None, view=file.view)
         for file in table_files(path, options.version)
     ]
+
+
+def _holds_no_row(file: CorpusFile) -> bool:
+    """Whether it is a file of lines without one, as Spark leaves for parts that had no row."""
+    return not (file.size_bytes or file.compression) and file.format in LINES
 
 
 def _as_document(file: CorpusFile, corpus: str) -> CorpusFile:

@@ -373,7 +373,7 @@ class Inspection:
 
     def inspect(self, file: CorpusFile) -> CorpusFile:
         """One file looked into; where that fails its ``problem`` says why."""
-        if not file.size_bytes:
+        if not file.size_bytes and file.format != "document":
             return replace(file, problem="the file is empty")
         if file.format in ("document", "wet"):
             names = (self.columns.text,) if file.format == "document" else WET_COLUMNS
@@ -476,6 +476,13 @@ def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
     columns. Kept columns, and keys of JSON lines, are null where a file or a line has none.
     """
     files = [file for file in files if not file.problem]
+    for file in files:
+        counts = Counter(file.columns)
+        if twice := [name for name in columns.wanted(file) if counts[name] > 1]:
+            raise InputError(
+                f"{file.path} has {counts[twice[0]]} columns {twice[0]!r}, and which one is meant "
+                "cannot be told: rename the others"
+            )
     wanted = [("text", columns.text), *(("kept", name) for name in columns.keep)]
     if columns.id is not None:
         wanted.insert(1, ("id", columns.id))

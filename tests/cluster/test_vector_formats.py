@@ -186,6 +186,34 @@ def test_json_lines_and_csv_of_vectors(tmp_path):
         check(tmp_path / name, ids=map(str, IDS), matrix=matrix)
 
 
+def test_strings_in_json_lines_stay_strings(tmp_path):
+    days = [f"2026-01-{n + 1:02d}" for n in range(30)]
+    rows = [
+        {"id": day, "embedding": str(row.tolist()), "label": f"{day}T00:00:00"}
+        for day, row in zip(days, MATRIX, strict=True)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "empty.jsonl").touch()
+    ids, vectors, (block,) = read(tmp_path, label="label")
+    assert ids == days
+    np.testing.assert_allclose(vectors, MATRIX, rtol=1e-6)
+    assert block.labels.to_pylist() == [row["label"] for row in rows]
+    with pytest.raises(InputError, match=r"a.jsonl has no column 'vector'; its columns are id"):
+        read(tmp_path, embedding="vector")
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=r"a.jsonl is a JSON array; it must be JSON lines"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+def test_the_header_of_a_csv_of_vectors_tells_its_delimiter(tmp_path, delimiter):
+    frame = pd.DataFrame({"id": IDS, "embedding": [str(row.tolist()) for row in MATRIX]})
+    frame.to_csv(tmp_path / "a.csv", sep=delimiter, index=False)
+    ids, vectors, _ = read(tmp_path / "a.csv")
+    assert ids == [str(number) for number in IDS]
+    np.testing.assert_allclose(vectors, MATRIX, rtol=1e-6)
+
+
 def test_ids_and_labels_of_csv_stay_as_they_are_written(tmp_path):
     rows = ["id,label,embedding", '007,NA,"[1,2]"', '7,null,"[3,4]"', 'nan,,"[5,6]"']
     (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.corpus import streams
-from pipelines.corpus.documents import Checker, check_id, check_text
-from pipelines.corpus.files import Columns, Shard, find_files
+from pipelines.corpus.documents import Checker, check_id, check_text, read_documents
+from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_corpus, find_files
 from pipelines.corpus.kept_columns import (
     json_to_values,
     parquet_schema,
@@ -127,12 +128,36 @@ def test_a_missing_column_is_found_in_line_formats_too(tmp_path, name):
 
 def test_files_that_cannot_be_looked_into_keep_their_problem(tmp_path):
     write(tmp_path / "a.parquet", "not parquet at all")
-    write(tmp_path / "b.jsonl", "")
+    (tmp_path / "b.jsonl.gz").touch()
     (tmp_path / "c.jsonl.gz").write_bytes(b"not gzip")
     problems = [file.problem for file in inspected(tmp_path)]
     assert all(problems)
     assert problems[1] == "the file is empty"
     assert not any(shard for file in inspected(tmp_path) for shard in file.shards())
+
+
+@pytest.mark.parametrize("name", ["part.jsonl", "part.json", "part.csv", "part.tsv", "part.txt"])
+def test_an_empty_file_among_others_holds_no_row(tmp_path, name):
+    write(tmp_path / name, "")
+    (alone,) = inspected(tmp_path)
+    assert alone.problem == "the file is empty"
+    write(tmp_path / "b.jsonl", '{"text": "a"}')
+    assert texts_of(tmp_path) == ["a"]
+    assert find_corpus(str(tmp_path)).passed_over == {str(tmp_path / name): "0 bytes"}
+
+
+def test_a_file_that_is_a_document_and_empty_is_rejected_alone(tmp_path):
+    write(tmp_path / "a.md", "")
+    write(tmp_path / "b.md", "words")
+    options = CorpusOptions(text_unit="file")
+    files = inspect_files(
+        find_files(str(tmp_path), options), Columns(), shard_bytes=1 << 20, options=options
+    )
+    left_out = Counter()
+    shards = [shard for file in files for shard in file.shards()]
+    found = [document for s in shards for document in read_documents(s, Columns(), left_out)]
+    assert [document.id for document in found] == ["b.md"]
+    assert left_out == {"text is empty": 1}
 
 
 def test_malformed_rows_keep_their_place_and_say_why(tmp_path):

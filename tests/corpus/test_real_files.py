@@ -444,6 +444,25 @@ def test_ids_that_are_uuids_or_decimals_or_bytes(tmp_path):
     assert ids("hash") == ["01ff", "6162"]
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv"])
+@pytest.mark.parametrize("wanted", [{}, {"text": "key"}, {"text": "key", "keep": ["k"]}])
+def test_a_wanted_column_that_is_there_twice_is_refused(tmp_path, form, wanted):
+    twice = {"text": "id", "key": "k"}[wanted.get("text", "text")]
+    names = ["key", "text", twice, twice] if twice == "k" else ["text", twice, twice]
+    table = pa.Table.from_arrays([pa.array(["a"])] * len(names), names=names)
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    elif form == "arrow":
+        write_arrow(tmp_path, table, 1)
+    else:
+        (tmp_path / "a.csv").write_text(",".join(names) + "\n" + ",".join("a" * len(names)) + "\n")
+    if wanted == {"text": "key"}:
+        assert len(read(tmp_path, **wanted)[0]) == 1
+    else:
+        with pytest.raises(InputError, match=rf"a.{form} has 2 columns '{twice}'"):
+            read(tmp_path, **wanted)
+
+
 @pytest.mark.parametrize("write", [write_pyarrow, write_arrow, write_lance])
 @pytest.mark.parametrize(
     "column",
@@ -642,7 +661,7 @@ def test_what_was_detected_is_told_by_kind_of_file_with_sample_rows(tmp_path):
         pa.table({"text": ["a"], "n": pa.array([1], pa.int32())}), tmp_path / "c.parquet"
     )
     (tmp_path / "d.xlsx").write_text("x")
-    (tmp_path / "e.jsonl").write_text("")
+    (tmp_path / "e.jsonl.gz").write_text("")
     listing = find_corpus(str(tmp_path))
     files = inspect_files(listing.files, Columns(), shard_bytes=1 << 20)
     table = describe_corpus(files, Columns(), listing.passed_over)
@@ -650,7 +669,7 @@ def test_what_was_detected_is_told_by_kind_of_file_with_sample_rows(tmp_path):
     assert table["jsonl, row 1"] == "0: Text number 0"
     assert table["csv fields parted by ';', quoted with \", row 2"] == "rejected: text is empty"
     assert table["parquet"].startswith("1 files; columns text string, n int32; 1 without an id")
-    assert table[f"unreadable {tmp_path}/e.jsonl"] == "the file is empty"
+    assert table[f"unreadable {tmp_path}/e.jsonl.gz"] == "the file is empty"
     assert table["passed over: unknown format"] == f"1 files, such as {tmp_path}/d.xlsx"
 
 

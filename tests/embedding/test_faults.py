@@ -311,7 +311,7 @@ def test_poisoned_files_among_good_ones(config, corpus, driver, tmp_path):
     good = (folder / "a1.parquet").read_bytes()
     (folder / "c0.parquet").write_bytes(good[: len(good) // 2])
     (folder / "c1.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1, "text": "x"}\n' * 9999)[:-30])
-    (folder / "c2.csv").touch()
+    (folder / "c2.csv.gz").touch()
     config = replace(config, corpus=str(folder))
     driver.start(config)
     error = driver.result()

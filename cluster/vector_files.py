@@ -40,15 +40,9 @@ from pipelines.runtime.files import (
     with_inner_path,
 )
 from pipelines.runtime.listing import EMBEDDINGS_FOLDER, match_files
+from pipelines.runtime.table_folders import LANCE_SUFFIX, refuse_files_of_tables, require_table
 from pipelines.runtime.table_view import TableView, hive_view
-from pipelines.runtime.tables import (
-    LANCE_SUFFIX,
-    STORE_DOCUMENTS,
-    STORE_MARK,
-    open_lance,
-    refuse_files_of_tables,
-    table_files,
-)
+from pipelines.runtime.tables import STORE_DOCUMENTS, STORE_MARK, open_lance, table_files
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _USUAL = (*PARQUET_SUFFIXES, ".npy", LANCE_SUFFIX)
@@ -144,6 +138,7 @@ def find_files(uri: str, version: str = "") -> list[VectorFile]:
     results = join(uri, inside)
     infos = match_files(results if exists(results) else uri, datasets=(LANCE_SUFFIX,))
     refuse_files_of_tables(uri, infos)
+    require_table(version, uri, infos)
     if len(infos) == 1 and infos[0].type == pafs.FileType.File:
         check_known(open_filesystem(uri)[0], infos[0].path)
     usual: list[VectorFile] = []

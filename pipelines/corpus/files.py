@@ -28,12 +28,9 @@ from pipelines.runtime.files import (
     with_retries,
 )
 from pipelines.runtime.listing import match_files
+from pipelines.runtime.table_folders import LANCE_SUFFIX, refuse_files_of_tables, require_table
 from pipelines.runtime.table_view import TableView, hive_view
-from pipelines.runtime.tables import (
-    LANCE_SUFFIX,
-    refuse_files_of_tables,
-    table_files,
-)
+from pipelines.runtime.tables import table_files
 
 Format = Literal[
     "parquet", "arrow", "lance", "jsonl", "json", "csv", "tsv", "text", "document", "wet"
@@ -246,6 +243,7 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
     options = options or CorpusOptions()
     infos = match_files(corpus, datasets=(LANCE_SUFFIX,))
     refuse_files_of_tables(corpus, infos)
+    require_table(options.version, corpus, infos)
     places = [with_inner_path(corpus, info.path) for info in infos]
     files: list[CorpusFile] = []
     passed_over: dict[str, str] = {}

@@ -4,6 +4,7 @@
 ``files``       paths, local or remote; files that appear whole or not at all; one retry rule
 ``listing``     what a path names; one glob with one meaning
 ``table_view``  what a file's place, in a table or a folder, says of its rows and columns
+``table_folders``  which folders are tables, and paths that name a part of one
 ``tables``      Delta, Iceberg and Lance tables as the files of one version
 ``arrow``       Arrow columns of any writer as plain types; Parquet as its table has it
 ``column_types``  a column's type over several files, and values cast to it

@@ -110,8 +110,10 @@ def _search(
             for depth, name in enumerate(names[:-1], 1)
             if name.endswith(datasets) or tuple(names[:depth]) in tables
         ]
-        if within:
-            names = names[: within[0]]
+        folder = names[: within[0]] if within else []
+        # a glob that names a table's files and not its folder is to be refused, not to miss them
+        if within and (_fits(folder, parts) or names[within[0]] == "metadata"):
+            names = folder
             info = pafs.FileInfo(prefix + "/".join(names), pafs.FileType.Directory)
         if _fits(names, parts):
             matches[info.path] = info

@@ -8,17 +8,14 @@ holds rows that were deleted or replaced, and files of other versions.
 from __future__ import annotations
 
 import datetime
-import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
@@ -30,17 +27,17 @@ from pipelines.runtime.files import (
     open_filesystem,
     s3_settings,
     split_options,
-    with_inner_path,
     with_retries,
 )
-from pipelines.runtime.table_view import HIVE_FOLDER, TableView, pack_rows
+from pipelines.runtime.table_folders import newest_metadata, table_kind
+from pipelines.runtime.table_view import TableView, pack_rows
 
-LANCE_SUFFIX = ".lance"
 PUBLISHED = "published"
 """The tag that a store gives the version that readers are to see."""
 STORE_DOCUMENTS = "documents.lance"
 STORE_MARK = "store.json"
 _CURRENT = "its current version"
+_NONE_YET = "there was no version of the table yet"
 
 
 @dataclass(frozen=True)
@@ -52,23 +49,6 @@ class TableFile:
     size_bytes: int
     modified_ns: int
     view: TableView
-
-
-def table_kind(address: str) -> str | None:
-    """Which kind of table a folder is: delta, iceberg, lance, hudi; None where it is none."""
-    filesystem, inner = open_filesystem(address)
-    if inner.rstrip("/").endswith(LANCE_SUFFIX):
-        return "lance"
-    marks = {"_delta_log": "delta", ".hoodie": "hudi", "metadata": "iceberg"}
-    infos = with_retries(
-        lambda: filesystem.get_file_info([f"{inner.rstrip('/')}/{mark}" for mark in marks]), address
-    )
-    for info, kind in zip(infos, marks.values(), strict=True):
-        if info.type != pafs.FileType.Directory:
-            continue
-        if kind != "iceberg" or _newest_metadata(address):
-            return kind
-    return None
 
 
 def table_files(address: str, version: str = "") -> list[TableFile]:
@@ -90,30 +70,6 @@ def table_files(address: str, version: str = "") -> list[TableFile]:
             "were deleted or replaced. Write the rows wanted to Parquet first"
         )
     return sorted(listings[kind](address, version), key=lambda file: file.path)
-
-
-def refuse_files_of_tables(address: str, infos: Sequence[pafs.FileInfo]) -> None:
-    """Raise :class:`InputError` where single files of a Delta, Iceberg or Hudi table are named."""
-    filesystem, inner = open_filesystem(address)
-    if not any(info.path == inner for info in infos) and not re.search(r"[*?\[]", inner):
-        return  # a folder, whose search has seen the tables in it
-    folders = {str(PurePosixPath(i.path).parent) for i in infos if i.type == pafs.FileType.File}
-    for folder in [*folders]:
-        path = PurePosixPath(folder)
-        while HIVE_FOLDER.fullmatch(path.name):
-            path = path.parent
-            folders.add(str(path))
-        if path.name == "data":
-            folders.add(str(path.parent))
-    marks = ("_delta_log", ".hoodie", "metadata/version-hint.text")
-    places = [f"{folder}/{mark}" for folder in sorted(folders) for mark in marks]
-    infos = with_retries(lambda: filesystem.get_file_info(places), address) if places else []
-    for info in infos:
-        if info.type != pafs.FileType.NotFound:
-            raise InputError(
-                f"{address} names files within a table ({info.path}), some of which may hold rows "
-                "that were deleted or replaced. Give the table's folder"
-            )
 
 
 def _missing_extra(address: str, kind: str, extra: str) -> InputError:
@@ -159,6 +115,10 @@ def _delta_files(address: str, version: str) -> Iterator[TableFile]:
         )
         if time is not None:
             table.load_as_version(time)
+            # of a time before all versions, deltalake gives the first one
+            written_ms = table.history(1)[0].get("timestamp", 0)
+            if written_ms > time.timestamp() * 1000:
+                raise ValueError(_NONE_YET)
         found = pa.table(table.get_add_actions(flatten=False))
         actions = found.to_pylist()
         names = _delta_names(table)
@@ -229,24 +189,6 @@ def plain_uri(address: str) -> str:
 # ---- Iceberg
 
 
-def _newest_metadata(address: str) -> str | None:
-    """The metadata file of an Iceberg table's current state, an address; None where none is."""
-    filesystem, inner = open_filesystem(address)
-    selector = pafs.FileSelector(f"{inner.rstrip('/')}/metadata", allow_not_found=True)
-    infos = with_retries(lambda: filesystem.get_file_info(selector), address)
-    metadata = [info for info in infos if info.base_name.endswith(".metadata.json")]
-    if not metadata:
-        return None
-    newest = max(metadata, key=lambda info: (_metadata_number(info.base_name), info.mtime_ns or 0))
-    return with_inner_path(address, newest.path)
-
-
-def _metadata_number(name: str) -> int:
-    """The number that ``00003-UUID.metadata.json`` and ``v3.metadata.json`` begin with."""
-    digits = name.removeprefix("v").split("-")[0].split(".")[0]
-    return int(digits) if digits.isdigit() else -1
-
-
 def _iceberg_files(address: str, version: str) -> Iterator[TableFile]:
     try:
         from pyiceberg.exceptions import NotInstalledError, ValidationError
@@ -257,7 +199,7 @@ def _iceberg_files(address: str, version: str) -> Iterator[TableFile]:
     if address.startswith("s3://"):
         properties = {f"s3.{name}": value for name, value in s3_settings(address).items()}
     try:
-        metadata = _newest_metadata(address) or address
+        metadata = newest_metadata(address) or address
         table = StaticTable.from_metadata(plain_uri(metadata), properties)
         snapshot = _snapshot(table, version)
         if snapshot is None:
@@ -434,13 +376,13 @@ def open_lance(address: str, version: str | int = "") -> Any:
     """
     import lance  # slow, and few inputs are of this kind
 
-    asked: dict[str, Any] = {}
-    if version and (time := _as_time(str(version))):
-        asked = {"asof": time}
-    elif version:
-        asked = {"version": int(version)}
+    time = _as_time(str(version)) if version else None
+    number = int(version) if version and time is None else None
     try:
-        dataset = lance.dataset(plain_uri(address), storage_options=lance_options(address), **asked)
+        options = lance_options(address)
+        dataset = lance.dataset(plain_uri(address), number, storage_options=options)
+        if time is not None:
+            return dataset.checkout_version(_lance_version_at(dataset, time))
         tags = {} if version else dataset.tags.list()
         if PUBLISHED in tags:
             return dataset.checkout_version(tags[PUBLISHED]["version"])
@@ -453,6 +395,18 @@ def open_lance(address: str, version: str | int = "") -> Any:
     if not version and name == STORE_DOCUMENTS and exists(join(store, STORE_MARK) + given):
         raise InputError(f"{store} is a store that has published no version yet")
     return dataset
+
+
+def _lance_version_at(dataset: Any, time: datetime.datetime) -> int:
+    """The newest version of that time; Lance's own ``asof`` knows no time zone (14.0.2)."""
+    numbers = [
+        version["version"]
+        for version in dataset.versions()
+        if version["timestamp"].timestamp() <= time.timestamp()
+    ]
+    if not numbers:
+        raise ValueError(_NONE_YET)
+    return max(numbers)
 
 
 def _lance_files(address: str, version: str) -> Iterator[TableFile]:

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,10 +24,10 @@ from pyiceberg.typedef import Record
 from pyiceberg.types import DateType, LongType, NestedField, StringType
 from pyroaring import BitMap
 
-from pipelines.runtime import tables
 from pipelines.runtime.arrow import file_columns, read_parquet
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.listing import match_files
+from pipelines.runtime.table_folders import refuse_files_of_tables, require_table, table_kind
 from pipelines.runtime.table_view import TableView, pack_rows, unpack_rows
 from pipelines.runtime.tables import table_files
 
@@ -98,9 +99,9 @@ def test_delta_versions_and_times(tmp_path):
     assert read(path, "0") == ROWS.to_pylist()
     (info,) = match_files(str(tmp_path))  # a folder with a table in it: the table, not its files
     assert info.path == str(path)
-    times = [entry["timestamp"] for entry in DeltaTable(str(path)).history()]
     assert len(read(path, "2099-01-01")) == 27
-    assert times
+    with pytest.raises(InputError, match=r"cannot read 2020-01-01: there was no version"):
+        table_files(str(path), "2020-01-01")
     with pytest.raises(InputError, match="cannot read 99"):
         table_files(str(path), "99")
     with pytest.raises(InputError, match="required is a version's number or a time"):
@@ -192,8 +193,9 @@ def test_iceberg_snapshots_and_evolved_schemas(tmp_path, catalog):
     expected = table.scan().to_arrow().select(["id", "text", "body", "label"]).to_pylist()
     assert rows == sorted(expected, key=lambda row: row["id"])
     assert {row["text"] for row in rows} == {None}
-    with pytest.raises(InputError, match="there is no such snapshot"):
-        table_files(str(path), "12345")
+    for none in ("12345", "2020-01-01"):
+        with pytest.raises(InputError, match="there is no such snapshot"):
+            table_files(str(path), none)
 
 
 def test_iceberg_columns_renamed_since_the_last_snapshot(tmp_path, catalog):
@@ -304,6 +306,58 @@ def test_iceberg_position_deletes_are_applied_and_equality_deletes_refused(
         table_files(str(path))
 
 
+def test_lance_versions_and_times(tmp_path):
+    path = str(tmp_path / "t.lance")
+    dataset = lance.write_dataset(ROWS, path)
+    dataset.delete("id < 3")
+    first, second = (version["timestamp"] for version in dataset.versions())
+    between = first + (second - first) / 2
+    asked = {"": 2, "1": 1, "2099-01-01": 2, between.astimezone(UTC).isoformat(): 1}
+    for version, number in asked.items():
+        (file,) = table_files(path, version)
+        assert file.view.version == number
+    with pytest.raises(InputError, match=r"cannot read 2020-01-01: there was no version"):
+        table_files(path, "2020-01-01")
+
+
+@pytest.mark.parametrize("kind", ["delta", "iceberg", "hudi"])
+def test_what_lies_within_a_table_is_not_read_without_it(tmp_path, catalog, kind):
+    folder = tmp_path / "warehouse" / "n" / "t"
+    data = folder
+    if kind == "delta":
+        write_deltalake(str(folder), ROWS, partition_by=["label"])
+        data = folder / "label=x"
+    elif kind == "iceberg":
+        catalog.create_table("n.t", schema=ROWS.schema).append(ROWS)
+        data = folder / "data"
+    else:
+        (folder / ".hoodie").mkdir(parents=True)
+        pq.write_table(ROWS, folder / "a.parquet")
+    some = next(path for path in data.glob("*.parquet"))
+    named = [some, f"{data}/*.parquet", f"{tmp_path}/**/*.parquet", f"{folder.parent}/*/**/*.pa*"]
+    if kind != "hudi":
+        named.append(data)
+    for address in named:
+        infos = match_files(str(address))
+        with pytest.raises(InputError, match=rf"names files within a table \({folder}\)"):
+            refuse_files_of_tables(str(address), infos)
+    beside = folder.parent / "other" / "data" / "label=x"
+    beside.mkdir(parents=True)
+    (beside / "a.parquet").touch()
+    (folder / "metadata").mkdir(exist_ok=True)
+    (folder / "metadata" / "v1.metadata.json").touch()
+    for address in (beside, beside / "a.parquet", f"{beside.parent}/*/*", f"{tmp_path}/**/*.json"):
+        refuse_files_of_tables(str(address), match_files(str(address)))
+
+
+def test_a_version_of_what_is_no_table_has_no_effect(tmp_path):
+    pq.write_table(ROWS, tmp_path / "a.parquet")
+    infos = match_files(str(tmp_path))
+    require_table("", str(tmp_path), infos)
+    with pytest.raises(InputError, match=r"--version 3 has no effect: .* holds no Delta"):
+        require_table("3", str(tmp_path), infos)
+
+
 def test_a_hudi_table_is_refused_by_name(tmp_path):
     (tmp_path / "t" / ".hoodie").mkdir(parents=True)
     (tmp_path / "t" / ".hoodie" / "hoodie.properties").write_text("x")
@@ -334,6 +388,6 @@ def test_without_its_extra_a_table_is_refused_in_one_line(
     monkeypatch.setattr(builtins, "__import__", without)
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    assert tables.table_kind(str(folder)) == extra
+    assert table_kind(str(folder)) == extra
     with pytest.raises(InputError, match=rf"is {kind} table.*pip install 'shoal\[{extra}\]'"):
         table_files(str(folder))

@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 HOME_FOLDER := $(or $(SHOAL_HOME),$(HOME)/.cache/shoal)
 DEMO := $(HOME_FOLDER)/outputs/demo
 AUDIT := $(VENV)/audit.json
+# The tests of a file share a Ray and an S3 server, and run in one process.
+TWO := --numprocesses 2 --dist loadfile
 
 # Idle OpenMP threads that spin for long slow everything else on shared cores down, up to tenfold.
 export OMP_WAIT_POLICY ?= passive
@@ -43,10 +45,10 @@ demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo.py --demo $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(TWO)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TWO)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

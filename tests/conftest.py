@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }
 # Before Ray or torch is imported anywhere: workers inherit what the session started with.
 os.environ.update(ENVIRONMENT)
-if "RAY_TMPDIR" not in os.environ:
+if "RAY_TMPDIR" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
 Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
 

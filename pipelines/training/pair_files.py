@@ -18,17 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 
-from pipelines.runtime.arrow import open_csv
+from pipelines.runtime.arrow import id_column, open_csv, plain_column, plain_type
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
     check_store,
     exists,
     first_line,
     join,
-    list_files,
     open_filesystem,
+    with_inner_path,
 )
+from pipelines.runtime.listing import match_files
+from pipelines.runtime.table_folders import refuse_files_of_tables
 from pipelines.training.batches import sketch
 
 REQUIRED = ("anchor", "positive")
@@ -104,12 +107,22 @@ class _Lowest:
 
 
 def find_pair_files(path: str) -> list[str]:
-    """The files of pairs at ``path``; :class:`InputError` where there is none."""
-    paths = [path]
-    if not path.endswith(_SUFFIXES):
-        folder = join(path, PAIRS_FOLDER) if exists(join(path, PAIRS_FOLDER)) else path
-        paths = [join(folder, name) for name in list_files(folder) if name.endswith(_SUFFIXES)]
-    if not paths or not exists(paths[0]):
+    """The files of pairs at ``path``, as globs and folders name them anywhere.
+
+    Raises :class:`InputError` where there is none, and for tables, of which pairs are not read.
+    """
+    folder = join(path, PAIRS_FOLDER)
+    source = folder if not path.endswith(_SUFFIXES) and exists(folder) else path
+    infos = match_files(source)
+    refuse_files_of_tables(source, infos)
+    for info in infos:
+        if info.type == pafs.FileType.Directory:
+            raise InputError(
+                f"{info.path} is a table, whose folder also holds rows that were deleted or "
+                "replaced: of pairs write its current rows to Parquet first"
+            )
+    paths = [with_inner_path(source, i.path) for i in infos if i.path.endswith(_SUFFIXES)]
+    if not paths:
         raise InputError(f"no pairs at {path}: give a .parquet or .csv file, or a folder of them")
     if len({p.rpartition(".")[2] for p in paths}) > 1:
         raise InputError(f"{path} holds both Parquet and CSV files: give one kind of pairs")
@@ -213,14 +226,13 @@ def plain_pairs(table: pa.Table, file: str, names: Iterable[str]) -> pa.Table:
 
 
 def _strings(column: pa.ChunkedArray, name: str, file: str) -> pa.Array:
-    kind = column.type
+    kind = plain_type(column.type)
     if pa.types.is_nested(kind):
         raise InputError(f"{file}: column {name!r} holds {kind}; a string is required")
+    plain = id_column if name == "id" else plain_column
     try:
-        return pa.chunked_array(column.cast(_STRING)).combine_chunks()
-    except pa.ArrowNotImplementedError:  # such as UUIDs, which no cast knows
-        values = [None if value is None else str(value) for value in column.to_pylist()]
-        return pa.array(values, _STRING)
+        chunks = [plain(chunk).cast(_STRING) for chunk in column.chunks]
+        return pa.chunked_array(chunks, _STRING).combine_chunks()
     except pa.ArrowInvalid as error:
         raise InputError(f"{file}: column {name!r} is not valid UTF-8 text") from error
 

@@ -1,6 +1,7 @@
 import csv
 import itertools
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from deltalake import write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -378,7 +380,7 @@ def test_chosen_pairs_do_not_depend_on_their_order(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"anchor": ["a"], "other": ["b"]}, "no column 'positive'"), (None, "no pairs at")],
+    [({"anchor": ["a"], "other": ["b"]}, "no column 'positive'"), (None, "no such file or folder")],
 )
 def test_files_that_hold_no_pairs_are_refused(tmp_path, content, message):
     path = tmp_path / "pairs.parquet"
@@ -386,6 +388,32 @@ def test_files_that_hold_no_pairs_are_refused(tmp_path, content, message):
         pq.write_table(pa.table(content), path)
     with pytest.raises(InputError, match=message):
         read_pairs(str(path), 10, 0)
+
+
+def test_what_is_no_file_of_pairs_is_named(tmp_path):
+    pairs = pa.table({"anchor": ["a"], "positive": ["b"]})
+    (tmp_path / "a.jsonl").write_text("{}")
+    for path in (tmp_path, tmp_path / "a.jsonl"):
+        with pytest.raises(InputError, match=r"no pairs at .*: give a .parquet or .csv file"):
+            read_pairs(str(path), 10, 0)
+    table = tmp_path / "table"
+    write_deltalake(str(table), pairs)
+    write_deltalake(str(table), pairs, mode="overwrite")
+    for path, message in ((table, "is a table"), (f"{table}/*.parquet", "files within a table")):
+        with pytest.raises(InputError, match=message):
+            read_pairs(str(path), 10, 0)
+    pq.write_table(pairs, tmp_path / "one.parquet")
+    assert len(read_pairs(f"{tmp_path}/o*.parquet", 10, 0)) == 1
+
+
+def test_ids_of_sixteen_bytes_are_uuids_though_they_read_as_text(tmp_path):
+    keys = [uuid.UUID(bytes=b"sixteen letters!"), uuid.uuid4()]
+    raw = pa.array([key.bytes for key in keys], pa.binary(16))
+    for ids in (raw, pa.ExtensionArray.from_storage(pa.uuid(), raw)):
+        table = pa.table({"anchor": ["a", "b"], "positive": ["c", "d"], "id": ids})
+        pq.write_table(table, tmp_path / "pairs.parquet")
+        read = read_pairs(str(tmp_path / "pairs.parquet"), 10, 0)
+        assert set(read["id"].to_pylist()) == {str(key) for key in keys}
 
 
 def test_batches_cover_all_pairs_once_an_epoch_and_never_the_heldout(tmp_path):

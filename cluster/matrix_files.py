@@ -35,7 +35,7 @@ _ZIP_LENGTHS = 26
 MATRIX_SUFFIXES = (".npy", ".npz", *_VECS, *_BINS, *_INDEXES)
 
 Rows = tuple[np.ndarray, np.ndarray]
-"""Ids, int64 or str (n,), and vectors, float32 (n, d)."""
+"""Ids, int64, uint64 or str (n,), and vectors, float32 (n, d)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def open_matrix(filesystem: pafs.FileSystem, path: str) -> Matrix:
         if suffix in _INDEXES:
             return _faiss_index(filesystem, path)
         return _raw_matrix(filesystem, path, suffix)
+    except InputError:
+        raise
     except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         kind = {".npy": "NumPy matrix", ".npz": "NumPy archive"}.get(suffix, f"{suffix} file")
         why = first_line(error).rpartition("Error: ")[2]  # FAISS begins with where in its code
@@ -92,6 +94,13 @@ def _ranged(
                 if len(data) < count * row_bytes:
                     raise InputError(f"{path} ends before row {first + count} of {rows}")
                 raw = np.frombuffer(data, np.uint8).reshape(count, row_bytes)
+                if row_header:
+                    said = np.ascontiguousarray(raw[:, :row_header]).view("<i4")[:, 0]
+                    for row in np.flatnonzero(said != dimension)[:1]:
+                        raise InputError(
+                            f"{path}: its row {first + row} says the dimension {said[row]}, its "
+                            f"first one {dimension}"
+                        )
                 values = np.ascontiguousarray(raw[:, row_header:]).view(dtype)
                 numbers = np.arange(first, first + count)
                 yield numbers if ids is None else ids[numbers], values.astype(np.float32)
@@ -144,7 +153,10 @@ def _numpy_archive(filesystem: pafs.FileSystem, path: str) -> Matrix:
         if named := _ids_of(path, {n: d for n, (s, d) in arrays.items() if s == shape[:1]}):
             with archive.open(named) as member:
                 ids = np.lib.format.read_array(member, allow_pickle=False)
-            ids = ids.astype(str) if ids.dtype.kind in "US" else ids.astype(np.int64)
+            if ids.dtype.kind in "US":
+                ids = ids.astype(str)
+            elif not len(ids) or ids.max() <= np.iinfo(np.int64).max:
+                ids = ids.astype(np.int64)
             if len(np.unique(ids)) < len(ids):
                 raise InputError(
                     f"{path}: its array {named.removesuffix('.npy')!r} would be the ids, but holds "

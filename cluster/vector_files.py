@@ -228,8 +228,8 @@ def _describe_matrix(filesystem: pafs.FileSystem, path: str, columns: Columns) -
     step = max(1, matrix.rows) if matrix.sequential else ROWS_PER_SHARD
     starts = range(0, matrix.rows, step)
     pieces = [Piece(path, start, min(step, matrix.rows - start)) for start in starts]
-    has_names = matrix.ids is not None and matrix.ids.dtype.kind == "U"
-    kind = "string" if has_names else "int64"
+    kinds = {"U": "string", "u": "uint64"}
+    kind = "int64" if matrix.ids is None else kinds.get(matrix.ids.dtype.kind, "int64")
     return FileSummary(matrix.dimension, None, kind, pa.schema([]), pieces)
 
 

@@ -88,6 +88,22 @@ def test_a_matrix_is_read_in_shards_where_its_rows_can_be_found(tmp_path, monkey
     check(tmp_path / name, names if name == "a.npz" else IDS)
 
 
+def test_a_row_of_another_width_than_the_first_is_refused(tmp_path):
+    write_fvecs(tmp_path / "a.fvecs")
+    content = bytearray((tmp_path / "a.fvecs").read_bytes())
+    content[36:40] = np.int32(7).tobytes()
+    (tmp_path / "a.fvecs").write_bytes(content)
+    with pytest.raises(InputError, match=r"a.fvecs: its row 1 says the dimension 7, its first"):
+        read(tmp_path / "a.fvecs")
+
+
+def test_ids_of_64_unsigned_bits_in_an_npz_stay_as_they_are(tmp_path):
+    for first in (5, 2**63):
+        ids = np.arange(30, dtype=np.uint64) + np.uint64(first)
+        np.savez(tmp_path / "a.npz", vectors=MATRIX, ids=ids)
+        check(tmp_path / "a.npz", ids=ids.tolist())
+
+
 def test_an_npz_of_a_matrix_and_its_ids(tmp_path):
     names = [f"k{n}" for n in range(30)]
     np.savez(tmp_path / "a.npz", ids=np.array(names), vectors=MATRIX)

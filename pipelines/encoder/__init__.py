@@ -9,11 +9,13 @@
 ``gguf_files``             a GGUF file to a folder, split and positions as trained
 ``usage``                  how a sentence-transformers folder says it is used
 ``adapters``               what an adapter's own settings may ask for
+``checkpoint``             weights held against their configuration
 ``base_model``             weights, with an adapter merged
 ``quantized``              weights that are quantised in the files, made plain
 ``precision``              device and precision where the hardware decides them
 ``prompts``                the words around a text
 ``tokenization``           a text to token ids; none can lose its prompt's suffix
+``tokenizer_file``         the rules of a tokenizer.json, whatever class is named
 ``sentencepiece``          a tokenizer.model as a fast tokenizer
 ``padded``                 the forward pass of any model
 ``packed``                 a faster one for Llama-like models, without padding

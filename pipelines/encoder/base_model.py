@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,16 @@ import transformers
 from torch import nn
 
 from pipelines.encoder.adapters import FILE_NAME as ADAPTER_SETTINGS
+from pipelines.encoder.checkpoint import (
+    ADAPTER_WEIGHTS,
+    first_line,
+    load_checked,
+    quiet_loading,
+    refuse_unread,
+    without_adapter,
+)
 from pipelines.encoder.pooling import Projection
 from pipelines.encoder.quantized import (
-    SCALES,
     WHEN_LOADED,
     bare_model,
     made_plain,
@@ -33,12 +37,9 @@ from pipelines.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = "adapter_model.safetensors"
 KEPT_START = "kept_start"
 """In the metadata of an adapter's weights: no step was better than the start."""
 _PREFIX = "base_model.model."
-# How torch names the first weight that does not go into its place.
-_SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
 BOTH_WAYS = "use_bidirectional_attention"
 """Gemma's own word for attention to later tokens."""
 OWN_WORD = {"gemma3_text": True, "gemma4_text": "all", "gemma4_unified_text": "all"}
@@ -86,59 +87,29 @@ def load_base_model(
         options["device_map"] = "meta"
     with quiet_loading(), without_adapter(folder) as plain:
         if device.type == "meta" and method == WHEN_LOADED:
-            model, missing = bare_model(plain, options, trust_remote_code), set[str]()
+            model = bare_model(plain, options, trust_remote_code)
+            missing, unread = set[str](), set[str]()
         else:
             kind = transformers.AutoModel
-            model, missing = _load(kind, plain, folder, options, trust_remote_code)
+            model, missing, unread = load_checked(kind, plain, folder, options, trust_remote_code)
             model = made_plain(model, method, dtype)
         if missing and type(model.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             # Embeddings that are stored under the head's name are known to the class with a head,
             # and some names that are translated (DeepSeek-V4's last norm) are right there alone.
             kind = transformers.AutoModelForCausalLM
-            whole, lacking = _load(kind, plain, folder, options, trust_remote_code)
+            whole, lacking, left = load_checked(kind, plain, folder, options, trust_remote_code)
             if not lacking:
-                model, missing = made_plain(whole, method, dtype).base_model, lacking
+                model, missing, unread = made_plain(whole, method, dtype).base_model, lacking, left
     if missing:
         raise InputError(
             f"the weights in {folder} lack {min(missing)}, which its config.json "
             "calls for: they would be random; fetch the model again"
         )
+    refuse_unread(model, unread, folder)
     if adapter is not None:
         merge_adapter(model, adapter)
     model = model.eval().requires_grad_(False)
     return model if device.type == "meta" else model.to(device)
-
-
-def _load(
-    kind: Any, plain: Path, folder: Path, options: Mapping[str, Any], trust_remote_code: bool
-) -> tuple[Any, set[str]]:
-    """A model and the names of weights that its files lack."""
-    try:
-        model, report = kind.from_pretrained(
-            plain,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to name them
-            **options,
-        )
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        raise InputError(
-            f"the model in {folder} cannot be loaded here: {_first_line(error)}"
-        ) from error
-    for name, stored, wanted in sorted(report["mismatched_keys"])[:1]:
-        raise InputError(
-            f"the weights in {folder} have {name} of shape {tuple(stored)}, its config.json calls "
-            f"for {tuple(wanted)}: fetch the model again"
-        )
-    unread = [key for key in report["unexpected_keys"] if key.endswith(SCALES)]
-    if unread:
-        raise InputError(
-            f"the weights in {folder} hold {min(unread)}, which nothing reads: they are quantised, "
-            "and its config.json does not say so; give the model that it was made from"
-        )
-    # what makes one vector of a whole text there is not run here
-    return model, {key for key in report["missing_keys"] if not key.startswith("pooler.")}
 
 
 def learned_positions(model: nn.Module) -> int | None:
@@ -150,22 +121,6 @@ def learned_positions(model: nn.Module) -> int | None:
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - max(first, getattr(module, "offset", 0))
     return None
-
-
-@contextmanager
-def without_adapter(folder: Path) -> Iterator[Path]:
-    """``folder``, or a view of it without the adapter that lies beside the weights.
-
-    transformers would add such an adapter to weights into which it may be merged already.
-    """
-    if not (folder / ADAPTER_SETTINGS).is_file():
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as view:
-        for path in folder.iterdir():
-            if path.name not in (ADAPTER_SETTINGS, _WEIGHTS):
-                (Path(view) / path.name).symlink_to(path.absolute())
-        yield Path(view)
 
 
 def with_attention(folder: Path, attention: str, trust_remote_code: bool) -> Any:
@@ -192,26 +147,9 @@ def says_both_ways(settings: Any) -> bool:
     return own or getattr(settings, "is_causal", True) is False
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and listing weights it does not need."""
-    logging = transformers.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def adapter_keys(adapter: Path) -> set[str]:
     """Names of an adapter's weights."""
-    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+    with safetensors.safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         return set(file.keys())
 
 
@@ -292,7 +230,7 @@ def _open_adapter(model: Any, adapter: Path) -> Any:
             return peft.PeftModel.from_pretrained(model, str(adapter), config=config)
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
-            f"adapter {adapter} does not fit the model: {_first_line(error)}; "
+            f"adapter {adapter} does not fit the model: {first_line(error)}; "
             "it must have been trained on this base model"
         ) from error
 
@@ -300,7 +238,7 @@ def _open_adapter(model: Any, adapter: Path) -> Any:
 def _place_embeddings(model: Any, adapter: Path) -> bool:
     """Take over whole embeddings that an adapter's file holds; whether they are others."""
     own, moved = model.get_input_embeddings().weight, False
-    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+    with safetensors.safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         for key in file.keys():  # noqa: SIM118
             if not key.endswith(_EMBEDDINGS):
                 continue
@@ -322,7 +260,7 @@ def _place_embeddings(model: Any, adapter: Path) -> bool:
 
 def keeps_start(adapter: Path) -> bool:
     """Whether an adapter's file says that no step of its training was better than the start."""
-    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+    with safetensors.safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         return KEPT_START in (file.metadata() or {})
 
 
@@ -334,7 +272,7 @@ def _says_something(adapter: Path) -> bool:
     settings = json.loads((adapter / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
     if settings.get("lora_alpha") == 0 and not settings.get("alpha_pattern"):
         return False
-    with safetensors.safe_open(adapter / _WEIGHTS, "pt") as file:
+    with safetensors.safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
         keys = set(file.keys())
         for key in sorted(keys):
             if not file.get_tensor(key).isfinite().all():
@@ -353,18 +291,10 @@ def _merge_layer(layer: Any, adapter: Path) -> bool:
         layer.merge(safe_merge=True)
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
         raise InputError(
-            f"adapter {adapter} cannot be merged into the weights: {_first_line(error)}"
+            f"adapter {adapter} cannot be merged into the weights: {first_line(error)}"
         ) from error
     after = layer.get_base_layer().parameters()
     return any(not torch.equal(a, b) for a, b in zip(before, after, strict=False))
-
-
-def _first_line(error: BaseException) -> str:
-    shapes = _SHAPES.search(str(error))
-    if shapes is not None:
-        return f"{shapes[1]} has shape {shapes[2]}, the model wants {shapes[3]}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[:2])[:200]
 
 
 def load_projections(

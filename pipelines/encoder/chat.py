@@ -14,9 +14,16 @@ import jinja2
 import torch
 import transformers
 
-from pipelines.encoder.base_model import without_adapter
+from pipelines.encoder.checkpoint import (
+    load_checked,
+    quiet_loading,
+    refuse_unread,
+    without_adapter,
+)
 from pipelines.encoder.precision import resolve_device, resolve_dtype
-from pipelines.encoder.sources import fetch_model
+from pipelines.encoder.quantized import made_plain, plain_options, quantization
+from pipelines.encoder.sources import fetch_model, load_settings
+from pipelines.encoder.tokenization import load_tokenizer
 from pipelines.runtime.errors import InputError
 
 REFUSAL = re.compile(
@@ -129,27 +136,36 @@ def load_writer(name: str, kind: Any) -> tuple[Any, Any]:
         kind: ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` of transformers.
 
     Raises:
-        InputError: a model of another kind.
+        InputError: a model of another kind, and one that cannot be loaded whole.
     """
     folder = fetch_model(name).folder
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, padding_side="left", trust_remote_code=False
+    writes = kind is transformers.AutoModelForCausalLM
+    known = (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        if writes
+        else transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     )
+    settings = load_settings(folder)
+    if type(settings) not in known or settings.is_encoder_decoder == writes:
+        wanted = "a decoder-only LLM" if writes else "a seq2seq translation model"
+        raise InputError(f"{name} is not {wanted}, which is needed here")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     device = resolve_device("auto")
-    try:
-        with without_adapter(folder) as plain:
-            model = kind.from_pretrained(
-                plain,
-                dtype=getattr(torch, resolve_dtype("auto", str(device))),
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except ValueError as error:
-        seq2seq = kind is transformers.AutoModelForSeq2SeqLM
-        wanted = "a seq2seq translation model" if seq2seq else "a decoder-only LLM"
-        raise InputError(f"{name} is not {wanted}, which is needed here") from error
+    dtype, method = getattr(torch, resolve_dtype("auto", str(device))), quantization(folder)
+    options = {"dtype": dtype, **plain_options(method)}
+    with quiet_loading(), without_adapter(folder) as plain:
+        model, missing, unread = load_checked(kind, plain, folder, options, False)
+    if missing:
+        raise InputError(
+            f"the weights in {folder} lack {min(missing)}, without which {name} writes at random: "
+            "fetch the model again"
+        )
+    if writes:
+        refuse_unread(model.base_model, unread, folder)
+    model = made_plain(model, method, dtype)
     return model.eval().to(device), tokenizer
 
 

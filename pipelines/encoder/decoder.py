@@ -234,6 +234,11 @@ def own_vectors(
     dtype = str(weights_dtype(description)).removeprefix("torch.")
     with told_in_one_line(cannot_run(model, description, dtype)):
         expected = head(*padded.states(probe))
+    if expected.shape[1] != description.dimension:
+        raise InputError(
+            f"{type(model).__name__} gives vectors of {expected.shape[1]} numbers, its "
+            f"configuration calls for {description.dimension}: take another model"
+        )
     if not expected.isfinite().all():
         remedy = (
             "use --dtype bfloat16 or float32"

@@ -102,8 +102,14 @@ def _describe(config: EncoderConfig) -> EncoderDescription:
     if settled["query_prompt"] is not None and usage is not None:
         prompt = settled["query_prompt"]
         queries = limited_tokenizer(config, model, settings, usage, prompt).max_tokens
-    check_loading(config, model, adapter, attention, tokenizer)
-    width = pooled_dimension(pooling, settings.hidden_size)
+    last = check_loading(config, model, adapter, attention, tokenizer) or settings.hidden_size
+    inner = [n for n in layers if n % (settings.num_hidden_layers + 1) < settings.num_hidden_layers]
+    if inner and last != settings.hidden_size and len(layers) > len(inner):
+        raise InputError(
+            f"{config.model} has {last} numbers a token after its last layer and "
+            f"{settings.hidden_size} after others: they have no average, name one layer"
+        )
+    width = pooled_dimension(pooling, settings.hidden_size if inner else last)
     own_head = usage is not None and config.pooling in (None, usage.pooling)
     projections = usage.projections if usage is not None and own_head else ()
     if usage is not None and projections and usage.pooled_dimension != width:
@@ -350,9 +356,10 @@ def check_loading(
     adapter: ModelFiles | None,
     attention: str | None,
     tokenizer: PromptedTokenizer,
-) -> None:
+) -> int | None:
     """Refuse weights, an adapter and a text limit that the model cannot run with.
 
+    Returns how many numbers a token has after the last layer, None where that is not known yet.
     Reads names and shapes alone. A model whose code cannot be run so is checked when it is loaded.
     """
     import torch
@@ -365,7 +372,7 @@ def check_loading(
             f"max_tokens is {tokenizer.max_tokens}, but {config.model} has {positions} positions"
         )
     if config.trust_remote_code:
-        return
+        return None
     try:
         loaded = load_base_model(
             model.folder,
@@ -376,7 +383,8 @@ def check_loading(
         )
     except (RuntimeError, NotImplementedError) as error:
         log.debug("%s cannot be checked without its weights: %s", config.model, error)
-        return
+        return None
+    check_rows(tokenizer, loaded, config.model)
     most = learned_positions(loaded.get_decoder())
     ropes = getattr(loaded.config.get_text_config(), "rope_parameters", None) or {}
     if ropes.get("rope_type") == "dynamic":
@@ -388,12 +396,35 @@ def check_loading(
             f"{tokenizer.max_tokens} tokens of text and {around} of prompt and special tokens, but "
             f"{config.model} has {most} positions: --max-tokens {most - around} at most"
         )
-    try_on_text(loaded, config)
+    return try_on_text(loaded, config)
 
 
-def try_on_text(model: Any, config: EncoderConfig) -> None:
+def check_rows(tokenizer: PromptedTokenizer, model: Any, name: str) -> None:
+    """Refuse tokens that the embeddings have no rows for, where texts or the prompt may hold them.
+
+    Control tokens that were added without rows do no harm: a text that spells them is plain text.
+    """
+    try:
+        rows = len(model.get_input_embeddings().weight)
+    except NotImplementedError:
+        return
+    own = tokenizer.tokenizer
+    controls = {number for number, token in own.added_tokens_decoder.items() if token.special}
+    vocabulary = {number: token for token, number in own.get_vocab().items()}
+    met = {*(set(vocabulary) - controls), *tokenizer.head, *tokenizer.tail}
+    beyond = sorted(number for number in met if number >= rows)
+    if beyond:
+        raise InputError(
+            f"the tokenizer of {name} has {vocabulary.get(beyond[0])!r} as token {beyond[0]}, but "
+            f"the model has rows for {rows} tokens: resize its embeddings, or take the tokenizer "
+            "that it was trained with"
+        )
+
+
+def try_on_text(model: Any, config: EncoderConfig) -> int | None:
     """Refuse a model that cannot be run on text alone, such as one of images and texts.
 
+    Returns how many numbers a token has after the last layer; None where it cannot be tried.
     ``model`` has names and shapes only. One that looks at numbers while it runs is tried later.
     """
     import torch
@@ -407,18 +438,18 @@ def try_on_text(model: Any, config: EncoderConfig) -> None:
         states = tuple(output.last_hidden_state.shape)
     except (RuntimeError, NotImplementedError) as error:
         log.debug("%s cannot be tried without its weights: %s", config.model, error)
-        return
+        return None
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise InputError(
             f"{config.model} ({type(model).__name__}) cannot be run on texts alone "
             f"({(str(error) or type(error).__name__).splitlines()[0][:200]}): take another model"
         ) from error
-    wanted = (*tokens.shape, model.config.get_text_config().hidden_size)
-    if states != wanted:
+    if len(states) != 3 or states[:2] != tuple(tokens.shape):
         raise InputError(
             f"{config.model} ({type(model).__name__}) gives states of shape {states} for a text of "
-            f"{tokens.shape[1]} tokens; {wanted} is required: take another model"
+            f"{tokens.shape[1]} tokens; one state a token is required: take another model"
         )
+    return states[2]
 
 
 def digest_code(folder: Path) -> str | None:

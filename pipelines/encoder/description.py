@@ -53,7 +53,7 @@ DEFAULT_PROMPT = "one-word"
 DEFAULT_POOLING: Pooling = "last"
 DEFAULT_LAYER = -1
 DEFAULT_MAX_TOKENS = 256
-TOKENIZATION = 2
+TOKENIZATION = 3
 INT8_ROUNDING = 2
 WINDOWS = 2
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -177,7 +177,7 @@ class EncoderDescription:
     code_digest: str | None = None
     """SHA-256 of the model's own code, where that is run."""
     tokenization: int = 1
-    """2 where version 1 gave other tokens to ordinary texts."""
+    """2 where version 1 gave other tokens to ordinary texts, 3 where version 2 did too."""
     int8_rounding: int = 1
     """2 where int8 turns activations before it rounds them."""
     windows: int = 1

@@ -7,7 +7,11 @@ opening token, scaled positions, Gemma's query scale.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from pipelines.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 
-CONVERSION = 2
+CONVERSION = 3
 """Number of this conversion; a folder made by another one is made anew."""
 
 # By the names of tokenizer.ggml.pre, as llama.cpp's llama-vocab.cpp groups them.
@@ -29,6 +33,21 @@ _OPENED = (
 )  # fmt: skip
 _WHOLE_WORDS_FIRST = (*_OPENED, "tekken")
 _FACTORS = {"both": "freqs", "short": "factors_short", "long": "factors_long"}
+# What stands in a layer only where its configuration says so.
+_SAID_PARTS = re.compile(
+    r"blk\.\d+\.((attn_(q|k|v|qkv|output)|ffn_(up|down|gate))\.bias|attn_[qk]_norm\.weight)"
+)
+# Factors that llama.cpp applies, and the setting of transformers that is the same.
+_SCALES = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "attention.clamp_kqv": "clip_qkv",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+}
+# llama.cpp reads no window for them.
+_WITHOUT_WINDOW = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe")
+_POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken"}
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 
 
@@ -88,6 +107,9 @@ def convert_gguf(source: Path, folder: Path) -> None:
         open_as_trained(tokenizer, fields)
         scale_positions(model.config, fields, tensors)
         scale_queries(model.config, fields)
+        refuse_left_out(model, fields, [tensor.name for tensor in reader.tensors])
+        attend_as_said(model.config, fields)
+        write_usage(folder, fields)
     except InputError as error:
         raise InputError(f"{source} cannot be used: {error}") from error
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -213,6 +235,68 @@ def scale_queries(config: Any, fields: dict[str, Any]) -> None:
         width = text.hidden_size // text.num_attention_heads
         large = text.num_hidden_layers == _LAYERS_OF_27B[arch]
         text.query_pre_attn_scalar = width if large else text.head_dim
+
+
+def refuse_left_out(model: Any, fields: dict[str, Any], names: Iterable[str]) -> None:
+    """Refuse weights and factors of a file that the model which was made of it does not have."""
+    import gguf
+
+    arch, text = fields["general.architecture"], model.config.get_text_config()
+    kind = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), None)
+    count = text.num_hidden_layers
+    later = fields.get(f"{arch}.nextn_predict_layers", 0)
+    known = set()
+    if kind is not None:
+        places = gguf.get_tensor_name_map(kind, count)
+        known = {places.get_name(n, try_suffixes=(".weight", ".bias")) for n in model.state_dict()}
+    for name in sorted(names):
+        number = name.split(".")[1] if name.startswith("blk.") else "0"
+        beyond = number.isdigit() and int(number) >= count + later
+        if beyond or (known and _SAID_PARTS.fullmatch(name) and name not in known):
+            raise InputError(f"it holds {name}, which {type(model).__name__} would leave out")
+    for key, setting in _SCALES.items():
+        said, own = fields.get(f"{arch}.{key}"), getattr(text, setting, None)
+        plain = text.head_dim**-0.5 if key == "attention.scale" and hasattr(text, "head_dim") else 1
+        unset = {0.0, plain if key.endswith("scale") else 0.0}
+        same = any(math.isclose(said or 0.0, x, rel_tol=1e-4) for x in {own or 0.0, *unset})
+        if said is not None and not same:
+            raise InputError(f"its {arch}.{key} of {said:g} is not read from GGUF")
+    window = fields.get(f"{arch}.attention.sliding_window")
+    if window and arch not in _WITHOUT_WINDOW and window < text.max_position_embeddings:
+        own = getattr(text, "sliding_window", None)
+        if own != window:
+            raise InputError(f"its window of {window} tokens is not read from GGUF (found: {own})")
+
+
+def attend_as_said(config: Any, fields: dict[str, Any]) -> None:
+    """Let a model attend both ways whose file says that it is not causal."""
+    if fields.get(f"{fields['general.architecture']}.attention.causal") is False:
+        config.get_text_config().is_causal = False
+
+
+def write_usage(folder: Path, fields: dict[str, Any]) -> None:
+    """Say beside an embedding model how it is pooled, as a sentence-transformers folder does.
+
+    Raises :class:`InputError` for a model that ranks pairs of texts.
+    """
+    pooling = fields.get(f"{fields['general.architecture']}.pooling_type", 0)
+    if not pooling:
+        return
+    if pooling not in _POOLINGS:
+        raise InputError(
+            f"its pooling_type {pooling} makes no vector of a text: take another model"
+        )
+    names = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "",
+         "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(names)
+    ]  # fmt: skip
+    (folder / "1_Pooling").mkdir(parents=True)
+    for path, content in (
+        (folder / "modules.json", modules),
+        (folder / "1_Pooling" / "config.json", {"pooling_mode": _POOLINGS[pooling]}),
+    ):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _value(field: Any) -> Any:

@@ -106,8 +106,12 @@ def read_states(
     states = [recorded[layer] for layer in inner]
     if count in layers:
         states.append(output.last_hidden_state)
-    wanted = (*mask.shape, model.config.get_text_config().hidden_size)
+    width = model.config.get_text_config().hidden_size
     for state in states:
+        projected = (
+            state.shape[-1] if tuple(layers) == (count,) else width
+        )  # after the last layer alone
+        wanted = (*mask.shape, projected)
         if state.shape != wanted:
             raise InputError(
                 f"{type(model).__name__} has states of shape {tuple(state.shape)} there for texts "

@@ -8,6 +8,9 @@ been cut. Whoever loads the folder there gets this encoder's vectors without a l
 from __future__ import annotations
 
 import json
+import logging
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,11 @@ from pipelines.encoder.gguf_files import share_weights
 from pipelines.encoder.prompts import PLACEHOLDER
 from pipelines.encoder.sources import fetch_model
 from pipelines.encoder.tokenization import PromptedTokenizer, apart_lead
+from pipelines.encoder.tokenizer_file import TELLING_TEXTS
 from pipelines.encoder.usage import LATE_LISTS, MODES, read_usage
 from pipelines.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _MODULES = {
     "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
@@ -71,10 +77,18 @@ def export_sentence_transformer(description: EncoderDescription, folder: Path) -
             f"layer {layer} of {type(model).__name__} cannot be exported: its layers are counted "
             "in another way there; export the last one"
         )
+    if description.query_prompt is not None:
+        log.warning(
+            "the folder holds one prompt, that of documents: queries with %r are to be embedded by "
+            "Shoal", description.query_prompt,
+        )  # fmt: skip
+    tokenizer, written_before = exported_tokenizer(
+        PromptedTokenizer.load(description), model.config
+    )
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     share_weights(folder)
-    tokenizer_with_prompt(PromptedTokenizer.load(description)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     output = "last_hidden_state" if layer == count else ["hidden_states", layer]
     _write(
         folder / "sentence_bert_config.json",
@@ -100,20 +114,60 @@ def export_sentence_transformer(description: EncoderDescription, folder: Path) -
     ]
     _write(folder / "modules.json", modules)
     settings: dict[str, Any] = {"similarity_fn_name": "cosine"}
+    if written_before:
+        settings["prompts"] = dict.fromkeys(("query", "document", "text"), written_before)
+        settings["default_prompt_name"] = "text"
     if description.dimensions is not None:
         settings["truncate_dim"] = description.dimensions
     _write(folder / "config_sentence_transformers.json", settings)
 
 
-def tokenizer_with_prompt(prompted: PromptedTokenizer) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer that itself cuts a text and puts the prompt's token ids around it."""
+def exported_tokenizer(
+    prompted: PromptedTokenizer, config: Any
+) -> tuple[transformers.PreTrainedTokenizerFast, str]:
+    """A tokenizer with the prompt for a model of this configuration, and what it could not hold.
+
+    For some kinds of models (Qwen2) transformers builds every tokenizer anew and leaves out what
+    it is to write before a text; that is then a prompt of the folder.
+
+    Raises :class:`InputError` where transformers would read the tokenizer by other rules.
+    """
+    before, start = prompted.head, apart_lead(prompted.tokenizer, prompted.lead)
+    if prompted.joined:  # the prompt's last words must be read together with the text
+        before, start = prompted.head[: prompted.apart], prompted.lead
+    for inside, outside in ((start, ""), ("", start)):
+        tokenizer = tokenizer_with_prompt(prompted, before, inside)
+        with tempfile.TemporaryDirectory() as folder:
+            config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            there = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        texts = [outside + text for text in TELLING_TEXTS]
+        if there(texts)["input_ids"] == tokenizer(texts)["input_ids"]:
+            return tokenizer, outside
+    raise InputError(
+        f"transformers reads the tokenizer of a {config.model_type} by rules of its own "
+        f"({type(there).__name__}), which are not this model's: its vectors would be others there"
+    )
+
+
+def tokenizer_with_prompt(
+    prompted: PromptedTokenizer, before: Sequence[int], start: str
+) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer that itself cuts a text and puts the prompt around it.
+
+    Args:
+        prompted: tokenizer and prompt.
+        before: token ids of the prompt before a text.
+        start: what is written before a text and read with it.
+    """
     own = prompted.tokenizer
+    if not own.is_fast:
+        raise InputError(
+            f"a {type(own).__name__} cannot be exported: save the model's as tokenizer.json"
+        )
     backend = tokenizers.Tokenizer.from_str(own.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    before, start = prompted.head, apart_lead(own, prompted.lead)
-    if prompted.version > 1:  # the prompt's last words must be read together with the text
-        before, start = prompted.head[: prompted.apart], prompted.lead
     if start:
         lead = tokenizers.normalizers.Prepend(start)
         rest = [] if backend.normalizer is None else [backend.normalizer]

@@ -147,7 +147,8 @@ _PACKAGED_GGUF = {
 }
 _TERMS = {_GEMMA: "Gemma is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# Code is fetched with the rest, and run only where that is asked for.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py"]
 _DECIDING_SUFFIXES = (".safetensors", ".json", ".model", ".txt")
 _OWN_RECORDS = ("run.json", "encoder.json")
 # What libraries note about themselves in a configuration; it decides no vector.
@@ -215,14 +216,12 @@ def fetch_adapter(name: str, revision: str | None = None) -> ModelFiles:
     return files
 
 
-def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model's text decoder, from its folder."""
+def load_settings(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model, from its folder; :class:`InputError` for unknown kinds."""
     import transformers
 
     try:
-        settings = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
@@ -233,6 +232,11 @@ def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
             f"the configuration in {folder} describes no model that transformers knows: "
             f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
         ) from error
+
+
+def load_model_settings(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model's text decoder, from its folder."""
+    settings = load_settings(folder, trust_remote_code)
     # a decoder that is saved alone says that it is none, but is run as the whole model
     if settings.is_encoder_decoder or getattr(type(settings), "is_encoder_decoder", False):
         raise InputError(

@@ -8,6 +8,7 @@ are apart too, so that the quotes of all texts are the same tokens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,10 @@ from pipelines.encoder.prompts import PromptTemplate
 from pipelines.encoder.remembered import remember
 from pipelines.encoder.sentencepiece import FILE_NAME, read_sentencepiece
 from pipelines.encoder.sources import fetch_model
+from pipelines.encoder.tokenizer_file import keep_rules, require_vocabulary
 from pipelines.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # Merges of the last characters may differ between a text and its beginning. They reach back a
 # token or two; beyond this many tokens a cut beginning reads like the whole text.
@@ -33,8 +37,17 @@ _UNSETTLED_TOKENS = 16
 _GUESSED_CHARACTERS_PER_TOKEN = 8
 # A normaliser may compose several characters into one (Hangul syllables: three).
 _COMPOSED_CHARACTERS = 4
+# Of a text whose characters need not be tokens: runs of spaces, marks that are dropped, words that
+# are too long to be known.
+_READ_CHARACTERS = 1 << 20
+_RUN_CHARACTERS = 4096
 # Ordinary texts, which tell whether version 1 read a prompt in the same way.
 _PROBES = ("a", "The word")
+# What was not read as it should be before a version of this tokenization.
+_LOST = {
+    2: "the space between its prompt and a text was lost",
+    3: "texts were split by other rules than those of its tokenizer.json",
+}
 
 
 @dataclass(frozen=True)
@@ -54,9 +67,14 @@ class PromptedTokenizer:
     apart: int
     max_tokens: int
     longest_token_characters: int
+    skips: bool = False
+    """Some characters, or what follows them in a row, make no token."""
     lower_case: bool = False
+    joined: bool = False
+    """The prompt's last words must be read together with a text."""
     version: int = 1
-    """2 where version 1 of this tokenization gave other tokens to an ordinary text."""
+    """2 where version 1 of this tokenization gave other tokens to an ordinary text, 3 where both
+    read texts by other rules than the tokenizer's file has."""
     prompt_tokens: int = 0
     """Tokens of the bare prefix with the tokenizer's opening ones; 0 where there is no prefix."""
 
@@ -76,7 +94,7 @@ class PromptedTokenizer:
         Raises :class:`InputError` where the tokenizer cannot be read, and where it has no
         end-of-sequence token to append.
         """
-        tokenizer = load_tokenizer(folder, trust_remote_code)
+        tokenizer, rules_are_other = read_tokenizer(folder, trust_remote_code)
         opening, closing = special_tokens_around(tokenizer)
         if append_eos:
             if tokenizer.eos_token_id is None:
@@ -93,10 +111,11 @@ class PromptedTokenizer:
         fixed = encode(tokenizer, prefix[:start])
         lead = prefix[start:]
         words = encode(tokenizer, lead.rstrip(" "))
-        version = 1 + any(
+        joined = any(
             read_apart(tokenizer, prefix, text) != [*fixed, *encode(tokenizer, lead + text)]
             for text in _PROBES
         )
+        longest = max(map(len, tokenizer.get_vocab()))
         return cls(
             tokenizer=tokenizer,
             head=(*opening, *fixed, *words),
@@ -104,9 +123,11 @@ class PromptedTokenizer:
             lead=lead,
             apart=len(opening) + len(fixed),
             max_tokens=max_tokens,
-            longest_token_characters=max(map(len, tokenizer.get_vocab())),
+            longest_token_characters=longest,
+            skips=skips_characters(tokenizer, longest),
             lower_case=lower_case,
-            version=version,
+            joined=joined,
+            version=3 if rules_are_other else 1 + joined,
             prompt_tokens=len(opening) + len(encode(tokenizer, prefix)) if prefix else 0,
         )
 
@@ -131,7 +152,7 @@ class PromptedTokenizer:
         )
         if version is not None and made.version > version:
             raise InputError(
-                "this encoder was described when the space between its prompt and a text was lost: "
+                f"this encoder was described when {_LOST[made.version]}: "
                 "such vectors are not made any more; describe it anew and embed again"
             )
         return made
@@ -157,9 +178,13 @@ class PromptedTokenizer:
 
     @property
     def clip_characters(self) -> int:
-        """Characters beyond which no text can have an influence on its tokens."""
+        """Characters beyond which no text has an influence on its tokens.
+
+        Where characters make no token, as spaces of a WordPiece do, it is about a million.
+        """
         tokens = self.max_tokens + _UNSETTLED_TOKENS
-        return tokens * self.longest_token_characters * _COMPOSED_CHARACTERS
+        characters = tokens * self.longest_token_characters * _COMPOSED_CHARACTERS
+        return max(characters, _READ_CHARACTERS) if self.skips else characters
 
     def clip(self, text: str) -> str:
         """The beginning of ``text`` that decides its tokens; costs no tokenization.
@@ -273,12 +298,24 @@ def text_limits(encoder: EncoderDescription) -> tuple[int, int]:
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a model's folder; :class:`InputError` where it cannot be read."""
+    return read_tokenizer(folder, trust_remote_code)[0]
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> tuple[Any, bool]:
+    """The tokenizer in a model's folder, by the rules of its file.
+
+    Returns:
+        The tokenizer, and whether transformers alone would read some texts by other rules.
+
+    Raises:
+        InputError: it cannot be read, or not without guessing.
+    """
     import transformers  # slow, and a job's --help does not need it
 
     if (folder / FILE_NAME).is_file() and not (folder / "tokenizer.json").is_file():
-        return read_sentencepiece(folder)
+        return read_sentencepiece(folder), False
     try:
-        return transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
     except (ValueError, OSError, KeyError, ImportError, TypeError, AttributeError) as error:
@@ -287,11 +324,26 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             f"({(str(error) or type(error).__name__).strip().splitlines()[0][:200]}): save it as "
             "tokenizer.json, which a fast tokenizer's save_pretrained writes"
         ) from error
+    other = keep_rules(tokenizer, folder)
+    require_vocabulary(tokenizer, folder)
+    if other:
+        log.info(
+            "%s: texts are split by the rules of tokenizer.json; %s, which its settings name, has "
+            "others", folder, type(tokenizer).__name__,
+        )  # fmt: skip
+    return tokenizer, other
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a piece of a prompt, whose control tokens are control tokens."""
     return tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def skips_characters(tokenizer: Any, longest_token: int) -> bool:
+    """Whether a tokenizer makes fewer tokens of a run of one character than its pieces allow."""
+    runs = [mark * _RUN_CHARACTERS for mark in (" ", "\n", "x", "\u200b", "\ue000")]
+    found = tokenizer(runs, add_special_tokens=False, verbose=False)["input_ids"]
+    return any(len(ids) * longest_token < _RUN_CHARACTERS for ids in found)
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:

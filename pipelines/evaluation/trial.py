@@ -87,13 +87,8 @@ class AllLayersPooler:
             tokenizer: says which of a text's tokens are its prompt's.
         """
         batches = deque(token_budget_batches([len(ids) for ids in token_ids], self._budget_tokens))
-        width = self._model.config.get_text_config().hidden_size
         names = [*self._sums, *(["max"] if self._with_max else [])]
-        parts = {
-            (layer, name): np.empty((len(token_ids), width), np.float32)
-            for layer in self._layers
-            for name in names
-        }
+        parts: dict[tuple[int, str], np.ndarray] = {}
         while batches:
             batch = batches.popleft()
             try:
@@ -109,6 +104,9 @@ class AllLayersPooler:
                 continue
             for layer, vectors in pooled.items():
                 for place, name in enumerate(names):
+                    if (layer, name) not in parts:  # the last layer may have a width of its own
+                        shape = len(token_ids), vectors.shape[-1]
+                        parts[layer, name] = np.empty(shape, np.float32)
                     parts[layer, name][batch] = vectors[:, place].cpu().numpy()
         return PooledStates(parts)
 

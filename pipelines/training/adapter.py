@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from pipelines.encoder.base_model import (
     KEPT_START,
     adapter_keys,
-    quiet_loading,
     with_attention,
-    without_adapter,
 )
+from pipelines.encoder.checkpoint import quiet_loading, without_adapter
 from pipelines.encoder.description import EncoderDescription
 from pipelines.runtime.errors import InputError
 from pipelines.training.config import LoraSettings, Quantize

@@ -303,3 +303,42 @@ def test_a_last_norm_whose_name_only_the_class_with_a_head_translates_is_read(tm
                 encoder.tokenizer.tokenize(SENTENCES)]  # fmt: skip
     expected = torch.nn.functional.normalize(torch.stack(expected), dim=-1).detach().numpy()
     assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+def with_weights(folder, target, **more):
+    """A copy of a model whose file holds ``more`` weights; two underscores are a point."""
+    shutil.copytree(folder, target)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    more = {name.replace("__", "."): weight for name, weight in more.items()}
+    safetensors.torch.save_file(
+        {**weights, **more}, target / "model.safetensors", metadata={"format": "pt"}
+    )
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model__layers__0__self_attn__q_proj__bias", "q_proj.bias, which its config.json"),
+        ("model__layers__0__self_attn__q_norm__weight", "they would be left out"),
+        ("model__layers__1__mlp__up_proj__lora_A__default__weight", "merge_and_unload"),
+        ("model__norm__bias", "norm.bias"),
+        ("model__layers__2__input_layernorm__weight", "it has 2 layers"),
+    ],
+)
+def test_weights_that_would_be_left_out_are_refused(folder, tmp_path, name, message):
+    changed = with_weights(folder, tmp_path / "model", **{name: torch.ones(4)})
+    with pytest.raises(InputError, match=message) as caught:
+        describe_encoder(EncoderConfig(str(changed)))
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_tables_and_layers_that_predict_later_tokens_are_no_harm(folder, tmp_path):
+    changed = with_weights(
+        folder, tmp_path / "model", score__weight=torch.ones(2, 64), v_head__weight=torch.ones(64),
+        model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8),
+        model__layers__2__input_layernorm__weight=torch.ones(64),
+    )  # fmt: skip
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    np.testing.assert_array_equal(load(changed).encode(SENTENCES), load(folder).encode(SENTENCES))

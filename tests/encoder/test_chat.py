@@ -1,6 +1,7 @@
 """Instruct LLMs that think before they answer: only the answer is taken."""
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tiny_models import scripted_model, tiny_adapter, tiny_model
@@ -75,3 +76,12 @@ def test_a_merged_writer_beside_its_adapter_is_not_adapted_twice(tmp_path):
     after, _ = load_writer(str(folder), transformers.AutoModelForCausalLM)
     ids = torch.tensor([[4, 5, 6]], device=before.device)
     assert torch.equal(before(ids).logits, after(ids).logits)
+
+
+def test_a_model_that_would_write_at_random_is_refused(tmp_path):
+    folder = tiny_model(tmp_path / "model", num_hidden_layers=2)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack lm_head\.weight, without which .* at random"):
+        load_writer(str(folder), transformers.AutoModelForCausalLM)

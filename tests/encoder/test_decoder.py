@@ -221,10 +221,36 @@ def test_routers_to_experts_are_not_rounded(tmp_path):
     assert (found * expected).sum(1).min() > 0.99
 
 
-def test_states_of_another_width_than_the_configuration_says_are_refused(tmp_path):
-    folder = tiny_model(tmp_path / "opt", "opt", word_embed_proj_dim=32)
-    with pytest.raises(InputError, match=r"states of shape \(1, 2, 32\) .* \(1, 2, 64\) is"):
-        load(folder)
+def embedding_gemma2(folder):
+    """A tiny EmbeddingGemma 2, which projects each token's last state."""
+    tiny_model(folder)  # for its tokenizer
+    torch.manual_seed(0)
+    config = transformers.EmbeddingGemma2TextConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, global_head_dim=32, embedding_dim=48,
+        hidden_size_per_layer_input=16, sliding_window=8, max_position_embeddings=1024,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["opt", "embedding_gemma2"])
+def test_a_last_state_of_a_width_of_its_own_is_taken(tmp_path, family):
+    if family == "opt":
+        folder, width = tiny_model(tmp_path / "opt", "opt", word_embed_proj_dim=32), 32
+    else:
+        folder, width = embedding_gemma2(tmp_path / "gemma"), 48
+    encoder = load(folder, pooling="mean", prompt="cluster-the-text")
+    assert (encoder.dimension, load(folder, layer=1).dimension) == (width, 64)
+    expected = reference(encoder, folder, TEXTS)
+    assert (encoder.encode(TEXTS) * expected).sum(1).min() > 0.9999
+    with pytest.raises(InputError, match=f"{width} numbers a token after its last layer and 64"):
+        load(folder, layer=(1, -1))
 
 
 def test_attention_is_in_the_fingerprint_only_where_it_is_not_the_models_own(tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
@@ -261,3 +262,22 @@ def test_an_older_packaged_adapter_is_not_taken_for_the_one_of_today(with_defaul
     safetensors.torch.save_file({k: v * 2 for k, v in tensors.items()}, weights)
     with pytest.raises(InputError, match="adapter 'packaged' is not the one described"):
         found.fetch()
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tokens_that_the_embeddings_have_no_rows_for_are_refused_where_they_may_be_met(
+    tmp_path, special
+):
+    rows = len(tiny_tokenizer())
+    folder = tiny_model(tmp_path / "model", num_hidden_layers=2, vocab_size=rows)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([tokenizers.AddedToken("<mark>", special=special)])
+    tokenizer.save_pretrained(folder)
+    message = f"'<mark>' as token {rows}, but the model has rows for {rows} tokens"
+    if special:  # a text that spells it is plain characters
+        assert Encoder.load(describe(folder), device="cpu").encode(["a <mark> here"]).any()
+    else:
+        with pytest.raises(InputError, match=message):
+            describe(folder)
+    with pytest.raises(InputError, match=message):
+        describe(folder, prompt="<mark> {text}")

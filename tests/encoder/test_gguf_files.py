@@ -32,7 +32,7 @@ def interleave(weight, heads):
 
 def write_gguf(
     folder, path, arch="llama", *, pre="llama-bpe", scaling=None, tensors=None, bos=None,
-    without=None, parts=None,
+    without=None, parts=None, more=None,
 ):  # fmt: skip
     """The model in ``folder`` as a GGUF file in float32, maybe ``without`` a weight."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -51,6 +51,9 @@ def write_gguf(
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
+    for name, value in (more or {}).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        add[type(value)](f"{arch}.{name}", value)
     if scaling is not None:
         writer.add_string(f"{arch}.rope.scaling.type", scaling)
         writer.add_rope_scaling_factor(4.0)
@@ -198,3 +201,40 @@ def test_texts_open_as_in_llama_cpp(tmp_path, pre, bos, opens):
     folder = rounded_model(tmp_path / "llama", "llama")
     path = write_gguf(folder, tmp_path / "tiny.gguf", pre=pre, bos=bos)
     assert (tokens(path, "a")[0] == "<s>") == opens
+
+
+@pytest.mark.parametrize(
+    ("tensors", "more", "message"),
+    [
+        ({"blk.0.attn_q.bias": [0.5] * 64}, {}, r"holds blk\.0\.attn_q\.bias, which LlamaFor"),
+        ({"blk.1.attn_k_norm.weight": [0.5] * 16}, {}, r"holds blk\.1\.attn_k_norm\.weight"),
+        ({"blk.2.attn_norm.weight": [1.0] * 64}, {}, r"holds blk\.2\.attn_norm\.weight"),
+        ({}, {"attention.scale": 0.5}, r"its llama\.attention\.scale of 0\.5 is not read"),
+        ({}, {"residual_scale": 3.0}, r"its llama\.residual_scale of 3 is not read"),
+        ({}, {"pooling_type": 4}, "its pooling_type 4 makes no vector"),
+    ],
+)
+def test_what_the_model_made_of_a_file_would_leave_out_is_refused(tmp_path, tensors, more, message):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    path = write_gguf(folder, tmp_path / "tiny.gguf", tensors=tensors, more=more)
+    with pytest.raises(InputError, match=message):
+        fetch_model(str(path))
+
+
+def test_an_embedding_models_file_says_how_it_attends_and_pools(tmp_path):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    said = {"attention.causal": False, "pooling_type": 1}
+    path = write_gguf(folder, tmp_path / "tiny.gguf", more=said)
+    encoder = Encoder.load(EncoderConfig(str(path), dtype="float32"), device="cpu")
+    description = encoder.description
+    assert (description.pooling, description.prompt) == ("mean", "{text}")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.is_causal = False
+    model = transformers.AutoModel.from_pretrained(folder, config=config).eval()
+    with torch.no_grad():
+        states = [
+            model(torch.tensor([ids])).last_hidden_state[0].mean(0)
+            for ids in encoder.tokenizer.tokenize(SENTENCES)
+        ]
+    expected = torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999

@@ -62,6 +62,31 @@ def test_an_exported_encoder_gives_the_same_vectors_there(family, settings, tmp_
     assert_same(encoder.encode(TEXTS), vectors)
 
 
+def test_a_prompt_that_the_librarys_tokenizer_would_lose_is_one_of_the_folder(tmp_path):
+    folder = tiny_model(tmp_path / "model", "qwen2", num_hidden_layers=2)
+    config = EncoderConfig(str(folder), dtype="float32", prompt="cluster-the-text", pooling="mean")
+    encoder = Encoder.load(config, device="cpu")
+    export_sentence_transformer(encoder.description, tmp_path / "export")
+    model, vectors = there(tmp_path / "export")
+    some = [n for n, text in enumerate(TEXTS) if text]  # the space before an empty text is a token
+    found = encoder.encode(TEXTS)[some]
+    assert_same(found, vectors[some])
+    assert_same(found, model.encode_query(TEXTS)[some])
+
+
+def test_rules_of_a_tokenizer_that_the_library_would_not_keep_are_refused(tmp_path):
+    folder = tiny_model(tmp_path / "model", "qwen2", num_hidden_layers=2)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["use_regex"] = False  # pieces go on across words
+    content["model"]["merges"].insert(0, ["e", "Ġ"])
+    content["model"]["vocab"]["eĠ"] = len(content["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    description = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+    with pytest.raises(InputError, match=r"by rules of its own \(Qwen2Tokenizer\)"):
+        export_sentence_transformer(description, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
 def test_the_adapter_is_exported_and_the_export_comes_back(tmp_path):
     folder = tiny_model(tmp_path / "model")
     adapter = tiny_adapter(tmp_path / "adapter", folder)

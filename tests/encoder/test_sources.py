@@ -1,13 +1,16 @@
 import json
 import multiprocessing
+import shutil
 import struct
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_models import tiny_model
 
 from pipelines.encoder import sources as model_sources
+from pipelines.encoder.describe import describe_encoder, digest_code
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.encoder.sources import (
@@ -237,3 +240,29 @@ def test_the_packaged_adapter_is_whole_small_and_says_what_it_is(tmp_path, monke
     trained = EncoderDescription.load(str(files.folder))
     assert trained.model == PACKAGED_MODEL
     assert trained.adapter_revision == files.revision
+
+
+def test_the_code_of_a_hub_model_is_fetched_with_it(tmp_path, monkeypatch):
+    there = tiny_model(tmp_path / "there", num_hidden_layers=2)
+    config = json.loads((there / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_own.OwnModel"}
+    (there / "config.json").write_text(json.dumps(config))
+    (there / "modeling_own.py").write_text(
+        "from transformers import LlamaModel\n\n\nclass OwnModel(LlamaModel):\n    pass\n"
+    )
+    here = tmp_path / "0123abcd"
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        here.mkdir(exist_ok=True)
+        for path in there.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, here)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = EncoderConfig("someone/model", dtype="float32", trust_remote_code=True)
+    encoder = Encoder.load(config, device="cpu")
+    assert encoder.description.code_digest == digest_code(here) is not None
+    with pytest.raises(InputError, match="names a class of its own, OwnModel"):
+        describe_encoder(EncoderConfig("someone/model"))

@@ -113,6 +113,15 @@ def test_a_huge_text_costs_no_more_than_its_beginning(tokenizer, text):
     assert time.process_time() - started < 0.5
 
 
+@pytest.mark.parametrize("run", [" ", "\n", "\u200b", "x"])
+def test_what_makes_no_token_does_not_hide_what_follows(tmp_path, run):
+    spread_tokenizer("wordpiece").save_pretrained(tmp_path)
+    wordpiece = make(tmp_path, "none")
+    seen = body(wordpiece, f"{'x' * 200 if run == 'x' else ''} The league")
+    assert len(seen) > 1
+    assert body(wordpiece, run * 50_000 + " The league") == seen
+
+
 def test_it_travels_between_processes(tokenizer):
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.tokenize(SENTENCES) == tokenizer.tokenize(SENTENCES)

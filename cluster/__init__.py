@@ -30,6 +30,7 @@
 ``vector_duplicates``  that search among vectors, none missed
 ``text_duplicates``  that search by wording, each pair verified
 ``deduplication``  the job that cleans a whole corpus
+``clean``         the rows that it keeps, with all their columns
 ``duplicate_report``  its page
 ``document_map``  every document on a plane
 ``roll_up``       passages back to documents

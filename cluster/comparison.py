@@ -100,10 +100,14 @@ def comparison_section(comparison: Comparison, clusters: list[Description]) -> C
         if value is not None
     )
     note = (
-        f"{total:,} documents are in both ({comparison.only_here:,} only here, "
-        f"{comparison.only_there:,} only there). {comparison.moved() / total:.1%} are not where "
-        f"most of their cluster is there. {figures}; 1 would be the same clusters."
+        f"{total:,} documents are in clusters of both ({comparison.only_here:,} are only here, "
+        f"{comparison.only_there:,} are only there). "
     )
+    if total:
+        note += (
+            f"{comparison.moved() / total:.1%} are not where most of their cluster is there. "
+            f"{figures}; 1 would be the same clusters."
+        )
     here = Listing(
         "Clusters here, and where they are there",
         _only_first(len(shared)),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.clean import write_clean
 from cluster.clustering import digest_of
 from cluster.config import DeduplicateConfig
 from cluster.duplicate_report import Judged, render_page
@@ -28,16 +28,10 @@ from cluster.duplicate_search import (
 from cluster.duplicates import Pairs, decide, no_decisions
 from cluster.text_duplicates import open_texts, search_texts
 from cluster.vector_duplicates import search_vectors
-from cluster.vector_files import Columns, Piece, read_batches
+from cluster.vector_files import Columns, read_batches
 from cluster.vectors import VectorSource, open_vectors, shorten_texts
 from cluster.work import Work, remove_stale
-from pipelines.runtime.arrow import (
-    file_columns,
-    id_column,
-    open_parquet,
-    plain_column,
-    read_parquet,
-)
+from pipelines.runtime.arrow import plain_column
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -51,7 +45,6 @@ from pipelines.runtime.files import (
 )
 from pipelines.runtime.run_record import RunRecord, read_run, require_complete
 from pipelines.runtime.segments import bytes_to_table, read_segment, table_to_bytes
-from pipelines.runtime.table_view import TableView
 from pipelines.runtime.units import Receipt, run_stage
 
 log = logging.getLogger(__name__)
@@ -61,7 +54,6 @@ THRESHOLDS = (*(i / 100 for i in range(80, 100)), 0.995, 0.999)
 _PAIRS_SHOWN = 4
 _EXCERPT = 400
 _READ_ROWS = 4_096
-CLEAN_FOLDER = "clean"
 
 
 def deduplicate_corpus(config: DeduplicateConfig, record: RunRecord | None = None) -> JobResult:
@@ -81,7 +73,8 @@ def deduplicate_corpus(config: DeduplicateConfig, record: RunRecord | None = Non
     removed = write_lists(search, config, work.folder)
     curve = curve_table(search, config.threshold())
     write_table(join(config.output, "curve.parquet"), curve)
-    write_clean(search.order, source, config, work.folder)
+    parts = search.order.parts
+    write_clean(parts, source, config.output, work.folder, wanted=config.write_clean)
     counts = _counts(search, removed)
     metrics = _metrics(search, config, digest)
     pairs = border_pairs(search, below, config, sources, work.folder)
@@ -99,11 +92,13 @@ def _plain(config: DeduplicateConfig) -> dict[str, Any]:
 def open_source(config: DeduplicateConfig, uri: str) -> VectorSource:
     """The documents at ``uri``, checked but not read."""
     own = uri == config.embeddings
-    label = config.keep.partition(":")[2] or None if own else None
+    key = config.keep.partition(":")[2] if own else ""
+    compared = config.text_column if config.method == "text" else config.embedding_column
+    columns = Columns(config.id_column, compared, keep=(key,) if key else (), keep_flag="--keep")
     if config.method == "text":
-        return open_texts(uri, Columns(config.id_column, config.text_column, None, label))
-    text = config.text_column if config.keep == "longest" and own else None
-    columns = Columns(config.id_column, config.embedding_column, text, label)
+        return open_texts(uri, columns)
+    if config.keep == "longest" and own:
+        columns = replace(columns, text=config.text_column)
     source = open_vectors(uri, columns, optional_text=config.text_column)
     return replace(source, drop_bad=config.drop_bad_vectors)
 
@@ -216,9 +211,11 @@ def curve_table(search: Search, similarity: float) -> pa.Table:
     order = search.order
     rows: list[tuple[float, int | None, float | None, bool]] = []
     documents = len(order.ranks) - order.fixed
+    comparable = documents - int(order.empty[order.fixed :].sum())
     checked = search.checked
-    for threshold in sorted({*THRESHOLDS, round(similarity, 6)}):
-        if threshold >= similarity - 1e-9:
+    others = [threshold for threshold in THRESHOLDS if abs(threshold - similarity) > 1e-9]
+    for threshold in sorted([*others, similarity]):
+        if threshold >= similarity:
             kept = search.pairs.similarities >= np.float32(threshold)
             pairs = Pairs(
                 search.pairs.later[kept],
@@ -228,12 +225,12 @@ def curve_table(search: Search, similarity: float) -> pa.Table:
             )
             expanded = order.expand(decide(pairs, no_decisions(len(order.ranks))))
             removed = int((expanded.keepers >= 0).sum())
-            if abs(threshold - similarity) < 1e-9:
+            if threshold == similarity:
                 removed = int((search.decisions.keepers >= 0).sum())
             rows.append((threshold, removed, removed / documents, not len(search.pairs.overfull)))
         elif checked is not None and len(checked.ranks):
-            share = float((checked.similarities >= threshold).mean())
-            rows.append((threshold, round(share * documents), share, False))
+            estimate = float((checked.similarities >= threshold).mean()) * comparable
+            rows.append((threshold, round(estimate), estimate / documents, False))
         else:
             rows.append((threshold, None, None, False))
     names = ("similarity", "removed", "share", "exact")
@@ -344,56 +341,6 @@ def _excerpts(
     table = pa.table({"text": pa.array([texts.get(i) for i in ids.to_pylist()], pa.string())})
     write_bytes(join(work, "texts", name), table_to_bytes(table), create_folder=False)
     return {"texts": len(table)}
-
-
-def write_clean(order: Order, source: VectorSource, config: DeduplicateConfig, work: str) -> None:
-    """The kept rows with all their columns, by shard; without the flag none are left."""
-    folder = join(config.output, CLEAN_FOLDER)
-    written: set[str] = set()
-    if config.write_clean:
-        make_folder(folder)
-        units = {part.name: part.shard for part in order.parts if not part.source}
-        write = partial(_clean_shard, source, folder, work)
-        done = run_stage(work, "clean", units, write).values()
-        written = {name for receipt in done for name in receipt["files"]}
-    remove_stale(folder, r"part-\d+(-\d+)?\.parquet", written)
-
-
-def _clean_shard(source: VectorSource, folder: str, work: str, name: str, number: int) -> Receipt:
-    """Write a shard's kept rows, one file for each schema that follows another in it."""
-    kept = bytes_to_table(read_bytes(join(work, "kept", name)))["id"].combine_chunks()
-    batches = (b for piece in source.shards[number].pieces for b in _whole_rows(source, piece))
-    files, rows = [], 0
-    for place, (schema, alike) in enumerate(groupby(batches, key=lambda batch: batch.schema)):
-        files.append(f"{name}-{place}.parquet" if place else f"{name}.parquet")
-        with (
-            atomic_output(join(folder, files[-1])) as stream,
-            pq.ParquetWriter(stream, schema) as writer,
-        ):
-            for batch in alike:
-                ids = id_column(batch.column(source.columns.id)).cast(source.id_kind)
-                chosen = batch.filter(pc.is_in(ids, value_set=kept))
-                writer.write_batch(chosen)
-                rows += len(chosen)
-    return {"rows": rows, "files": files}
-
-
-def _whole_rows(source: VectorSource, piece: Piece) -> Iterator[pa.RecordBatch]:
-    """All columns of Parquet rows, as their file or table has them; else what was compared."""
-    filesystem, columns = open_filesystem(source.uri)[0], source.columns
-    if not piece.path.endswith(".parquet"):
-        yield from read_batches(filesystem, piece, columns, _READ_ROWS, vectors=False)
-        return
-    with filesystem.open_input_file(piece.path) as stream:
-        file = open_parquet(stream, buffer_size=4 << 20)
-        own = file.schema_arrow
-        if piece.view in (None, TableView()) and columns.id in own.names:
-            yield from file.iter_batches(_READ_ROWS, [piece.part])
-            return
-    names = file_columns(own, piece.view).schema.names
-    part = range(piece.part, piece.part + 1)
-    for table in read_parquet(filesystem, piece.path, piece.view, names, part, _READ_ROWS):
-        yield from table.replace_schema_metadata(own.metadata).combine_chunks().to_batches()
 
 
 def _counts(search: Search, removed: pa.Table) -> dict[str, int]:

@@ -7,6 +7,7 @@ document. Stages that are done in the folder of unfinished work stay done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -194,10 +195,23 @@ def row_table(block: Block, hashes: np.ndarray, digests: list[bytes | None], kee
         "digest": pa.array(digests, pa.binary(16)),
     }
     if keep == "longest" and block.texts is not None:
-        columns["key"] = pc.fill_null(pc.binary_length(block.texts.cast(pa.binary())), 0)
-    elif keep.startswith("column:") and block.labels is not None:
-        columns["key"] = block.labels
+        columns["key"] = _lengths(block.texts)
+    elif keep.startswith("column:") and block.kept is not None:
+        column = block.kept.column(0)
+        if pa.types.is_nested(column.type) or pa.types.is_interval(column.type):
+            raise InputError(
+                f"--keep {keep}: that column is {column.type}, which has no order; required are "
+                "numbers, dates or words"
+            )
+        columns["key"] = column
     return pa.table(columns)
+
+
+def _lengths(texts: pa.Array) -> pa.Array:
+    """Characters of each text, none where it is null; bytes need not be UTF-8."""
+    if pa.types.is_binary(texts.type) or pa.types.is_large_binary(texts.type):
+        texts = texts.cast(pa.binary()).view(pa.string())
+    return pc.fill_null(pc.utf8_length(texts.cast(pa.string())), 0)
 
 
 def vector_table(vectors: np.ndarray, **columns: np.ndarray) -> pa.Table:
@@ -217,8 +231,7 @@ def order_rows(
     filled = [table for table in tables if table is not None]
     if not filled:
         raise InputError(f"{source.uri} holds no usable rows: nothing to compare")
-    names = [name for name in ("hash", "digest", "key") if name in filled[0].column_names]
-    rows = pa.concat_tables([table.select(names) for table in filled])
+    rows = pa.concat_tables([table.select(["hash", "digest"]) for table in filled])
     own_rows = sum(part.rows for part in parts if not part.source)
     hashes = rows["hash"].to_numpy()
     refuse_repeats(np.sort(hashes[:own_rows]), source)
@@ -227,11 +240,11 @@ def order_rows(
     ranks[own_rows:] = np.arange(fixed)
     if plan.keep == "first":
         ranks[:own_rows] = fixed + np.arange(own_rows)
+    elif plan.keep == "hash":
+        ranks[np.argsort(hashes[:own_rows])] = fixed + np.arange(own_rows)
     else:
-        if plan.keep == "hash":
-            keys = np.zeros(len(rows))
-        falling = -_as_numbers(rows["key"] if keys is None else pa.chunked_array([keys]))[:own_rows]
-        ranks[np.lexsort((hashes[:own_rows], falling))] = fixed + np.arange(own_rows)
+        keys = _rising([table["key"] for table in filled]) if keys is None else keys[:own_rows]
+        ranks[np.lexsort((hashes[:own_rows], -keys))] = fixed + np.arange(own_rows)
     by_rank = np.empty(len(rows), dtype=np.int64)
     by_rank[ranks] = np.arange(len(rows))
     same_as, empty = _same(rows["digest"].combine_chunks().take(pa.array(by_rank)))
@@ -243,15 +256,23 @@ def order_rows(
     )
 
 
-def _as_numbers(keys: pa.ChunkedArray) -> np.ndarray:
-    """float64 (n,) that rise with the keys, numbers or strings; below all others where null."""
-    if not pa.types.is_string(keys.type):
-        return pc.fill_null(keys.cast(pa.float64()), -np.inf).to_numpy()
-    try:
-        return _as_numbers(keys.cast(pa.float64()))
-    except pa.ArrowInvalid:
-        ranked = pc.rank(keys, sort_keys="ascending", null_placement="at_start", tiebreaker="dense")
-        return ranked.to_numpy().astype(np.float64)
+def _rising(keys: Sequence[pa.ChunkedArray]) -> np.ndarray:
+    """int64 (n,) that rise with the keys of all shards, and are lowest where there is none.
+
+    Words that are all numbers go by those. Columns of several types go by what they are as text.
+    """
+    kinds = {part.type for part in keys}
+    kind = kinds.pop() if len(kinds) == 1 else pa.string()
+    every = pa.chunked_array([chunk for part in keys for chunk in part.cast(kind).chunks], kind)
+    for numbers in (pa.int64(), pa.float64()) if pa.types.is_string(kind) else ():
+        with contextlib.suppress(pa.ArrowInvalid):
+            every = every.cast(numbers)
+            break
+    if pa.types.is_float16(every.type):
+        every = every.cast(pa.float32())
+    missing = pc.is_null(every, nan_is_null=True).to_numpy()
+    ranked = pc.rank(every, sort_keys="ascending", tiebreaker="dense").to_numpy()
+    return np.where(missing, 0, ranked.astype(np.int64))
 
 
 def _same(digests: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,7 @@ def assign_clusters(
             "rejected": len(assigned.rejected),
         },
         {"inputs_digest": digest, "quantile": config.quantile, "novel_share": assigned.novel_share},
-        _table_for_people(assigned, summary, config),
+        _table_for_people(assigned, summary, known, config),
     )
     result = roll_up_passages(result, config.output, source, work, **pool_of(config))
     if record is not None:
@@ -230,8 +230,9 @@ def describe_novel(assigned: Assigned, known: KnownClusters, seed: int) -> pa.Ta
     ``nearest_cluster_id``, the known cluster that most of them were given to.
     """
     sample = assigned.sample.filter(assigned.sample.column("novel"))
+    ids, cluster_of = np.unique(known.ids, return_inverse=True)
     vectors = column_to_vectors(sample.column("vector"))
-    places = sample.column("place").to_numpy()
+    places = cluster_of[sample.column("place").to_numpy()]
     groups, centroids = _group(vectors, seed)
     k = len(centroids)
     keywords: list[list[str]] = [[] for _ in range(k)]
@@ -253,7 +254,7 @@ def describe_novel(assigned: Assigned, known: KnownClusters, seed: int) -> pa.Ta
                 "share": len(members) / len(sample),
                 "keywords": keywords[group],
                 "representative_ids": sample.column("id").take(pa.array(nearest)).to_pylist(),
-                "nearest_cluster_id": int(known.ids[np.bincount(places[members]).argmax()]),
+                "nearest_cluster_id": int(ids[np.bincount(places[members]).argmax()]),
             }
         )
     return pa.Table.from_pylist(
@@ -291,8 +292,12 @@ def _write_rejected(folder: str, rejected: pa.Table) -> None:
         remove_stale(folder, r"rejected\.parquet", set())
 
 
-def _table_for_people(assigned: Assigned, novel: pa.Table, config: AssignConfig) -> dict[str, str]:
-    sizes = assigned.sizes
+def _table_for_people(
+    assigned: Assigned, novel: pa.Table, known: KnownClusters, config: AssignConfig
+) -> dict[str, str]:
+    # A cluster that people merged has several centroids.
+    cluster_of = np.unique(known.ids, return_inverse=True)[1]
+    sizes = np.bincount(cluster_of, weights=assigned.sizes)
     noise = {"noise": f"{assigned.noise:,} in no dense region"} if assigned.noise else {}
     rows = {
         "documents": f"{int(sizes.sum()) + assigned.noise:,}",

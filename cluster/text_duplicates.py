@@ -88,9 +88,10 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
             ) from error
         for name in columns.names():
             if name not in schema.names:
+                flag = "--text-column" if name == columns.embedding else columns.flag(name)
                 raise InputError(
                     f"{path} has no column {name!r}; its columns are {', '.join(schema.names)}. "
-                    "Name the right one with --id-column or --text-column"
+                    f"Name the right one with {flag}"
                 )
             check_readable(schema, name, path)
         kinds.add(check_ids(schema, columns.id, path))
@@ -188,9 +189,8 @@ def _texts(source: VectorSource, shard: Shard) -> Iterator[Block]:
                     "be set"
                 )
             texts = shorten_texts(plain_column(batch.column(columns.embedding)), _WHOLE)
-            label = columns.label
-            labels = None if label is None else plain_column(batch.column(label)).cast(pa.string())
-            yield Block(ids, np.empty((len(ids), 0), np.float32), texts, labels, none)
+            kept = pa.table({name: plain_column(batch.column(name)) for name in columns.keep})
+            yield Block(ids, np.empty((len(ids), 0), np.float32), texts, None, none, kept)
 
 
 def _read_shard(

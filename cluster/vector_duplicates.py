@@ -87,10 +87,13 @@ def _read_shard(
     sources: Sequence[VectorSource], plan: SearchPlan, work: str, name: str, unit: list[int]
 ) -> Receipt:
     source = sources[unit[0]]
+    if plan.keep != "longest":
+        source = replace(source, columns=replace(source.columns, text=None))
+    with_key = not unit[0] and plan.keep not in ("first", "central", "hash")
     wanted = _sample_rows(source.rows)
     limit = SamplePlan(source.rows, wanted, 0, plan.seed).limit(wanted)
     rows, drawn, rejected = [], [], []
-    for block in read_blocks(source, source.shards[unit[1]], with_text=plan.keep == "longest"):
+    for block in read_blocks(source, source.shards[unit[1]], with_text=with_key):
         units = to_units(block.vectors) + np.float32(0)  # -0.0 and 0.0 are the same number
         hashes = hash_ids(block.ids, plan.seed)
         rows.append(row_table(block, hashes, digests(units), plan.keep))

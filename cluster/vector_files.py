@@ -80,11 +80,19 @@ class Columns:
     """Columns to carry along."""
     document: str | None = None
     """Of which document a row is a passage."""
+    keep_flag: str = "--keep-columns"
+    """The option that names the columns to carry along."""
 
     def names(self) -> list[str]:
         """The columns that are there, each once."""
         wanted = [self.id, self.embedding, self.text, self.label, *self.keep, self.document]
         return list(dict.fromkeys(name for name in wanted if name is not None))
+
+    def flag(self, name: str) -> str:
+        """The option that names a column."""
+        flags: dict[str | None, str] = dict.fromkeys(self.keep, self.keep_flag)
+        flags |= {self.label: "--label-column", self.text: "--text-column"}
+        return (flags | {self.id: "--id-column", self.embedding: "--embedding-column"})[name]
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,7 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
 
 
 def _describe_matrix(filesystem: pafs.FileSystem, path: str, columns: Columns) -> FileSummary:
-    for name in (columns.label, *columns.keep):
+    for name in (columns.text, columns.label, *columns.keep):
         if name is not None:
             raise InputError(f"{path} holds vectors only, so there is no column {name!r}")
     matrix = open_matrix(filesystem, path)
@@ -282,18 +290,13 @@ def _describe_text(filesystem: pafs.FileSystem, path: str, columns: Columns) -> 
 def _check_columns(about: FileColumns, columns: Columns, path: str) -> str:
     """What kind the ids are; :class:`InputError` for a column that is missing or cannot be used."""
     schema = about.schema
-    flags = dict.fromkeys(columns.keep, "--keep-columns") | {
-        columns.id: "--id-column",
-        columns.embedding: "--embedding-column",
-    }
     for name in columns.names():
         own = about.own.get_all_field_indices(name) if about.view.names is None else []
         if len(own) > 1 or name not in schema.names:
             found = f"{len(own)} columns {name!r}" if own else f"no column {name!r}"
-            flag = flags.get(name, "--label-column")
             raise InputError(
                 f"{path} has {found}; its columns are {', '.join(schema.names)}. Name the right "
-                f"one with {flag}"
+                f"one with {columns.flag(name)}"
             )
     for shown in (columns.text, columns.label):
         if shown is not None:
@@ -335,7 +338,7 @@ def read_batches(
     Columns have plain types; ids are strings or integers and, unless ``vectors`` says that the
     column is none of vectors, vectors lists of numbers.
     """
-    for batch in _raw_batches(filesystem, piece, columns, block_rows):
+    for batch in _raw_batches(filesystem, piece, columns, block_rows, vectors):
         arrays = {name: plain_column(batch.column(name)) for name in columns.names()}
         arrays[columns.id] = id_column(arrays[columns.id])
         if vectors:
@@ -344,7 +347,7 @@ def read_batches(
 
 
 def _raw_batches(
-    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int
+    filesystem: pafs.FileSystem, piece: Piece, columns: Columns, block_rows: int, vectors: bool
 ) -> Iterator[pa.RecordBatch]:
     path = piece.path
     if piece.read is not None:
@@ -356,7 +359,8 @@ def _raw_batches(
         rows = min(block_rows, _LANCE_TEXT_ROWS) if columns.text else block_rows
         yield from fragment.to_batches(columns=columns.names(), batch_size=rows)
     elif is_lines(path):
-        for batch in read_lines(filesystem, path, columns.names(), columns.embedding):
+        embedding = columns.embedding if vectors else ""
+        for batch in read_lines(filesystem, path, columns.names(), embedding):
             for start in range(0, len(batch), block_rows):
                 yield batch.slice(start, block_rows)
     else:

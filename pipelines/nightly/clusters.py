@@ -174,7 +174,7 @@ def cluster_candidate(
     pinned, placed = [], []
     if earlier is not None:
         pinned = [*pinned_documents(edits, candidate, earlier.parts)[0]]
-        placed = [*pinned, *pinned_before(earlier.version, candidate)]
+        placed = [*pinned, *pinned_before(earlier.version, candidate.documents)]
     count = functools.partial(
         count_documents, source, scan, settings=settings, earlier=earlier, when=when,
         fitted_at=fitted_at, pinned=pa.array(placed, candidate.schema.field("id").type),
@@ -373,24 +373,34 @@ def is_store(address: str) -> bool:
 def read_published_clusters(address: str, number: int | None, quantile: float) -> KnownClusters:
     """The clusters of a store's version, by default the published one, for new vectors.
 
-    A cluster reaches as far as the ``quantile`` of the distances of its own documents.
+    A cluster reaches as far as the ``quantile`` of the distances of its own documents, without
+    those that people put there.
     """
     version = Store.open(address).version(number)
     parts = read_parts(version, same_encoder=True)
     assert parts.centroids is not None
     # A cluster that people merged has several parts, and reaches as far as they do together.
     ids, places = np.unique(parts.ids, return_inverse=True)
-    batches = version.batches(["cluster_id", "distance"])
-    assigned = (batch.columns for batch in batches)
     return KnownClusters(
         f"{address} (version {version.number})",
         parts.centroids,
         parts.ids,
-        reach_of(assigned, ids).limits(quantile)[places],
+        reach_of(_unpinned(version), ids).limits(quantile)[places],
         version.read_json("run.json")["config"]["metric"] == "cosine",
         version.record.fingerprint,
         version.read_json("encoder.json"),
     )
+
+
+def _unpinned(version: Version) -> Iterator[list[pa.Array]]:
+    """Clusters and distances of a version's documents that stand where their vectors do."""
+    names = ["cluster_id", "distance"]
+    pinned = pinned_before(version, version.documents)
+    for batch in version.batches([*names, "id"] if pinned else names):
+        if pinned:
+            ids = batch.column("id")
+            batch = batch.filter(pc.invert(pc.is_in(ids, value_set=pa.array(pinned, ids.type))))
+        yield [batch.column(name) for name in names]
 
 
 def vanished_texts(version: Version, ids: Iterable[int]) -> dict[int, str]:

@@ -24,6 +24,7 @@ from pipelines.nightly.parts import Parts, Published
 from pipelines.runtime.arrow import column_to_vectors
 from pipelines.store.candidate import Candidate
 from pipelines.store.columns import EMBEDDING, TIME
+from pipelines.store.documents import Documents
 from pipelines.store.edits import (
     SCHEMA,
     Edit,
@@ -210,11 +211,11 @@ def pinned_documents(
     return wanted, frozenset(edit.number for edit, _ in living if not rows[edit.document])
 
 
-def pinned_before(base: Version, candidate: Candidate) -> list[str | int]:
-    """Ids of a candidate's rows that the version before had where people pinned them."""
+def pinned_before(base: Version, documents: Documents) -> list[str | int]:
+    """Ids of those ``documents`` that a version has where people pinned them."""
     applied = (row for row in read_applied(base).to_pylist() if row["status"] == "applied")
     names = [row["document_id"] for row in applied if row["action"] == "pin"]
-    return [row_id for rows in pinned_rows(names, candidate.documents).values() for row_id in rows]
+    return [row_id for rows in pinned_rows(names, documents).values() for row_id in rows]
 
 
 def released_clusters(edits: Sequence[Edit], base: Version) -> set[int]:

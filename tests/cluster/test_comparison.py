@@ -61,6 +61,17 @@ def test_results_without_a_common_document_are_refused(tmp_path):
         compare(one, 3, two)
 
 
+def test_documents_that_are_noise_in_one_of_the_two_have_not_moved(tmp_path):
+    one = write_result(tmp_path / "one", ["a", "b"], [-1, 1], ["x", "y", "z"])
+    two = write_result(tmp_path / "two", ["a", "b"], [0, -1], ["x", "y", "z"])
+    found = compare(one, 3, two)
+    assert (found.shared.sum(), found.moved()) == (0, 0)
+    clusters = [Description(i, 1, 0.1, ["k"], [], [], 1.0, None, None) for i in range(3)]
+    section = comparison_section(found, clusters)
+    assert section.note.startswith("0 documents are in clusters of both (0 are only here")
+    assert not section.lists[0].rows
+
+
 def test_the_report_tells_what_went_where(tmp_path, monkeypatch):
     run_inline(monkeypatch)
     vectors = np.repeat(9 * np.eye(4), 30, axis=0) + np.random.default_rng(0).normal(size=(120, 4))
@@ -77,4 +88,4 @@ def test_the_report_tells_what_went_where(tmp_path, monkeypatch):
     cluster_corpus(four)
     page = (tmp_path / "four" / "report.html").read_text()
     assert "Compared with two" in page
-    assert "120 documents are in both (0 only here, 0 only there). 0.0% are not where" in page
+    assert "120 documents are in clusters of both (0 are only here, 0 are only there)" in page

@@ -1,7 +1,7 @@
 """Deduplication as a whole: what is removed has a kept one like it, whatever the order of files."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +11,10 @@ from inline_ray import inline_units
 
 from cluster import duplicates, vector_duplicates
 from cluster.config import DeduplicateConfig
-from cluster.deduplication import _whole_rows, deduplicate_corpus
+from cluster.deduplication import deduplicate_corpus
 from cluster.duplicates import find_duplicates, to_units
-from cluster.vector_files import Columns, Piece
-from cluster.vectors import VectorSource
 from pipelines.runtime import units
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.table_view import TableView, pack_rows
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +115,69 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path, keep):
             assert other["score"] >= mine["score"]
 
 
+_CLOCK = pa.timestamp("us", "Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        # an hour apart, over the end of summer time: 02:30+02:00 is before 02:15+01:00
+        (pa.array([datetime(2024, 10, 27, 0, 30), datetime(2024, 10, 27, 1, 15)], _CLOCK), 1),
+        (pa.array([2**60 + 1, 2**60]), 0),
+        (pa.array([str(2**60), str(2**60 + 1)]), 1),
+        (pa.array(["9.5", "10"]), 1),
+        (pa.array([np.float16(9), np.float16(10)], pa.float16()), 1),
+        (pa.array([float("nan"), -1.0]), 1),
+        (pa.array([None, timedelta(0)]), 1),
+        (pa.array([b"\xff", b"\xfe"]), 0),
+        (pa.array(["b", "a"]).dictionary_encode(), 0),
+        (pa.array([datetime(1, 1, 1, tzinfo=UTC).date(), datetime(9999, 1, 1).date()]), 1),
+    ],
+)
+@pytest.mark.parametrize("method", ["vectors", "text"])
+def test_the_one_with_the_greatest_value_is_kept(tmp_path, values, kept, method):
+    vectors = pa.array([[1.0, 0.5], [1.0, 0.5]], pa.list_(pa.float32()))
+    table = {"id": [0, 1], "text": ["The same."] * 2, "value": values, "embedding": vectors}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "in" / "0.parquet")
+    _, removed, found = run(tmp_path, keep="column:value", method=method)
+    assert found == [kept]
+    assert [row["kept_id"] for row in removed] == [kept]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept"),
+    [
+        (["ääää", "abcdef"], 1),  # as many bytes as characters in one, twice as many in the other
+        ([12, 345], 1),
+        ([b"\xff\xff", b"abc"], 1),
+        ([None, "a"], 1),
+    ],
+)
+def test_the_longest_has_the_most_characters(tmp_path, texts, kept):
+    vectors = pa.array([[1.0, 0.5], [1.0, 0.5]], pa.list_(pa.float32()))
+    (tmp_path / "in").mkdir()
+    table = pa.table({"id": [0, 1], "text": texts, "embedding": vectors})
+    pq.write_table(table, tmp_path / "in" / "0.parquet")
+    assert run(tmp_path, keep="longest")[2] == [kept]
+
+
+@pytest.mark.parametrize("method", ["vectors", "text"])
+def test_columns_that_cannot_order_are_refused_and_the_option_is_named(tmp_path, method):
+    write(tmp_path / "in", corpus_of(10, copies=0), files=1)
+    with pytest.raises(InputError, match=r"no column 'none'; .* Name the right one with --keep$"):
+        run(tmp_path, keep="column:none", method=method)
+    with pytest.raises(
+        InputError, match=r"is (fixed_size_)?list<.*(no order|texts and labels must be)"
+    ):
+        run(tmp_path, output="lists", keep="column:embedding", method=method)
+    with pytest.raises(InputError, match=r"no column 'body'; .* with --text-column$"):
+        run(tmp_path, output="texts", keep="longest", text_column="body", method=method)
+    np.save(tmp_path / "in.npy", np.eye(3))
+    with pytest.raises(InputError, match="holds vectors only, so there is no column 'text'"):
+        run(tmp_path, output="npy", keep="longest", embeddings=str(tmp_path / "in.npy"))
+
+
 def test_crowds_are_decided_in_rounds_as_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 2)
     monkeypatch.setattr(vector_duplicates, "_GROUP_BYTES", 4_000)
@@ -209,6 +269,16 @@ def test_the_curve_counts_what_each_threshold_removes(tmp_path):
     for threshold in (0.98, 0.995, 0.999):
         _, removed, _ = run(tmp_path, output=f"at-{threshold}", similarity=threshold)
         assert at[threshold]["removed"] == len(removed)
+
+
+def test_the_curve_estimates_among_those_that_can_be_compared(tmp_path):
+    rows = corpus_of(60, copies=60)
+    zeros = [{**row, "id": f"zero-{i}", "embedding": np.zeros(24)} for i, row in enumerate(rows)]
+    run(tmp_path, [*rows, *zeros], similarity=0.99500049)
+    curve = pq.read_table(tmp_path / "out" / "curve.parquet").to_pylist()
+    assert {row["removed"] for row in curve if row["similarity"] < 0.97} == {60}
+    assert {row["share"] for row in curve if row["similarity"] < 0.97} == {0.25}
+    assert [row["similarity"] for row in curve if row["exact"]] == [0.99500049, 0.999]
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -333,14 +403,3 @@ def test_clean_rows_of_files_with_other_columns_and_of_partitions(tmp_path):
     assert found["doc-3"] == ("a", None)
     assert found["doc-30"] == ("a", "x")
     assert found["doc-50"] == ("b", None)
-
-
-def test_rows_that_a_table_has_deleted_are_not_clean(tmp_path):
-    rows = corpus_of(10, copies=0)
-    folder = write(tmp_path / "in", rows, files=1)
-    view = TableView(deleted=pack_rows(np.array([2, 5])))
-    path = str(folder / "0.parquet")
-    source = VectorSource(str(folder), Columns(), 24, "string", ())
-    whole = pa.Table.from_batches(list(_whole_rows(source, Piece(path, 0, 10, view=view))))
-    assert whole["id"].to_pylist() == [f"doc-{i}" for i in range(10) if i not in (2, 5)]
-    assert set(whole.column_names) == {"id", "text", "score", "embedding"}

@@ -1,7 +1,7 @@
 """New vectors into the clusters there are: exact, resumable, novel where nothing is like them."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pytest
 from inline_ray import run_inline
 from tiny_stores import CENTROIDS, ENCODER, SCHEMA, finish, numbered, table_of, when, write_files
 
-from cluster import vectors, work
+from cluster import newcomers, vectors, work
 from cluster.clustering import cluster_corpus
 from cluster.config import AssignConfig, ClusterConfig
 from cluster.known import Reach, read_clustering
@@ -206,6 +206,26 @@ def test_a_stores_published_version_takes_newcomers_under_its_ids(tmp_path):
     matrix = np.stack(new.sort_by("id")["embedding"].to_numpy())
     nearest = np.linalg.norm(matrix[:, None] - CENTROIDS, axis=2).argmin(axis=1)
     assert rows_of(tmp_path)["cluster_id"].to_pylist() == nearest.tolist()
+
+
+def test_merged_clusters_are_one_where_novel_documents_lie_near_them(tmp_path, clustered):
+    points = np.vstack([CENTRES[[place] * 10] for place in (0, 1, 2)])
+    far = points + 2 * np.eye(8)[[4] * 10 + [5] * 10 + [6] * 10]
+    far = np.vstack([far, far[20:25]])  # 10 each in both parts of the merged, 15 in another
+    write_corpus(tmp_path / "new", far, ["far off"] * len(far), start=9_000)
+
+    def read(config):
+        known = read_clustering(config.clusters, config.quantile)
+        near = np.linalg.norm(known.centroids[:, None] - CENTRES, axis=2).argmin(axis=1)
+        ids = np.array([7, 7, 3, 9], dtype=np.int32)  # by centre: 0 and 1 were merged
+        return replace(known, ids=ids[near])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newcomers, "_FEWEST_TO_CLUSTER", 100)  # all of them as one group
+        result = assign(tmp_path, read)
+    (group,) = pq.read_table(tmp_path / "out" / "novel_clusters.parquet").to_pylist()
+    assert (group["size"], group["nearest_cluster_id"]) == (35, 7)
+    assert result.summary["clusters that got some"] == "2 of 3"
 
 
 @pytest.mark.parametrize("batches", [1, 7])

@@ -154,7 +154,9 @@ def test_newcomers_are_noise_too_and_clusterings_with_noise_compare(tmp_path, mo
     write(tmp_path / "in", *draw(strangers=30))
     cluster(tmp_path, noise=True)
     cluster(tmp_path, "compared", num_clusters="4", compare=str(tmp_path / "out"))
-    assert "documents are in both" in (tmp_path / "compared" / "report.html").read_text()
+    assert (
+        "documents are in clusters of both" in (tmp_path / "compared" / "report.html").read_text()
+    )
     points, labels = draw(100, strangers=10, seed=5)
     write(tmp_path / "new", points, labels, start=10_000)
     config = AssignConfig(

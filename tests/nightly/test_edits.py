@@ -12,6 +12,7 @@ from nights import lineage_of, rows_of, text_of
 
 from cluster.identity import Event, Identity
 from pipelines.nightly.checks import NightFigures, run_checks
+from pipelines.nightly.clusters import read_published_clusters
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.edits import broken_pairs
 from pipelines.runtime.errors import InputError
@@ -153,6 +154,20 @@ def test_a_pinned_document_is_where_it_was_put(edit, tonight, store):
     tonight(texts)
     assert statuses(store) == {1: "waiting"}
     check_sound(store)
+
+
+def test_a_cluster_reaches_no_farther_for_what_people_put_there(edit, tonight, store):
+    def limits():
+        known = read_published_clusters(str(store), None, 1.0)
+        return dict(zip(known.ids.tolist(), known.limits.tolist(), strict=True))
+
+    before, other = limits(), cluster_of(store, "b").pop()
+    edit(pin=("0", other))
+    tonight(texts_of())
+    row = rows_of(store)[0]
+    assert row["cluster_id"] == other
+    assert row["distance"] > 1.5 * before[other]
+    assert limits() == pytest.approx(before, rel=0.01)
 
 
 def test_a_split_cluster_is_two_and_stays_so(edit, tonight, store):

@@ -133,8 +133,11 @@ def run_night(
     steps.begin(2)
     config, edits = with_stored_encoder(config, store), read_edits(store.uri)
     base = store.published()
-    known = None if config.vector_column else describe_beforehand(config.embed_config(""))
     as_before = base is not None and listed_as_before(config, base, files, began_ns)
+    if not config.vector_column:
+        known = describe_beforehand(config.embed_config(""))
+    else:
+        known = describe_vectors(config, files, base) if as_before else None
     if base and known and as_before and is_settled(config, edits, base, known):
         record.counts.update(base.record.details[_CORPUS]["counts"])
         return leave(config, store, record, steps, base)

@@ -1,6 +1,7 @@
 """Nights over a corpus that brings its vectors along: nothing is embedded, nothing is stale."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +81,20 @@ def test_vectors_of_a_column_are_stored_as_they_are(tmp_path, kind):
     check(tmp_path, TEXTS, vectors)
     assert counts_of(tmp_path)["embedded"] == 0
     assert "nothing changed" in run(tmp_path).summary
+
+
+def test_where_nothing_changed_no_row_is_read(tmp_path, monkeypatch):
+    vectors = vectors_of(TEXTS)
+    write(tmp_path / "corpus", TEXTS, vectors)
+    os.utime(tmp_path / "corpus" / "part.parquet", (1_700_000_000, 1_700_000_000))
+    assert not run(tmp_path).refusals
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.nightly.job.find_changes", None)
+        assert "nothing changed" in run(tmp_path).summary
+    assert counts_of(tmp_path)["unchanged"] == COUNT
+    write(tmp_path / "corpus", TEXTS, vectors_of(TEXTS | {3: text_of(4)}))
+    assert not run(tmp_path).refusals
+    assert counts_of(tmp_path)["changed"] == 1
 
 
 def test_vectors_come_from_json_lines_and_csv_too(tmp_path):

@@ -7,6 +7,8 @@ is random and tiny, with enough layers that embedding is most of a full run, as 
 one. ``--documents 100000 --files 50 --layers 2 --width 32 --clusters 50`` is a night of which
 embedding is the smallest part; what changes lies in one file. ``--nights 30`` runs so many nights
 of 1% with people's edits between them: who keeps the cluster, and what the disk holds in the end.
+``--growth 200000 1000000`` has corpora that bring vectors of 32 numbers along, each in 50 files, and
+tells what a night costs in which nothing changed.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -62,11 +66,15 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=20)
     parser.add_argument("--packaged", action="store_true", help="the packaged LLM: twenty minutes")
     parser.add_argument("--nights", type=int, default=0, help="nights of 1%% with edits, instead")
+    parser.add_argument("--growth", type=int, nargs="*", default=(), metavar="DOCUMENTS")
     parser.add_argument("--folder", help="keep store and corpus here, for another run")
     parser.add_argument("--tree", nargs="*", default=[str(ROOT)], help="checkouts to compare")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder = Path(options.folder or name)
+        if options.growth:
+            write_results("growth", growth(folder, options.growth))
+            return
         first = first_night(folder, options)
         if options.nights:
             report_nights(many_nights(folder, options), options)
@@ -184,9 +192,47 @@ def report_nights(found: dict[str, Any], options: argparse.Namespace) -> None:
     for name, value in found.items():
         table.add_row(name, str(value))
     Console().print(table)
+    write_results(f"{options.nights} nights", found)
+
+
+def write_results(kind: str, found: dict[str, Any]) -> None:
+    """Put what was found into the JSON."""
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    results[f"{options.nights} nights"] = found
+    results[kind] = found
     RESULT.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def growth(folder: Path, counts: Sequence[int]) -> dict[str, Any]:
+    """CPU and whole seconds of a night in which nothing changed, by number of documents."""
+    table = Table("documents", "night", "CPU s", "seconds")
+    found: dict[str, Any] = {}
+    for count in counts:
+        corpus, store = folder / f"corpus-{count}", folder / f"store-{count}"
+        draw = np.random.default_rng(0)
+        corpus.mkdir()
+        for number, ids in enumerate(np.array_split(np.arange(count), 50)):
+            vectors = draw.standard_normal((len(ids), 32), dtype=np.float32)
+            rows = {"id": ids, "text": [text_of(n) for n in ids.tolist()]}
+            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 32)
+            pq.write_table(pa.table({**rows, "v": column}), corpus / f"part-{number:03d}.parquet")
+        time.sleep(2.5)
+        command = [
+            sys.executable, f"{ROOT}/jobs/nightly_reindex.py", "--corpus", str(corpus),
+            "--store", str(store), "--vector-column", "v", "--vectors-of", "drawn",
+            "--num-clusters", "50",
+        ]  # fmt: skip
+        for night_name in ("first", *["nothing changed"] * 3):
+            before, started = os.times(), time.monotonic()
+            subprocess.run(command, check=True)
+            after, seconds = os.times(), time.monotonic() - started
+            cpu = sum(after[2:4]) - sum(before[2:4])
+            row = {"cpu_seconds": round(cpu, 2), "seconds": round(seconds, 2)}
+            best = found.setdefault(str(count), {}).get(night_name, row)
+            found[str(count)][night_name] = min(row, best, key=lambda r: r["cpu_seconds"])
+        for night_name, row in found[str(count)].items():
+            table.add_row(f"{count:,}", night_name, *map(str, row.values()))
+    Console().print(table)
+    return found
 
 
 def after_the_first(folder: Path) -> None:
@@ -299,9 +345,7 @@ def report(nights: dict[str, dict[str, Any]], options: argparse.Namespace, tree:
     Console().print(table)
     if tree != str(ROOT):
         return
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    found[kind] = {"documents": options.documents, "nights": rows}
-    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    write_results(kind, {"documents": options.documents, "nights": rows})
 
 
 if __name__ == "__main__":

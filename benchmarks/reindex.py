@@ -7,8 +7,8 @@ is random and tiny, with enough layers that embedding is most of a full run, as 
 one. ``--documents 100000 --files 50 --layers 2 --width 32 --clusters 50`` is a night of which
 embedding is the smallest part; what changes lies in one file. ``--nights 30`` runs so many nights
 of 1% with people's edits between them: who keeps the cluster, and what the disk holds in the end.
-``--growth 200000 1000000`` has corpora that bring vectors of 32 numbers along, each in 50 files, and
-tells what a night costs in which nothing changed.
+``--growth 200000 1000000`` has corpora that bring vectors of 32 numbers along, each in 50 files,
+and tells what a night costs in which nothing changed.
 """
 
 from __future__ import annotations

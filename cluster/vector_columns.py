@@ -18,8 +18,13 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import first_line
 
 
-def vector_length(about: FileColumns, name: str, path: str) -> int | None:
-    """The length that a fixed-size list's type states; None where only the rows can tell."""
+def vector_length(
+    about: FileColumns, name: str, path: str, *, flag: str = "--embedding-column"
+) -> int | None:
+    """The length that a fixed-size list's type states; None where only the rows can tell.
+
+    Raises :class:`InputError`, which says that ``flag`` names another, for what is no vector.
+    """
     shape = _tensor_shape(about.own, name)
     if shape is not None and len(shape) != 1:
         raise InputError(
@@ -36,7 +41,7 @@ def vector_length(about: FileColumns, name: str, path: str) -> int | None:
             return kind.list_size if is_fixed else None
     raise InputError(
         f"{path}: column {name!r} is {kind}; required is a list of numbers. Name the "
-        "right one with --embedding-column"
+        f"right one with {flag}"
     )
 
 

@@ -166,10 +166,17 @@ def _open_arrow(file: CorpusFile, fields: Sequence[int] = ()) -> Iterator[Any]:
         if magic.startswith(b"FEA1"):
             raise pa.ArrowInvalid("it is Feather version 1; write it as Parquet")
         is_file = magic == _IPC_MAGIC
+        if is_file and not _ends_with_magic(source):
+            raise pa.ArrowInvalid("it is cut off: its end, which says what it holds, is not there")
         open_reader = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
         options = pyarrow.ipc.IpcReadOptions(included_fields=list(fields) or None)
         with open_reader(source, options=options) as reader:
             yield reader
+
+
+def _ends_with_magic(source: Any) -> bool:
+    size = source.size()
+    return bool(source.read_at(len(_IPC_MAGIC), max(0, size - len(_IPC_MAGIC))) == _IPC_MAGIC)
 
 
 def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cluster.vector_columns import vector_length
+from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
 from pipelines.corpus.files import Columns, CorpusFile
 from pipelines.corpus.given_vectors import GivenVectors, first_width
 from pipelines.corpus.readers import inspect_files, read_shard
@@ -14,8 +15,8 @@ from pipelines.embedding.job import shard_size
 from pipelines.encoder.description import FILE_NAME, EncoderDescription
 from pipelines.nightly.config import NightConfig
 from pipelines.runtime.arrow import fingerprint_of
-from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import in_threads, open_filesystem, with_retries
+from pipelines.runtime.errors import InputError, StorageError
+from pipelines.runtime.files import in_threads, with_retries
 from pipelines.runtime.machines import ActorPlan, find_nodes, plan_actors
 from pipelines.runtime.units import configure_ray_data
 from pipelines.store.columns import EMBEDDING
@@ -35,10 +36,12 @@ def describe_vectors(
     """Whose the vectors are that the corpus brings along.
 
     Of an encoder that is but a name the number of dimensions is the store's, else the first
-    vector's. Raises :class:`InputError` for an ``encoder.json`` that is none, and where a file says
-    that its vectors are of another encoder.
+    vector's. Raises :class:`InputError` for an ``encoder.json`` that is none, for a column of other
+    than vectors, and where a file says that its vectors are of another encoder.
     """
     named = config.vectors_of
+    typed = [file for file in files if file.format in TYPED_FORMATS]
+    claims = in_threads(lambda file: _claimed_encoder(config.vector_column, file), typed)
     if named.endswith(".json") or "/" in named:
         folder = named.removesuffix(FILE_NAME) or "."
         description = EncoderDescription.load(folder)
@@ -47,12 +50,12 @@ def describe_vectors(
         description = EncoderDescription.elsewhere(named, width)
         if base is None or description.fingerprint != base.record.fingerprint:
             description = EncoderDescription.elsewhere(named, _first_width(config, files))
-    claims = in_threads(_claimed_encoder, [file for file in files if file.format == "parquet"])
-    for file, fingerprint in claims:
+    for file, fingerprint in zip(typed, claims, strict=True):
         if fingerprint not in ("", description.fingerprint):
             raise InputError(
-                f"{file} says that its vectors are of encoder {fingerprint[:12]}, and --vectors-of "
-                f"names {description.fingerprint[:12]}: name the encoder.json that lies beside it"
+                f"{file.path} says that its vectors are of encoder {fingerprint[:12]}, and "
+                f"--vectors-of names {description.fingerprint[:12]}: name the encoder.json that "
+                "lies beside it"
             )
     return description
 
@@ -72,13 +75,25 @@ def _first_width(config: NightConfig, files: Sequence[CorpusFile]) -> int:
     raise InputError(f"column {config.vector_column!r} holds no vector in {files[0].path}")
 
 
-def _claimed_encoder(file: CorpusFile) -> tuple[str, str]:
-    """A Parquet file, and the fingerprint of the encoder of its vectors, empty if it says none."""
-    filesystem, inner = open_filesystem(file.path)
-    schema = with_retries(
-        lambda: pq.read_schema(inner, filesystem=filesystem), file.path, reads=True
-    )
-    return file.path, fingerprint_of(schema)
+def _claimed_encoder(name: str, file: CorpusFile) -> str:
+    """The fingerprint of the encoder that a file says its vectors are of, empty if it says none.
+
+    Raises :class:`InputError` where its column ``name`` is none of vectors.
+    """
+    try:
+        about = with_retries(lambda: columns_of(file), file.path, decodes=True)
+    except StorageError:
+        raise
+    except (OSError, pa.ArrowException):
+        return ""  # looking into the file will say why
+    if name in about.schema.names:
+        vector_length(about, name, file.path, flag="--vector-column")
+        if pa.types.is_struct(about.schema.field(name).type):
+            raise InputError(
+                f"{file.path}: column {name!r} holds Spark's VectorUDT; required is a list of "
+                "numbers: write vector_to_array of it"
+            )
+    return fingerprint_of(about.own)
 
 
 def given_vectors(config: NightConfig, description: EncoderDescription) -> GivenVectors | None:

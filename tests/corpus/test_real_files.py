@@ -413,6 +413,14 @@ def test_of_a_record_batch_only_the_wanted_columns_are_unpacked(tmp_path):
     assert max(held) < wide.nbytes / 20
 
 
+def test_an_arrow_file_without_its_end_is_cut_off(tmp_path):
+    write_arrow(tmp_path, pa.Table.from_pylist(ROWS), 10)
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[:-100])
+    (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+    assert file.problem.startswith("it cannot be read: it is cut off")
+
+
 def test_a_record_batch_that_memory_has_no_room_for_is_refused(tmp_path, monkeypatch):
     pl.DataFrame({"text": ["a" * 1000] * 10}).write_ipc(tmp_path / "a.arrow")
     monkeypatch.setattr("pipelines.runtime.machines.usable_memory_bytes", lambda: 10_000)

@@ -111,6 +111,37 @@ def test_vectors_come_from_json_lines_and_csv_too(tmp_path):
     check(tmp_path, texts, vectors)
 
 
+SPARK = {"type": 1, "size": None, "indices": None, "values": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (
+            pa.ExtensionArray.from_storage(
+                pa.fixed_shape_tensor(pa.float32(), [2, 2]),
+                pa.array([[1.0, 2.0, 3.0, 4.0]], pa.list_(pa.float32(), 4)),
+            ),
+            r"tensors of shape \(2, 2\)",
+        ),
+        (pa.array([b"1234"]), r"is binary; .* --vector-column"),
+        (pa.array([[True]]), r"is list<item: bool>; .* --vector-column"),
+        (pa.array([SPARK]), "Spark's VectorUDT; .* vector_to_array"),
+    ],
+)
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_column_of_what_is_no_vector_is_refused(tmp_path, column, says, form):
+    table = pa.table({"id": [1], "text": ["a"], "v": column})
+    (tmp_path / "corpus").mkdir()
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "corpus" / "a.parquet")
+    else:
+        with pa.ipc.new_file(str(tmp_path / "corpus" / "a.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(InputError, match=says):
+        run(tmp_path)
+
+
 def test_another_vector_of_the_same_text_is_a_change(tmp_path):
     texts, vectors = dict(TEXTS), vectors_of(TEXTS)
     write(tmp_path / "corpus", texts, vectors)

@@ -8,6 +8,7 @@ its place, with a problem; only a file that cannot be read any further raises.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -201,7 +202,12 @@ def _read_text(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[
         if line is None:
             yield _too_long()
         else:
-            yield line, None, [constants.get(name, line) for name in columns.keep], len(line)
+            yield line, None, _kept_beside(line, columns, constants), len(line)
+
+
+def _kept_beside(text: bytes, columns: Columns, constants: Mapping[str, Any]) -> list[Any]:
+    """The kept columns of a row that is nothing but its text."""
+    return [text if name == columns.text else constants.get(name) for name in columns.keep]
 
 
 def _read_json(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
@@ -309,10 +315,13 @@ def _readable(text: str | None) -> str | None:
 def _read_document(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
     file = shard.file
     constants = file.view.constants
-    with open_stream(file.path, file.compression, file.encoding) as stream:
+    with open_stream(file.path, file.compression) as stream:
         text = stream.read(LONGEST_LINE_BYTES + 1)
+    if (encoding := encoding_by_mark(text[:4])) != UTF_8:
+        with contextlib.suppress(UnicodeDecodeError):  # its check will say that it is no text
+            text = text.decode(encoding).encode()
     text = text.removeprefix(b"\xef\xbb\xbf")
-    kept = [constants.get(name, text) for name in columns.keep]
+    kept = _kept_beside(text, columns, constants)
     if len(text) > LONGEST_LINE_BYTES:
         yield _Problem(file.path, f"file longer than {LONGEST_LINE_BYTES >> 20} MiB")
     else:

@@ -27,7 +27,10 @@ def read_archive(file: CorpusFile) -> Iterator[dict[str, Any]]:
     with open_stream(file.path, file.compression) as raw:
         stream = io.BufferedReader(raw, BLOCK_BYTES)
         while headers := _read_headers(stream):
-            length = int(headers.get("content-length", "0"))
+            said = headers.get("content-length", "")
+            if not said.isdigit():
+                raise OSError(f"a record's Content-Length is {said[:40]!r}, not a number of bytes")
+            length = int(said)
             too_long = length > LONGEST_LINE_BYTES
             text = None if too_long else stream.read(length)
             size = _skip(stream, length) if text is None else len(text)
@@ -55,6 +58,8 @@ def _read_headers(stream: io.BufferedReader) -> dict[str, str]:
     while (line := stream.readline(_LONGEST_HEADER_BYTES)).strip():
         name, _, value = line.decode("utf-8", "replace").partition(":")
         headers[name.strip().lower()] = value.strip().strip("<>")
+    if not line:
+        raise OSError("the headers of its last record are cut off")
     return headers
 
 

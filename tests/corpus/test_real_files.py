@@ -655,6 +655,38 @@ def test_a_file_can_be_a_document(tmp_path):
     }
 
 
+@pytest.mark.parametrize("unit", ["line", "file"])
+def test_a_kept_column_of_a_folder_is_null_for_texts_beside_it(tmp_path, unit):
+    (tmp_path / "lang=en").mkdir()
+    for folder in (tmp_path, tmp_path / "lang=en"):
+        (folder / "a.txt").write_text("words")
+    rows, _ = read(tmp_path, keep=["lang", "text"], text_unit=unit)
+    assert [(row["kept.lang"], row["kept.text"]) for row in rows] == [
+        (None, "words"),
+        ("en", "words"),
+    ]
+
+
+def test_a_document_is_read_by_its_byte_order_mark(tmp_path):
+    (tmp_path / "a.md").write_bytes("ü".encode("utf-16"))
+    (tmp_path / "b.txt").write_bytes("ü".encode("utf-8-sig"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress("ü".encode("utf-32")))
+    (tmp_path / "d.txt").write_bytes("ü".encode("utf-16") + b"x")
+    rows, rejected = read(tmp_path, text_unit="file")
+    assert [row["text"] for row in rows] == ["ü"] * 3
+    assert rejected == {"text is not valid UTF-8": 1}
+
+
+def test_a_wet_file_that_is_cut_off_or_broken_is_told(tmp_path):
+    headers = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: {}\r\n\r\nwords\r\n\r\n"
+    for length, cut, says in (("5x", 0, "Content-Length is '5x'"), ("5", 17, "are cut off")):
+        content = headers.format(length).encode()
+        (tmp_path / "a.wet").write_bytes(content[: len(content) - cut])
+        (file,) = inspect_files(find_files(str(tmp_path)), Columns(), shard_bytes=1 << 20)
+        with pytest.raises(OSError, match=says):
+            list(read_shard(file.shards()[0], Columns()))
+
+
 def test_a_folder_of_unreadable_kind_is_named(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(io.BytesIO(b"PK").read())
     with pytest.raises(InputError, match=r"a\.xlsx: unknown format"):

@@ -50,7 +50,7 @@ class Description:
     cluster_id: int
     size: int
     share: float
-    """Of all documents."""
+    """Of the documents that are in clusters."""
     keywords: list[str]
     central: list[Example]
     """The documents nearest to the centroid, of all documents."""

@@ -336,7 +336,11 @@ def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
         notices.append(uneven)
     empty = int((census.sizes == 0).sum())
     if empty:
-        notices.append(f"Empty clusters: {empty}. Ask for fewer clusters, or fit on more vectors.")
+        notices.append(
+            f"Empty clusters: {empty}. Ask for fewer clusters, or fit on more vectors."
+            if census.noise is None or not census.noise.sizes[0]
+            else f"Empty clusters: {empty}. At most noise lies nearest to them."
+        )
     if scan.zeros:
         notices.append(f"Zero vectors: {scan.zeros:,}. They were clustered as points.")
     if len(scan.rejected):

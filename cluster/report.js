@@ -69,7 +69,7 @@
     if (!cluster) { panel.replaceChildren(element("p", "hint", `Cluster ${id} is among the small ones this page leaves out.`)); return; }
     const head = element("div", "detail-head");
     head.append(markOf(id), element("h2", "", cluster.name ? `Cluster ${id}: ${cluster.name}` : `Cluster ${id}`));
-    head.append(element("span", "hint", `${number.format(cluster.size)} documents, ${(100 * cluster.share).toFixed(1)}% of all`));
+    head.append(element("span", "hint", `${number.format(cluster.size)} documents, ${(100 * cluster.share).toFixed(1)}% of all in clusters`));
     const children = [head];
     if (cluster.label) children.push(element("p", "hint", `Most frequent label: ${cluster.label} (${Math.round(100 * cluster.labelShare)}%)`));
     if (cluster.keywords.length) {

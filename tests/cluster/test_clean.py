@@ -17,6 +17,7 @@ from cluster.vector_files import Columns, Piece
 from cluster.vectors import VectorSource
 from pipelines.runtime import units
 from pipelines.runtime.arrow import FINGERPRINT_KEY
+from pipelines.runtime.files import read_table
 from pipelines.runtime.table_view import TableView, pack_rows
 
 ROWS = [
@@ -71,6 +72,22 @@ def test_files_of_all_kinds_keep_all_columns(tmp_path, monkeypatch, name, write)
     # pairs are shown with their texts
     page = (output / "report.html").read_text()
     assert json.dumps("One again.") in page
+
+
+def test_buckets_are_cleaned_into_buckets(tmp_path, monkeypatch, s3_server):
+    monkeypatch.setattr(units, "unit_dataset", inline_units)
+    s3_server.create_bucket(Bucket="cleaned")
+    pq.write_table(table_of(), tmp_path / "in.parquet")
+    s3_server.upload_file(str(tmp_path / "in.parquet"), "cleaned", "my in/100%/0.parquet")
+    config = DeduplicateConfig(
+        embeddings="s3://cleaned/my in/100%", output="s3://cleaned/out", write_clean=True
+    )
+    deduplicate_corpus(config)
+    assert read_table("s3://cleaned/out/clean/part-00000.parquet")["id"].to_pylist() == [
+        "007",
+        "009",
+    ]
+    assert read_table("s3://cleaned/out/removed.parquet")["kept_id"].to_pylist() == ["007"]
 
 
 def test_rows_that_a_table_has_deleted_are_not_clean(tmp_path):

@@ -134,6 +134,20 @@ def test_noise_is_noise_in_every_table_and_scored_apart(tmp_path, monkeypatch):
     assert "in no dense region" in result.summary["noise"]
 
 
+def test_clusters_of_nothing_but_noise_are_said_to_be_so(tmp_path, monkeypatch):
+    run_inline(monkeypatch)
+    write(tmp_path / "in", *draw(strangers=30))
+    result = cluster(tmp_path, noise=True, num_clusters="20")
+    sizes = pq.read_table(tmp_path / "out" / "clusters.parquet")["size"].to_numpy()
+    rows = pq.read_table(tmp_path / "out" / "assignments").to_pandas()
+    empty = np.flatnonzero(sizes == 0)
+    nearest = rows["second_cluster_id"][rows["cluster_id"] == -1]
+    assert len(empty) == result.counts["empty_clusters"] > 0
+    assert set(empty) <= set(nearest)
+    told = f"Empty clusters: {len(empty)}. At most noise lies nearest to them."
+    assert told in result.summary.values()
+
+
 def test_who_is_noise_does_not_depend_on_files_or_levels(tmp_path, monkeypatch):
     run_inline(monkeypatch)
     points, labels = draw(strangers=20)

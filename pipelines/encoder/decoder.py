@@ -252,9 +252,20 @@ def own_vectors(
     if agree(alone, expected) < _LEAST_AGREEMENT[description.dtype]:
         raise InputError(
             f"{type(model).__name__} gives a text another vector beside a longer one than alone "
-            f"(cosine {agree(alone, expected):.4f}): take another model"
+            f"(cosine {agree(alone, expected):.4f}), as its code lets texts see what pads them: "
+            f"{way_out(model, description)}"
         )
     return expected
+
+
+def way_out(model: Any, description: EncoderDescription) -> str:
+    """What to do about a model whose code does not keep texts of a batch apart."""
+    if description.attention == "causal" or not attends_both_ways(model, description):
+        return "take another model"
+    return (
+        "it does not attend both ways in batches; pass --attention causal if that does as well, or "
+        "take a model of texts alone"
+    )
 
 
 def packed_agreement(
@@ -299,7 +310,7 @@ def attends_both_ways(model: Any, description: EncoderDescription) -> bool:
     """Whether tokens of a packable model see those after them."""
     if description.attention is not None:
         return description.attention == "bidirectional"
-    return says_both_ways(model.config)
+    return says_both_ways(model.config.get_text_config())
 
 
 def agree(expected: Tensor, found: Tensor) -> float:

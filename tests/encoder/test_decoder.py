@@ -183,6 +183,28 @@ def test_gemma_4_that_sees_images_both_ways_is_causal_on_texts(tmp_path):
     assert both.attention == "bidirectional"
 
 
+def test_a_model_of_images_that_would_see_both_ways_is_refused_with_a_way_out(tmp_path):
+    text = tiny_model(tmp_path / "text", "gemma3", num_hidden_layers=2)
+    content = transformers.AutoConfig.from_pretrained(text).to_dict()
+    images = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config={**content, "use_bidirectional_attention": True}, vision_config=images,
+        mm_tokens_per_image=4, image_token_id=3, boi_token_id=4, eoi_token_id=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    whole = transformers.AutoModelForImageTextToText.from_config(config)
+    shutil.copytree(text, tmp_path / "whole")
+    whole.save_pretrained(tmp_path / "whole")
+    for attention in ("auto", "bidirectional"):
+        with pytest.raises(InputError, match=r"both ways in batches; pass --attention causal"):
+            load(tmp_path / "whole", attention=attention, prompt="none")
+    encoder = load(tmp_path / "whole", attention="causal", prompt="none")
+    assert encoder.encode(TEXTS).shape == (len(TEXTS), 64)
+
+
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])
 def test_attention_that_a_configuration_names_in_vain_must_be_asked_for(tmp_path, family):
     causal = tiny_model(tmp_path / "causal", family, num_hidden_layers=2)

@@ -42,7 +42,8 @@ def test_the_job_removes_copies_and_confirms_a_complete_result(tmp_path):
     assert pq.read_table(tmp_path / "out" / "clean")["id"].to_pylist() == list(range(200))
     again = run(*arguments, "--similarity", "1.0", "--write-clean")
     assert again.returncode == 0, again.stderr
-    assert "is complete, its input unchanged" in again.stdout
+    said = " ".join(again.stdout.replace("│", " ").split())  # a long path wraps the line
+    assert "is complete, its input unchanged" in said
     other = run(*arguments, "--similarity", "0.9")
     assert other.returncode == 2
     assert "holds another run: its similarity" in other.stderr

@@ -22,7 +22,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)")
 _NO_WEIGHTS = (
     "inv_freq", "masked_bias", "attn.bias", "attention.bias", "causal_mask", "position_ids",
-    "_scale",
+    "cos_cached", "sin_cached", "_scale",
 )  # fmt: skip
 """How names of tables end that older versions of models stored, and of scales of activations."""
 _LATER_LAYERS = (

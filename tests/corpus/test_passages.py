@@ -38,7 +38,8 @@ def sentence_pieces() -> tokenizers.Tokenizer:
 
 def prompted(tokenizer, prompt: str = "{text}", **how) -> PromptedTokenizer:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.encoder.tokenization.load_tokenizer", lambda *_: tokenizer)
+        read = "pipelines.encoder.tokenization.read_tokenizer"
+        patch.setattr(read, lambda *_: (tokenizer, False))
         return PromptedTokenizer.from_folder(
             None, PromptTemplate.parse(prompt), max_tokens=4096, **how
         )

@@ -337,6 +337,7 @@ def test_heads_tables_and_layers_that_predict_later_tokens_are_no_harm(folder, t
     changed = with_weights(
         folder, tmp_path / "model", score__weight=torch.ones(2, 64), v_head__weight=torch.ones(64),
         model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8),
+        model__layers__0__self_attn__rotary_emb__cos_cached=torch.ones(8),
         model__layers__2__input_layernorm__weight=torch.ones(64),
     )  # fmt: skip
     config = json.loads((changed / "config.json").read_text())

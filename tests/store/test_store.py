@@ -706,7 +706,7 @@ def test_a_name_that_is_no_column_is_told_with_the_spelling_of_all(with_capitals
 
 
 def test_a_name_with_a_dot_cannot_be_kept():
-    with pytest.raises(InputError, match=r"'meta\.lang'.*rename it in the corpus"):
+    with pytest.raises(InputError, match=r"'meta\.lang'.*keep 'meta' whole"):
         document_schema(pa.string(), {"meta.lang": pa.string()}, 4, pa.float32(), "f")
 
 

@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit("error: Python %d.%d found, 3.11 to 3.13 required: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[s3,evaluate,quantize,dev]'
+		--constraint constraints.txt --editable '.[s3,evaluate,dev]'
 	touch $@
 
 demo: $(INSTALLED)

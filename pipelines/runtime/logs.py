@@ -53,6 +53,8 @@ def configure_logging() -> None:
         logging.getLogger(UNIT_LINES).setLevel(logging.WARNING)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It tells of products of four bits that it lacks on a CPU, and none is made here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class _TextFormatter(logging.Formatter):

@@ -134,10 +134,10 @@ def identify_clusters(
 def keep_clusters(
     old: OldClusters, new: NewClusters, shared: np.ndarray, ids: np.ndarray, *, next_id: int
 ) -> Identity:
-    """The same where centroids stood still: the first of the new ones are those of ``ids``.
+    """Give clusters whose centroids stood still the ids that they had, and say what happened.
 
-    Those after them get ids that were never given. Other arguments are as in
-    :func:`identify_clusters`.
+    The first of the new ones are those of ``ids``, the others get ids that were never given. Other
+    arguments are as in :func:`identify_clusters`.
     """
     added = np.arange(next_id, next_id + len(new.sizes) - len(ids))
     every = np.concatenate([ids, added]).astype(np.int32)

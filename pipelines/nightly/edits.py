@@ -31,6 +31,7 @@ from pipelines.store.edits import (
     Status,
     entry_of,
     home_of,
+    merged_into,
     pinned_rows,
     read_applied,
     splits_done,
@@ -202,8 +203,8 @@ def pinned_documents(
     And the numbers of edits whose document is not there.
     """
     wanted: dict[str | int, tuple[Edit, int]] = {}
-    homes = parts.published()
-    pins = [(e, home_of(e.clusters[0], edits, homes)) for e in edits if e.action == "pin"]
+    merged, homes = merged_into(edits), parts.published()
+    pins = [(e, home_of(e.clusters[0], merged, homes)) for e in edits if e.action == "pin"]
     living = [(edit, cluster) for edit, cluster in pins if cluster is not None]
     rows = pinned_rows([edit.document for edit, _ in living], candidate.documents)
     for edit, cluster in living:
@@ -264,14 +265,14 @@ def applied_table(
     the new one that came out of it this night, which another encoder's centroids cannot start.
     """
     earlier = {} if base is None else {r["edit"]: r for r in read_applied(base).to_pylist()}
-    holds, left = {edit.number for edit in edits}, dict(split)
+    holds, left, merged = {edit.number for edit in edits}, dict(split), merged_into(edits)
     rows = []
     for edit in (e for e in every if e.action != "undo"):
         before = earlier.get(edit.number)
         if edit.number not in holds:
             status, overrode, says = "undone", None, ""
         else:
-            status, overrode, says = _became(edit, edits, before, published, pins, left)
+            status, overrode, says = _became(edit, merged, before, published, pins, left)
             if status == "waiting" and edit.action == "split":
                 put_off = not same_encoder or edit.clusters[0] in split
                 says = SPLIT_LATER if put_off else says
@@ -292,7 +293,7 @@ def applied_table(
 
 def _became(
     edit: Edit,
-    edits: Sequence[Edit],
+    merged: Mapping[int, int],
     before: Mapping | None,
     published: Published,
     pins: Pins,
@@ -307,8 +308,7 @@ def _became(
     if edit.action == "split" and before is not None and before["status"] == "applied":
         return "applied", before["overrode"], before["says"]
     identity, parts = published.identity, published.parts.published()
-    homes = [home_of(cluster, edits, parts) for cluster in edit.clusters]
-    there = [home is not None for home in homes]
+    there = [home_of(cluster, merged, parts) is not None for cluster in edit.clusters]
     if edit.action == "name":
         there = [edit.clusters[0] in identity.ids]
     if edit.action == "merge":

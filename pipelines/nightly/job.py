@@ -235,7 +235,7 @@ def prepare(
         config = with_stored_encoder(config, store)
     if config.vector_column:
         published = None if store is None else store.published()
-        encoder = vector_takers(), describe_vectors(config, files, published)
+        encoder = vector_takers(), known or describe_vectors(config, files, published)
     else:
         encoder = prepare_encoder(config.embed_config(""), known)
     if store is None:

@@ -27,7 +27,7 @@ from cluster.identity import (
 from cluster.tables import centroids_table
 from pipelines.nightly.titles import read_titles
 from pipelines.runtime.arrow import column_to_vectors
-from pipelines.store.edits import Edit, follow, read_applied
+from pipelines.store.edits import Edit, follow, merged_into, read_applied
 from pipelines.store.version import Version
 
 CENTROIDS = "centroids.parquet"
@@ -144,7 +144,7 @@ def publish_parts(
         standing: whether the parts of before are there as they were.
     """
     groups = {} if before is None else _groups(before)
-    merged = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
+    merged = merged_into(edits)
     part_ids = identity.ids.copy()
     home: dict[int, int] = {}
     for cluster, group in groups.items():

@@ -109,17 +109,21 @@ def active_edits(edits: Sequence[Edit]) -> list[Edit]:
 
 def merge_targets(edits: Sequence[Edit]) -> dict[int, int]:
     """For each cluster that was merged away, the one that it is part of, chains followed."""
-    direct = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
+    direct = merged_into(edits)
     return {cluster: follow(direct, cluster) for cluster in direct}
 
 
-def home_of(cluster: int, edits: Sequence[Edit], published: Mapping[int, int]) -> int | None:
+def merged_into(edits: Sequence[Edit]) -> dict[int, int]:
+    """For each cluster that was merged away, the one that its own edit names."""
+    return {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
+
+
+def home_of(cluster: int, merged: Mapping[int, int], published: Mapping[int, int]) -> int | None:
     """The cluster that one lives on as; None where it is no more.
 
-    ``published`` has, by part, the cluster that it is published as. One that was merged and has no
-    part any more lives on in what it was merged into.
+    ``merged`` is of :func:`merged_into`; ``published`` has, by part, the cluster that it is
+    published as. One that was merged and has no part any more lives on in what it was merged into.
     """
-    merged = {e.clusters[1]: e.clusters[0] for e in edits if e.action == "merge"}
     while cluster not in published and cluster in merged:
         cluster = merged[cluster]
     return published.get(cluster)

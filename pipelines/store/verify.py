@@ -17,11 +17,11 @@ from pipelines.runtime.files import exists, first_line, join, read_bytes
 from pipelines.runtime.tables import PUBLISHED
 from pipelines.store.columns import EMBEDDING, OWN_COLUMNS
 from pipelines.store.edits import (
-    Edit,
     active_edits,
     entry_of,
     home_of,
     known_edits,
+    merged_into,
     pinned_rows,
     read_applied,
     read_edits,
@@ -289,13 +289,13 @@ def _check_edits(version: Version) -> Iterator[str]:
         if (told[number]["status"] == "undone") == (number in holds):
             yield f"edit {number} is {told[number]['status']}, the journal says otherwise"
     applied = [row for row in told.values() if row["status"] == "applied"]
-    yield from _check_applied(version, applied, active)
+    yield from _check_applied(version, applied, merged_into(active))
 
 
 def _check_applied(
-    version: Version, applied: Sequence[Mapping[str, Any]], active: Sequence[Edit]
+    version: Version, applied: Sequence[Mapping[str, Any]], merged: Mapping[int, int]
 ) -> Iterator[str]:
-    """Clusters and documents are as the edits have it that were applied, of the active ones."""
+    """Clusters and documents are as the edits have it that were applied; ``merged`` by people."""
     parts, names = {}, {}
     if "centroids.parquet" in version.record.artifacts:
         rows = _rows(version, "centroids.parquet")
@@ -309,12 +309,13 @@ def _check_applied(
     cluster_of = dict(zip(*(placed[n].to_pylist() for n in ("id", "cluster_id")), strict=True))
     for row in applied:
         number, clusters, action = row["edit"], row["cluster_ids"], row["action"]
-        homes = [home_of(cluster, active, parts) for cluster in clusters]
+        homes = [home_of(cluster, merged, parts) for cluster in clusters]
+        are_one = len(homes) == 2 and homes[0] == homes[1] and homes[0] is not None
         if action == "name" and names.get(clusters[0]) != row["text"]:
             yield f"cluster {clusters[0]} is not named as edit {number} says"
-        if action == "merge" and (None in homes or homes[0] != homes[1]):
+        if action == "merge" and not are_one:
             yield f"cluster {clusters[1]} is not part of another, as edit {number} says"
-        if action == "forbid" and homes[0] == homes[1] is not None:
+        if action == "forbid" and are_one:
             yield f"clusters {clusters} are one, though edit {number} keeps them apart"
         if action == "pin" and {cluster_of[i] for i in pins[row["document_id"]]} != {*homes}:
             yield f"document {row['document_id']!r} is not where edit {number} put it"

@@ -5,7 +5,7 @@ import pytest
 
 from cluster.identity import NewClusters, identify_clusters, keep_clusters
 from pipelines.nightly.parts import OldClusters, Parts, publish_parts
-from pipelines.store.edits import Edit, home_of
+from pipelines.store.edits import Edit, home_of, merged_into
 
 PLACES = np.array([[0, 0], [10, 0], [0, 10], [10, 10], [20, 20]], np.float32)
 """Centroids that lie so far apart that each is matched with itself."""
@@ -115,8 +115,8 @@ def test_where_a_merged_cluster_has_fewer_parts_its_own_lasts(same_encoder):
     assert sorted(published.parts.part_ids.tolist())[:2] == [0, 3]
     assert published.parts.ids.tolist()[:2] == [0, 0]
     homes = published.parts.published()
-    assert home_of(2, edits, homes) == 0  # its documents are where its cluster's are
-    assert home_of(7, edits, homes) is None
+    assert home_of(2, merged_into(edits), homes) == 0  # its documents are where its cluster's are
+    assert home_of(7, merged_into(edits), homes) is None
 
 
 def test_a_merge_into_a_cluster_that_died_takes_nothing_along():
@@ -154,7 +154,9 @@ class Nights:
             gone = self.edits.pop(self.random.integers(len(self.edits)))
             parts = self.before.published()
             one, other = gone.clusters
-            applied = other in parts and parts[other] == home_of(one, [*self.edits, gone], parts)
+            applied = other in parts and parts[other] == home_of(
+                one, merged_into([*self.edits, gone]), parts
+            )
             return {other} if applied else set()
         if len(ids) > 1 and self.random.random() < 0.7:
             one, other = self.random.choice(ids, 2, replace=False).tolist()
@@ -210,7 +212,11 @@ def test_random_nights_with_merges_leave_clusters_whole(seed):
             assert cluster in parts.part_ids
         for edit in nights.edits:
             one, other = edit.clusters
-            if other in now and home_of(one, nights.edits, now) is not None and one in now:
+            if (
+                other in now
+                and home_of(one, merged_into(nights.edits), now) is not None
+                and one in now
+            ):
                 assert now[other] == now[one]
         if not undone:
             for cluster in {*nights.before.ids.tolist()}:

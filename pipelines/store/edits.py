@@ -169,6 +169,8 @@ def add_edit(store: Store, edit: Edit, done: Collection[int] = ()) -> Edit:
     """
     while True:
         edits = read_edits(store.uri)
+        if edits and len(edits) < edits[-1].number:
+            edits = read_edits(store.uri)  # a listing may miss what was made while it went on
         number = edits[-1].number + 1 if edits else 1
         require_no_conflict(replace(edit, number=0), edits, done)
         edit = replace(edit, number=number)

@@ -18,7 +18,7 @@ from pipelines.nightly.edits import broken_pairs
 from pipelines.runtime.errors import InputError
 from pipelines.store.compare import Side, compare
 from pipelines.store.config import EditConfig
-from pipelines.store.edits import edit_store, read_edits
+from pipelines.store.edits import edit_store, read_edits, require_no_conflict
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 
@@ -289,6 +289,31 @@ def test_two_people_at_once_never_overwrite_each_other(edit, store):
     assert [e.number for e in edits] == [1, 2, 3, 4, 5]
     assert sorted(e.clusters[0] for e in edits) == [0, 1, 2, 3, 4]
     assert sum(isinstance(outcome, InputError) for outcome in outcomes) == 5
+
+
+def test_an_edit_that_a_listing_missed_is_no_less_contradicted(edit, store, monkeypatch):
+    edit(name=(0, "One"))
+    edit(name=(1, "Two"))
+    every = read_edits(str(store))
+    answers = [every, every[1:], every]  # of the check beforehand, and of entering
+    monkeypatch.setattr("pipelines.store.edits.read_edits", lambda _: answers.pop(0))
+    monkeypatch.setattr("pipelines.store.edits.require_no_conflict", _after(1))
+    with pytest.raises(InputError, match="has a name already"):
+        edit(name=(0, "Other"))
+    assert not answers
+
+
+def _after(calls: int):
+    """The check of conflicts, which lets the first ``calls`` pass."""
+    left = [None] * calls
+
+    def check(*given):
+        if left:
+            left.pop()
+        else:
+            require_no_conflict(*given)
+
+    return check
 
 
 def test_the_list_of_edits_says_what_became_of_each(edit, tonight, store):

@@ -78,9 +78,9 @@ def cluster_corpus(
     """Cluster the vectors of ``config.embeddings`` into the folder ``config.output``.
 
     Goes on with what an earlier run of the same vectors and code has left there. Needs a running
-    Ray; ``record`` is the open run record, which takes what this returns, and ``namer`` asks
-    ``config.name_model`` for names. Raises :class:`InputError` for vectors or settings that cannot
-    be used.
+    Ray; ``record`` is the open run record, which takes what this returns. ``namer`` is asked for
+    names, and first of all whether it can be asked. Raises :class:`InputError` for vectors or
+    settings that cannot be used.
     """
     source = find_source(config)
     digest = digest_of(source)
@@ -88,10 +88,12 @@ def cluster_corpus(
         return done
     if config.compare is not None:
         check_comparable(config.compare)
+    if namer is not None:
+        namer.check()
     work = Work.begin(config.output, {"vectors": digest, "settings": deciding_settings(config)})
     outcome, layout = find_clusters(source, config, work)
-    if config.name_model is not None and namer is not None:
-        outcome = name_clusters(outcome, partial(namer, config.name_model))
+    if namer is not None:
+        outcome = name_clusters(outcome, namer)
     write_tables(outcome, config.output)
     encoder = join(config.embeddings, ENCODER_FILE)
     if exists(encoder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
@@ -96,6 +97,34 @@ def require_seed(seed: int) -> None:
 
 
 @dataclass(frozen=True)
+class NamingOptions:
+    """Who names clusters, whichever job does it."""
+
+    name_model: str | None = None
+    """Instruct LLM that names each cluster from its keywords and documents; none by default."""
+    name_url: str | None = None
+    """Endpoint that has --name-model, by OpenAI's chat protocol (https://HOST/v1); its key is taken
+    from OPENAI_API_KEY."""
+
+    def check_naming(self) -> None:
+        """Raise :class:`InputError` for an address that cannot be used or may hold a secret."""
+        if self.name_url is None:
+            return
+        if self.name_model is None:
+            raise InputError("--name-url needs --name-model, the name of a model at that endpoint")
+        try:
+            parts = urlsplit(self.name_url)
+            plain = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            plain = False
+        if not plain or {*"@?#"} & {*self.name_url} or any(map(str.isspace, self.name_url)):
+            raise InputError(
+                "--name-url takes an address such as https://HOST/v1, with neither user, key nor "
+                "anything after a '?'; a key is taken from the variable OPENAI_API_KEY"
+            )
+
+
+@dataclass(frozen=True)
 class VectorColumns:
     """Where vectors stand in their files."""
 
@@ -127,7 +156,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class ClusterConfig(Workers, VectorColumns, ClusterOptions):
+class ClusterConfig(Workers, VectorColumns, NamingOptions, ClusterOptions):
     """Settings of one clustering run."""
 
     embeddings: str = field(default_factory=lambda: default_output("embed_corpus"))
@@ -150,8 +179,6 @@ class ClusterConfig(Workers, VectorColumns, ClusterOptions):
     """Most clusters that 'auto' tries; 0 for the square root of the sample, 20 to 150."""
     duplicate_similarity: float = 0.98
     """Cosine from which documents are near-duplicates; 0 for no search."""
-    name_model: str | None = None
-    """Instruct LLM that names each cluster from its keywords and documents; none by default."""
     noise: bool = False
     """Give documents that belong to no dense region cluster_id -1."""
     compare: str | None = None
@@ -162,6 +189,7 @@ class ClusterConfig(Workers, VectorColumns, ClusterOptions):
     def __post_init__(self) -> None:
         self.check_options()
         self.check_workers()
+        self.check_naming()
         require_at_least_one(self, "restarts")
         if not 0 <= self.duplicate_similarity <= 1:
             raise InputError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -409,21 +409,33 @@ class Brief:
     """Beginnings of documents, central ones first."""
 
 
-def name_clusters(
-    outcome: Outcome, ask: Callable[[Sequence[Sequence[Brief]]], list[list[str | None]]]
-) -> Outcome:
-    """The outcome with names for the largest clusters of each of its levels."""
+class Namer(Protocol):
+    """Who writes names, a model; the job brings it."""
+
+    def check(self) -> None:
+        """Raise :class:`InputError` where it cannot be asked."""
+
+    def name(self, levels: Sequence[Sequence[Brief]]) -> list[list[str | None]]:
+        """A name each, no two of a level alike; None where there is none that serves."""
+
+
+def name_clusters(outcome: Outcome, namer: Namer) -> Outcome:
+    """The outcome with names for the largest clusters of each of its levels; lacking ones told."""
     largest = [
         sorted((c for c in level.clusters if c.size), key=lambda c: (-c.size, c.cluster_id))
         for level in outcome.levels
     ]
     wanted = [clusters[:MOST_NAMED] for clusters in largest]
-    answers = ask([[brief_of(cluster) for cluster in clusters] for clusters in wanted])
+    answers = namer.name([[brief_of(cluster) for cluster in clusters] for clusters in wanted])
     levels = []
     for level, clusters, given in zip(outcome.levels, wanted, answers, strict=True):
         names = {c.cluster_id: name for c, name in zip(clusters, given, strict=True)}
         named = [replace(c, name=names.get(c.cluster_id)) for c in level.clusters]
         levels.append(replace(level, clusters=named))
+    given = [name for names in answers for name in names]
+    if missing := given.count(None):
+        note = f"Clusters that got no name: {missing:,} of {len(given):,}. Keywords stand for them."
+        outcome = replace(outcome, notices=[*outcome.notices, note])
     return replace(outcome, levels=levels)
 
 
@@ -433,8 +445,3 @@ def brief_of(cluster: Description) -> Brief:
     cut = [" ".join(text[: 2 * _EXCERPT_CHARACTERS].split()) for text in texts if text]
     short = dict.fromkeys(text[:_EXCERPT_CHARACTERS] for text in cut if text)
     return Brief(cluster.keywords, list(short)[:_EXCERPTS])
-
-
-Namer = Callable[[str, Sequence[Sequence[Brief]]], list[list[str | None]]]
-"""From a model's name and the briefs of each level to a name each, no two of a level alike; None
-where the model gave none that serves."""

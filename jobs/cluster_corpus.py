@@ -4,8 +4,6 @@ Run ``python jobs/cluster_corpus.py --embeddings DIR --num-clusters 20 --label-c
 submit it to a Ray cluster with ``ray job submit --working-dir . -- python jobs/cluster_corpus.py``.
 """
 
-from collections.abc import Sequence
-
 from cluster.config import ClusterConfig
 from pipelines.runtime.command import JobResult, run_job
 from pipelines.runtime.run_record import RunRecord
@@ -14,14 +12,11 @@ from pipelines.runtime.run_record import RunRecord
 def cluster(config: ClusterConfig, record: RunRecord) -> JobResult:
     """Cluster the vectors."""
     from cluster.clustering import cluster_corpus  # slow, and --help goes without it
-    from cluster.outcome import Brief
+    from pipelines.encoder.titles import TitleWriter
 
-    def ask_model(model: str, levels: Sequence[Sequence[Brief]]) -> list[list[str | None]]:
-        from pipelines.encoder.titles import name_levels  # torch: most runs ask for no names
-
-        return name_levels(model, levels)
-
-    return cluster_corpus(config, record, namer=ask_model)
+    model = config.name_model
+    writer = None if model is None else TitleWriter(model, config.name_url)
+    return cluster_corpus(config, record, namer=writer)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@
 ``int8``                   linear layers in eight bits, rounded row by row
 ``pooling``                token states to one vector
 ``sentence_transformers``  folders of that library, in and out
-``chat``                   instruct LLMs that are asked, their reasoning cut off
+``answers``                what of an LLM's answer is neither reasoning nor preamble
+``chat``                   instruct LLMs of this machine
+``endpoint``               LLMs behind an address, by OpenAI's protocol
 ``titles``                 names for groups of documents, by an instruct LLM
 """
 

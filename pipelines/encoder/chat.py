@@ -6,14 +6,15 @@ where its chat template can say so; of what it writes, only what follows the tho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 import transformers
 
+from pipelines.encoder.answers import opens_thought, spoken_part
 from pipelines.encoder.checkpoint import (
     load_checked,
     quiet_loading,
@@ -26,26 +27,8 @@ from pipelines.encoder.sources import fetch_model, load_settings
 from pipelines.encoder.tokenization import load_tokenizer
 from pipelines.runtime.errors import InputError
 
-REFUSAL = re.compile(
-    r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
-    r"|unfortunately,? i|it is not (possible|appropriate))",
-    re.IGNORECASE,
-)
-_PREAMBLE = re.compile(
-    r"^\s*(sure|certainly|of course|here('s| is)|the rewritten text|rewritten( text)?)"
-    r"[^:\n]{0,80}:\s*",
-    re.IGNORECASE,
-)
 # Templates know either name (Qwen, GLM and SmolLM the first, Granite and DeepSeek the second).
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-_OPENING = re.compile(
-    r"<think(ing)?>|<(reasoning|thought)>|\[THINK\]|<\|begin_of_thought\|>"
-    r"|<\|channel\|>\s*analysis\s*<\|message\|>"
-)
-_CLOSING = re.compile(
-    r"</think(ing)?>|</(reasoning|thought)>|\[/THINK\]|<\|end_of_thought\|>"
-    r"|<\|channel\|>\s*final\s*<\|message\|>"
-)
 
 
 class ChatModel:
@@ -55,11 +38,7 @@ class ChatModel:
         """Raises :class:`InputError` for a model that follows no instructions."""
         self._name = name
         self._model, self._tokenizer = load_writer(name, transformers.AutoModelForCausalLM)
-        if not self._tokenizer.chat_template:
-            raise InputError(
-                f"{name} has no chat template: needed is a model that follows instructions, such "
-                "as one whose name ends in -Instruct"
-            )
+        _require_template(name, self._tokenizer)
 
     def cut(self, text: str, tokens: int) -> str:
         """The beginning of a text, of ``tokens`` tokens at most."""
@@ -108,9 +87,7 @@ class ChatModel:
 
     def _answer(self, prompt: str, raw: str) -> str | None:
         """What a model wrote after its reasoning, which the prompt may have opened already."""
-        *_, last = [None, *_OPENING.finditer(prompt)]
-        opened = last is not None and not prompt[last.end() :].strip()
-        answer = spoken_part(f"<think>{raw}" if opened else raw)
+        answer = spoken_part(f"<think>{raw}" if opens_thought(prompt) else raw)
         if answer is None:
             return None
         for token in self._tokenizer.all_special_tokens:
@@ -118,14 +95,17 @@ class ChatModel:
         return answer
 
 
-def spoken_part(answer: str) -> str | None:
-    """What follows the last closing mark of reasoning, None where reasoning is all there is."""
-    *_, closing = [None, *_CLOSING.finditer(answer)]
-    rest = answer if closing is None else answer[closing.end() :]
-    opening = _OPENING.search(rest)
-    rest = rest if opening is None else rest[: opening.start()]
-    reasoned = closing is not None or opening is not None
-    return None if reasoned and not any(map(str.isalnum, rest)) else rest
+def require_instructed(name: str) -> None:
+    """Raise :class:`InputError` for a model that follows no instructions; no weights are loaded."""
+    _require_template(name, _find_writer(name, transformers.AutoModelForCausalLM)[1])
+
+
+def _require_template(name: str, tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{name} has no chat template: needed is a model that follows instructions, such as "
+            "one whose name ends in -Instruct"
+        )
 
 
 def load_writer(name: str, kind: Any) -> tuple[Any, Any]:
@@ -138,6 +118,25 @@ def load_writer(name: str, kind: Any) -> tuple[Any, Any]:
     Raises:
         InputError: a model of another kind, and one that cannot be loaded whole.
     """
+    folder, tokenizer = _find_writer(name, kind)
+    device = resolve_device("auto")
+    dtype, method = getattr(torch, resolve_dtype("auto", str(device))), quantization(folder)
+    options = {"dtype": dtype, **plain_options(method)}
+    with quiet_loading(), without_adapter(folder) as plain:
+        model, missing, unread = load_checked(kind, plain, folder, options, False)
+    if missing:
+        raise InputError(
+            f"the weights in {folder} lack {min(missing)}, without which {name} writes at random: "
+            "fetch the model again"
+        )
+    if kind is transformers.AutoModelForCausalLM:
+        refuse_unread(model.base_model, unread, folder)
+    model = made_plain(model, method, dtype)
+    return model.eval().to(device), tokenizer
+
+
+def _find_writer(name: str, kind: Any) -> tuple[Path, Any]:
+    """The folder of a model of that kind, and its tokenizer, which pads on the left."""
     folder = fetch_model(name).folder
     writes = kind is transformers.AutoModelForCausalLM
     known = (
@@ -153,25 +152,4 @@ def load_writer(name: str, kind: Any) -> tuple[Any, Any]:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    device = resolve_device("auto")
-    dtype, method = getattr(torch, resolve_dtype("auto", str(device))), quantization(folder)
-    options = {"dtype": dtype, **plain_options(method)}
-    with quiet_loading(), without_adapter(folder) as plain:
-        model, missing, unread = load_checked(kind, plain, folder, options, False)
-    if missing:
-        raise InputError(
-            f"the weights in {folder} lack {min(missing)}, without which {name} writes at random: "
-            "fetch the model again"
-        )
-    if writes:
-        refuse_unread(model.base_model, unread, folder)
-    model = made_plain(model, method, dtype)
-    return model.eval().to(device), tokenizer
-
-
-def clean_answer(answer: str) -> str:
-    """An answer without the sentence that announces it and without quotes around it."""
-    text = _PREAMBLE.sub("", answer).strip()
-    if len(text) > 1 and text[0] in "\"'“«" and text[-1] in "\"'”»":
-        text = text[1:-1].strip()
-    return text
+    return folder, tokenizer

@@ -243,8 +243,7 @@ def _identify(
     outcome = describe_published(outcome, published, by_keywords)
     given = names_given(edits)
     titles = write_titles(
-        config.name_model, outcome.levels[-1].clusters, {} if earlier is None else earlier.titles,
-        given,
+        config, outcome.levels[-1].clusters, {} if earlier is None else earlier.titles, given
     )  # fmt: skip
     called = titles | given
     names = [called.get(i, name) for i, name in zip(ids, by_keywords, strict=True)]

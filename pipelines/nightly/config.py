@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from cluster.config import DECIDES_CLUSTERS, ClusterOptions, Words
+from cluster.config import DECIDES_CLUSTERS, ClusterOptions, NamingOptions, Words
 from pipelines.corpus.files import CorpusOptions
 from pipelines.corpus.passages import PASSAGE_COLUMNS, PassageOptions
 from pipelines.embedding.config import ActorOptions, EmbedConfig
@@ -33,7 +33,9 @@ def decides_clusters() -> set[str]:
 
 
 @dataclass(frozen=True)
-class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, EncoderConfig):
+class NightConfig(
+    CorpusOptions, PassageOptions, ClusterOptions, NamingOptions, ActorOptions, EncoderConfig
+):
     """Bring a store up to date with its corpus, and publish the result if nothing is wrong."""
 
     corpus: str = ""
@@ -89,9 +91,6 @@ class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, E
     percent of the documents that changed, 1 to 25."""
     label_column: str | None = field(default=None, metadata=DECIDES_CLUSTERS)
     """Column of known labels to score against; carried along."""
-    name_model: str | None = None
-    """Instruct LLM that names clusters from their keywords and documents; a name is kept while its
-    cluster lives, also in nights without this."""
     map_method: Literal["pca", "tsne"] = "pca"
     """How the report's map is made: pca is quick and moves little from night to night."""
     max_deleted: float = 0.2
@@ -147,6 +146,7 @@ class NightConfig(CorpusOptions, PassageOptions, ClusterOptions, ActorOptions, E
                 f"num_clusters is {self.num_clusters!r}; a night takes one number, or auto"
             )
         self.check_options()
+        self.check_naming()
         self.check_reading()
         self.check_passages()
         unknown = sorted(set(self.accept) - set(get_args(CheckName)))

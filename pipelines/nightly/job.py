@@ -60,7 +60,7 @@ from pipelines.nightly.reuse import (
     find_leftovers,
     night_folder,
 )
-from pipelines.nightly.titles import TITLES
+from pipelines.nightly.titles import TITLES, check_writer
 from pipelines.nightly.version_files import scores_of, stored_counts, write_artifacts
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
@@ -152,6 +152,7 @@ def run_night(
     record.counts.update(compared.counts)
     if base is not None and compared.is_empty and is_settled(config, edits, base, encoder[1]):
         return leave(config, store, record, steps, base)
+    check_writer(config, base)
     steps.begin(3)
     if config.max_embed_hours or (base is not None and not before.same_encoder):
         log.info("disk: %s", compared.disk(config.store))

@@ -340,11 +340,13 @@ def _waiting_is_told(path: str) -> Iterator[None]:
         timer.cancel()
 
 
-def in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """``function`` of every item, in order, several at a time: for many small requests."""
+def in_threads(
+    function: Callable[[Item], Result], items: list[Item], *, at_once: int = _PARALLEL_REQUESTS
+) -> list[Result]:
+    """``function`` of every item, in order, ``at_once`` at a time: for many small requests."""
     if len(items) < 2:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(function, items))
 
 

@@ -29,7 +29,7 @@ from pipelines.corpus.files import (
     listing_of,
 )
 from pipelines.corpus.readers import inspect_files
-from pipelines.encoder.chat import clean_answer
+from pipelines.encoder.answers import clean_answer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import join, make_folder, remove_folder, shoal_home, write_table

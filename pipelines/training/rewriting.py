@@ -18,7 +18,8 @@ import torch
 import transformers
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from pipelines.encoder.chat import REFUSAL, ChatModel, load_writer
+from pipelines.encoder.answers import REFUSAL
+from pipelines.encoder.chat import ChatModel, load_writer
 from pipelines.training.config import PairsConfig
 
 _LEAST_CERTAINTY = 0.9

@@ -478,12 +478,16 @@ def test_clusters_are_named_where_a_model_is_given(tmp_path):
     write_corpus(tmp_path / "in")
     asked = []
 
-    def namer(model, levels):
-        asked.extend(brief for briefs in levels for brief in briefs)
-        return [[f"{model}: <i>{b.keywords[0]}</i>" for b in briefs] for briefs in levels]
+    class Namer:
+        def check(self):
+            assert not (tmp_path / "out").exists()
+
+        def name(self, levels):
+            asked.extend(brief for briefs in levels for brief in briefs)
+            return [[f"some-llm: <i>{b.keywords[0]}</i>" for b in briefs] for briefs in levels]
 
     config = config_of(tmp_path, name_model="some-llm", num_clusters="2,3")
-    cluster_corpus(config, namer=namer)
+    assert "got no name" not in str(cluster_corpus(config, namer=Namer()).summary)
     coarse = pq.read_table(tmp_path / "out" / "clusters_2.parquet").to_pylist()
     assert all(row["name"].startswith("some-llm: <i>") for row in coarse)
     clusters = pq.read_table(tmp_path / "out" / "clusters.parquet").to_pylist()
@@ -494,7 +498,53 @@ def test_clusters_are_named_where_a_model_is_given(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "some-llm: &lt;i&gt;" in page and "some-llm: <i>" not in page
     with pytest.raises(InputError, match="--name-model names clusters by their texts"):
-        cluster_corpus(config_of(tmp_path, name_model="x", text_column="body"), namer=namer)
+        cluster_corpus(config_of(tmp_path, name_model="x", text_column="body"), namer=Namer())
+
+
+def test_a_writer_that_cannot_be_asked_stops_the_job_and_one_that_falls_silent_does_not(tmp_path):
+    write_corpus(tmp_path / "in")
+
+    class Namer:
+        def check(self):
+            raise InputError("nobody answers")
+
+        def name(self, levels):
+            return [[None] * (len(briefs) - 1) + ["Goals"] for briefs in levels]
+
+    config = config_of(tmp_path, name_model="some-llm", num_clusters="3")
+    with pytest.raises(InputError, match="nobody answers"):
+        cluster_corpus(config, namer=Namer())
+    assert not (tmp_path / "out").exists()
+    Namer.check = lambda self: None
+    result = cluster_corpus(config, namer=Namer())
+    assert "Clusters that got no name: 2 of 3. Keywords stand for them." in result.summary.values()
+    clusters = pq.read_table(tmp_path / "out" / "clusters.parquet").to_pylist()
+    assert sorted(row["name"] or "" for row in clusters) == ["", "", "Goals"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "llm.example/v1",
+        "ftp://llm.example/v1",
+        "http:///v1",
+        "http://[::1/v1",
+        "https://ann:sk-secret@llm.example/v1",
+        "https://llm.example/v1?key=sk-secret",
+        "https://llm.example/v1#sk-secret",
+        "https://llm.example/v1 ",
+    ],
+)
+def test_an_address_that_is_none_or_holds_a_secret_is_refused_unrepeated(url):
+    with pytest.raises(InputError, match="--name-url takes an address") as found:
+        ClusterConfig(name_model="m", name_url=url)
+    assert "secret" not in str(found.value)
+
+
+def test_an_endpoint_needs_the_name_of_its_model():
+    ClusterConfig(name_model="m", name_url="https://llm.example/v1")
+    with pytest.raises(InputError, match="--name-url needs --name-model"):
+        ClusterConfig(name_url="https://llm.example/v1")
 
 
 def test_a_config_survives_its_own_record(tmp_path):

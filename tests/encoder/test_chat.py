@@ -6,7 +6,8 @@ import torch
 import transformers
 from tiny_models import scripted_model, tiny_adapter, tiny_model
 
-from pipelines.encoder.chat import ChatModel, load_writer, spoken_part
+from pipelines.encoder.answers import spoken_part
+from pipelines.encoder.chat import ChatModel, load_writer
 from pipelines.runtime.errors import InputError
 
 SAYS = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

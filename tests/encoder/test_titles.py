@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.encoder.titles import GroupNamer, prompt_of, title_of
+from pipelines.encoder.titles import LocalChat, TitleWriter, name_groups, prompt_of, title_of
 from pipelines.runtime.errors import InputError
 
 
@@ -34,9 +34,15 @@ def test_the_question_holds_keywords_and_excerpts():
     assert "orbit, moon" in question and "- The probe landed." in question
 
 
-def test_a_model_without_chat_template_is_refused(tiny_model_folder):
+def test_a_model_without_chat_template_is_refused_before_its_weights_are_read(
+    tiny_model_folder, monkeypatch
+):
     with pytest.raises(InputError, match="no chat template"):
-        GroupNamer(str(tiny_model_folder))
+        LocalChat(str(tiny_model_folder))
+    monkeypatch.setattr("pipelines.encoder.titles._on_worker", lambda ask, *given: ask(*given))
+    monkeypatch.setattr("pipelines.encoder.chat.load_checked", None)
+    with pytest.raises(InputError, match="no chat template"):
+        TitleWriter(str(tiny_model_folder)).check()
 
 
 def test_a_group_gets_the_same_name_in_any_company(tmp_path):
@@ -46,10 +52,10 @@ def test_a_group_gets_the_same_name_in_any_company(tmp_path):
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m['content'] }}{% endfor %}\n"
     )
-    namer = GroupNamer(str(folder))
+    chat = LocalChat(str(folder))
     groups = [SimpleNamespace(keywords=[word], texts=[word * 9]) for word in ("red", "blue", "sky")]
-    together = namer.name(groups)
-    assert [namer.name([group])[0] for group in groups] == together
+    together = name_groups(chat, groups)
+    assert [name_groups(chat, [group])[0] for group in groups] == together
 
 
 class ScriptedChat:
@@ -59,10 +65,7 @@ class ScriptedChat:
         self.answers = answers
         self.questions = []
 
-    def cut(self, text, tokens):
-        return text
-
-    def ask(self, questions, *, most_tokens):
+    def answer(self, questions):
         self.questions += questions
         return [next(a for word, a in self.answers.items() if word in q) for q in questions]
 
@@ -74,14 +77,13 @@ def test_groups_of_one_level_have_distinct_names():
         "orbit": "Space flight", "lunar": "Space flight", "engine": "Cars", "brakes": "Cars",
         "silence": None,
     }  # fmt: skip
-    namer = GroupNamer.__new__(GroupNamer)
-    namer._chat = ScriptedChat(answers)
+    chat = ScriptedChat(answers)
     words = ["orbit", "lunar", "engine", "brakes", "silence"]
     groups = [SimpleNamespace(keywords=[word], texts=["A text."]) for word in words]
-    assert namer.name(groups) == ["Space flight", "Moon landings", "Cars", None, None]
-    asked_again = namer._chat.questions[2]
+    assert name_groups(chat, groups) == ["Space flight", "Moon landings", "Cars", None, None]
+    asked_again = chat.questions[5]
     assert "Another group, about orbit," in asked_again and "Keywords: lunar" in asked_again
-    assert namer.name(groups[:1]) == ["Space flight"]
+    assert name_groups(chat, groups[:1]) == ["Space flight"]
     taken = {"SPACE FLIGHT": groups[4]}
-    assert namer.name(groups[1:2], taken) == ["Moon landings"]
-    assert "Another group, about silence," in namer._chat.questions[-1]
+    assert name_groups(chat, groups[1:2], taken) == ["Moon landings"]
+    assert "Another group, about silence," in chat.questions[-1]

@@ -3,8 +3,13 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chat_server import chat_server
 from nights import lineage_of, rows_of, text_of
+from ports import free_port
 
+from pipelines.encoder import endpoint
+from pipelines.encoder.titles import TitleWriter
+from pipelines.runtime.errors import InputError
 from pipelines.store.config import EditConfig
 from pipelines.store.edits import edit_store
 from pipelines.store.store import Store
@@ -18,13 +23,14 @@ def asked(monkeypatch):
     """The groups that the model was asked to name, one list a question."""
     questions = []
 
-    def answer(model, levels, *, taken=None):
+    def answer(writer, levels, *, taken=None):
         (groups,) = levels
-        questions.append((model, list(groups), dict(taken or {})))
+        questions.append((writer.model, list(groups), dict(taken or {})))
         start = sum(len(groups) for _, groups, _ in questions[:-1])
         return [[f"Title {start + place}" for place in range(len(groups))]]
 
-    monkeypatch.setattr("pipelines.encoder.titles.name_levels", answer)
+    monkeypatch.setattr(TitleWriter, "check", lambda writer: None)
+    monkeypatch.setattr(TitleWriter, "name", answer)
     return questions
 
 
@@ -76,11 +82,11 @@ def test_a_night_that_has_its_titles_has_nothing_to_do(asked, tonight, store):
 def test_a_model_that_finds_no_name_is_not_asked_again_where_nothing_changed(
     asked, monkeypatch, tonight, store
 ):
-    def nothing(model, levels, *, taken=None):
+    def nothing(writer, levels, *, taken=None):
         asked.append(levels)
         return [[None] * len(groups) for groups in levels]
 
-    monkeypatch.setattr("pipelines.encoder.titles.name_levels", nothing)
+    monkeypatch.setattr(TitleWriter, "name", nothing)
     before = names_of(store)
     tonight(corpus(), name_model="writer")
     version = Store.open(str(store)).version().number
@@ -104,3 +110,34 @@ def test_a_new_cluster_is_asked_for_beside_the_names_that_are_taken(asked, tonig
     assert set(taken) == {*before.values(), "Billing"} - {before[other]}
     (born,) = set(names_of(store)) - set(before)
     assert names_of(store) == {**before, other: "Billing", born: "Title 5"}
+
+
+def test_an_endpoint_names_clusters_and_stops_no_later_night(
+    monkeypatch, caplog, tonight, store, tmp_path
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wJalrXUtnFEMI")
+    monkeypatch.setattr(endpoint, "BACKOFF_SECONDS", 0)
+    dead = {"name_model": "writer", "name_url": f"http://127.0.0.1:{free_port()}/v1"}
+    version = Store.open(str(store)).version().number
+    with pytest.raises(InputError, match="was not reached"):
+        tonight(corpus(), **dead)
+    assert Store.open(str(store)).version().number == version
+
+    with chat_server(lambda body: f"Title {len(server.requests)}") as server:
+        tonight(corpus(), name_model="writer", name_url=server.url)
+    titled = names_of(store)
+    assert len({*titled.values()}) == len(titled) == 5
+    assert all(name.startswith("Title ") for name in titled.values())
+    assert all(body["model"] == "writer" for body in server.requests)
+
+    texts = corpus() | {n: text_of(n, "a", 7) for n in range(0, 200, 10)}
+    tonight(texts, max_drift=1.0, **dead)
+    divided = {r["cluster_id"] for r in rows_of(store).values() if r["text"].startswith("a")}.pop()
+    edit_store(EditConfig(store=str(store), split=divided, who="ann"))
+    assert "got no name" not in caplog.text
+    assert not tonight(texts, accept=("score",), **dead).refusals
+    (born,) = set(names_of(store)) - set(titled)
+    assert names_of(store).items() >= titled.items() and names_of(store)[born]
+    assert "was not reached" in caplog.text and "1 of 1 new clusters got no name" in caplog.text
+    secrets = [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-wJal" in p.read_bytes()]
+    assert secrets == [] and "sk-wJal" not in caplog.text

@@ -13,7 +13,7 @@ from deltalake import write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.encoder.titles import clean_answer
+from pipelines.encoder.answers import clean_answer
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 from pipelines.training.batches import (

@@ -23,7 +23,7 @@ from cluster.census import (
 )
 from cluster.comparison import check_comparable, compare, comparison_section
 from cluster.config import AssignConfig, ClusterConfig, Workers
-from cluster.document_map import MapLayout, join_maps, lay_out
+from cluster.document_map import MAP_FILE, MapLayout, join_maps, lay_out, measure_density
 from cluster.duplicate_search import Part, SearchPlan, take_rows
 from cluster.hierarchy import Nesting, divide, nest
 from cluster.kmeans import (
@@ -102,7 +102,8 @@ def cluster_corpus(
     if config.compare is not None:
         compared = compare(config.output, len(outcome.clusters), config.compare)
         changes = comparison_section(compared, outcome.clusters)
-    report = build_report(outcome, asdict(config), layout, changes=changes)
+    density = measure_density(join(config.output, MAP_FILE), layout.points)
+    report = build_report(outcome, asdict(config), layout, changes=changes, density=density)
     page = join(config.output, "report.html")
     write_bytes(page, render_report(report).encode())
     result = JobResult(
@@ -404,7 +405,7 @@ def assign_corpus(
     written = {f"{shard.name}.parquet" for shard in source.shards}
     remove_stale(folder, ASSIGNMENTS, written)
     parts = [join(map_folder, f"{shard.name}.parquet") for shard in source.shards]
-    join_maps(parts, join(config.output, "map.parquet"))
+    join_maps(parts, join(config.output, MAP_FILE))
     return census
 
 

@@ -18,6 +18,7 @@ from cluster.assign import NearestCentroids
 from cluster.distances import squared_distances_to
 from pipelines.runtime.files import atomic_output, open_filesystem
 
+MAP_FILE = "map.parquet"
 _NEIGHBOURS_FROM = 20
 """Documents below which neighbourhoods mean little and a linear map is used."""
 _PERPLEXITY = 30
@@ -131,6 +132,54 @@ def join_maps(parts: Sequence[str], path: str) -> None:
                 file = pq.ParquetFile(source)
                 for group in range(file.num_row_groups):
                     write(file.read_row_group(group))
+
+
+_GRID = 96
+
+
+@dataclass(frozen=True)
+class Density:
+    """How many of all documents lie in each square of a grid over the map."""
+
+    counts: np.ndarray
+    """int64 (rows, columns), at most 96 of each, from the bottom left."""
+    left: float
+    bottom: float
+    side: float
+    """Of a square, in units of the map."""
+
+    @classmethod
+    def over(cls, points: np.ndarray) -> Density:
+        """An empty grid over ``points``, float32 (m, 2), m > 0: those that were laid out.
+
+        All other documents lie between them, as :class:`MapPlaces` has it.
+        """
+        low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
+        side = float((high - low).max()) / _GRID or 1.0
+        columns, rows = np.clip(np.ceil((high - low) / side), 1, _GRID).astype(int)
+        return cls(np.zeros((rows, columns), dtype=np.int64), float(low[0]), float(low[1]), side)
+
+    def add(self, points: np.ndarray) -> None:
+        """Count ``points``, float32 (n, 2); the sum does not depend on how they are divided."""
+        start = np.array([self.left, self.bottom])
+        last = np.array(self.counts.shape)[::-1] - 1
+        columns, rows = np.clip(((points - start) / self.side).astype(np.int64), 0, last).T
+        np.add.at(self.counts, (rows, columns), 1)
+
+
+def map_batches(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """``map.parquet`` in its order, a batch at a time."""
+    filesystem, inner = open_filesystem(path)
+    with filesystem.open_input_file(inner) as source:
+        yield from pq.ParquetFile(source).iter_batches(columns=list(columns))
+
+
+def measure_density(path: str, points: np.ndarray) -> Density:
+    """Where the documents of ``map.parquet`` lie; ``points``, float32 (m, 2), were laid out."""
+    density = Density.over(points)
+    for batch in map_batches(path, ("x", "y")):
+        density.add(np.column_stack([batch.column(name).to_numpy() for name in ("x", "y")]))
+    return density
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ def render_page(judged: Judged) -> str:
     rows = judged.curve.to_pylist()
     return render_template(
         "duplicate_report",
+        ["duplicate_report"],
         title=f"Near-duplicates of {name}",
         lead=_lead(judged),
         figures=_figures(judged),

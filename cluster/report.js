@@ -1,28 +1,11 @@
 "use strict";
-/* One page's behaviour: charts by Vega-Lite, a table that searches and sorts, a detail panel.
+/* One page's behaviour: the map, charts by Vega-Lite, a table that searches and sorts, a detail panel.
    Texts enter the page through textContent only. */
 (() => {
   const data = JSON.parse(document.getElementById("report-data").textContent);
   const byId = new Map(data.clusters.map((cluster) => [cluster.id, cluster]));
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const SHAPES = ["circle", "triangle-up", "square", "diamond"];
-  const PATHS = {
-    "circle": "M7 1a6 6 0 1 0 0 12a6 6 0 1 0 0-12z",
-    "triangle-up": "M7 1L13.5 13H.5z",
-    "square": "M2 2h10v10H2z",
-    "diamond": "M7 0L13 7L7 14L1 7z",
-  };
-  // Eight hues after Okabe and Ito that people with colour-blindness tell apart; shapes multiply them.
-  const HUES = {
-    light: ["#0072b2", "#e08a00", "#009e73", "#cc5fa0", "#c24400", "#3fa9e0", "#7a4fa3", "#8a8a1f"],
-    dark: ["#4aa3df", "#f0a830", "#2fc79a", "#e58cc0", "#ff7f50", "#8fd3ff", "#b592e0", "#c9c95a"],
-  };
-  // Noise, -1, is grey and small.
-  const hue = (id) => id < 0 ? "#8c8c8c" : HUES[dark.matches ? "dark" : "light"][id % 8];
-  const shape = (id) => id < 0 ? "circle" : SHAPES[Math.floor(id / 8) % SHAPES.length];
   const number = new Intl.NumberFormat("en");
-  let selected = -1;
-  let mapView = null;
+  let map = null;
 
   function element(tag, className, text) {
     const made = document.createElement(tag);
@@ -31,16 +14,7 @@
     return made;
   }
 
-  function drawMark(holder) {
-    const id = Number(holder.dataset.cluster);
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("viewBox", "0 0 14 14");
-    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    path.setAttribute("d", PATHS[shape(id)]);
-    path.setAttribute("fill", hue(id));
-    svg.append(path);
-    holder.replaceChildren(svg);
-  }
+  const drawMark = (holder) => Marks.draw(holder, Marks.ofCluster(Number(holder.dataset.cluster)));
 
   function markOf(id) {
     const mark = element("span", "mark");
@@ -79,6 +53,13 @@
     }
     children.push(...documentList("Nearest to the centre", cluster.central));
     children.push(...documentList("Showing its breadth", cluster.diverse));
+    const there = data.map.cluster.flatMap((c, place) => c === id ? [place] : []);
+    if (there.length) {
+      const button = element("button", "quiet pick", `Select its ${number.format(there.length)} documents on the map`);
+      button.type = "button";
+      button.addEventListener("click", () => map.select(there));
+      children.push(button);
+    }
     if (!cluster.size) children.push(element("p", "hint", "No document lies nearest to this centroid."));
     panel.replaceChildren(...children);
     panel.scrollTop = 0;
@@ -86,14 +67,13 @@
   }
 
   function select(id, highlight) {
-    selected = highlight ? id : -1;
     for (const row of document.querySelectorAll("#cluster-table tbody tr")) {
       const isIt = highlight && Number(row.dataset.id) === id;
       row.classList.toggle("selected", isIt);
       row.querySelector(".open").setAttribute("aria-pressed", String(isIt));
     }
     if (id >= 0) showDetail(id);
-    if (mapView) mapView.signal("selected", selected).run();
+    map.light(highlight ? id : -1);
   }
 
   /* Table: rows come escaped from the page itself; here they are only hidden, shown and ordered. */
@@ -151,7 +131,6 @@
       axis: { labelColor: read("--soft"), titleColor: read("--soft"), gridColor: read("--line"), domainColor: read("--line"), tickColor: read("--line"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
       legend: { labelColor: read("--soft"), titleColor: read("--soft"), titleFontWeight: "normal" },
       header: { labelColor: read("--ink"), titleColor: read("--soft"), labelFontSize: 12 },
-      text: { color: read("--ink") },
       accent: read("--accent"), quiet: read("--quiet"), ground: read("--card"),
     };
   }
@@ -161,37 +140,89 @@
     return vegaEmbed(`#${id}`, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", ...spec, config }, { actions: false, renderer: "canvas" });
   }
 
-  async function drawMap() {
-    const { x, y, cluster, text, id, levels } = data.map;
-    const chosen = document.getElementById("level");
-    const level = levels.length ? levels[chosen ? Number(chosen.value) : levels.length - 1] : { cluster, labels: [] };
-    const colors = theme();
-    const values = x.map((_, i) => ({ x: x[i], y: y[i], c: cluster[i], t: text[i], id: id[i], color: hue(level.cluster[i]), shape: shape(level.cluster[i]), k: cluster[i] < 0 ? "noise: in no dense region" : (byId.get(cluster[i]) || { keywords: [] }).keywords.slice(0, 4).join(", ") }));
-    const holder = document.getElementById("map");
-    const axis = { axis: null, scale: { zero: false, nice: false, padding: 12 } };
-    const lit = "selected < 0 || datum.c == selected";
-    const result = await embed("map", {
-      width: holder.clientWidth, height: holder.clientHeight, autosize: { type: "fit", contains: "padding" }, padding: 0,
-      params: [{ name: "selected", value: selected }],
-      layer: [{
-      data: { values },
-      params: [{ name: "zoom", select: { type: "interval", zoom: "wheel![event.shiftKey]" }, bind: "scales" }],
-      mark: { type: "point", filled: true, cursor: "pointer", strokeWidth: 0 },
-      encoding: {
-        x: { field: "x", type: "quantitative", ...axis }, y: { field: "y", type: "quantitative", ...axis },
-        color: { field: "color", type: "nominal", scale: null }, shape: { field: "shape", type: "nominal", scale: null },
-        opacity: { condition: [{ test: "datum.c < 0 && selected < 0", value: 0.35 }, { test: lit, value: 0.8 }], value: 0.07 },
-        size: { condition: { test: `datum.c >= 0 && (${lit})`, value: values.length > 1500 ? 26 : 42 }, value: 18 },
-        tooltip: [{ field: "c", title: "Cluster" }, ...(data.hasTexts ? [{ field: "k", title: "About" }, { field: "t", title: "Text" }] : []), { field: "id", title: "Id" }],
-      } }, ...(level.labels.length ? ["halo", "ink"] : []).map((part) => ({
-      data: { values: level.labels },
-      mark: { type: "text", fontSize: 12, fontWeight: 600, clip: true, tooltip: null, ...(part === "halo" ? { stroke: colors.ground, strokeWidth: 4, strokeJoin: "round", color: colors.ground } : { color: colors.text.color }) },
-      encoding: { x: { field: "x", type: "quantitative", ...axis }, y: { field: "y", type: "quantitative", ...axis }, text: { field: "t" } },
-      }))],
+  /* The map, its tools, what was selected on it, and the same in words. */
+  const SHOWN_PICKS = 30;
+
+  function aboutPoint(place) {
+    const { id, cluster, text } = data.map;
+    const known = byId.get(cluster[place]);
+    const about = known ? known.name || known.keywords.slice(0, 4).join(", ") : "";
+    const where = cluster[place] < 0 ? "Noise: in no dense region" : `Cluster ${cluster[place]}${about && `: ${about}`}`;
+    return [where, ...(text[place] ? [text[place]] : []), `id ${id[place]}`];
+  }
+
+  function showPicked(places) {
+    const { id, cluster, text, cut } = data.map;
+    const long = new Set(cut);
+    const whole = places.filter((place) => !long.has(place));
+    document.getElementById("picked").hidden = !places.length;
+    const left = places.length - whole.length;
+    document.getElementById("picked-count").textContent = `${number.format(places.length)} of ${number.format(id.length)} documents on the map are selected.${
+      left ? ` ${number.format(left)} have ids too long for this page, which map.parquet has.` : ""}`;
+    document.getElementById("picked-ids").value = whole.map((place) => id[place]).join("\n");
+    document.getElementById("copied").textContent = "";
+    document.getElementById("picked-list").replaceChildren(...places.slice(0, SHOWN_PICKS).map((place) => {
+      const item = element("li");
+      if (text[place]) item.append(element("p", "", text[place]));
+      item.append(element("p", "hint", `id ${id[place]} · ${cluster[place] < 0 ? "noise" : `cluster ${cluster[place]}`}`));
+      return item;
+    }), ...(places.length > SHOWN_PICKS ? [element("li", "hint", `and ${number.format(places.length - SHOWN_PICKS)} more`)] : []));
+  }
+
+  async function copyPicked() {
+    const ids = document.getElementById("picked-ids");
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(ids.value);
+    } catch {
+      ids.select();
+      done = document.execCommand("copy");
+    }
+    document.getElementById("copied").textContent = done ? "Copied." : "Not copied: select the ids and copy them by hand.";
+  }
+
+  function showView(place, inView) {
+    const { levels, id } = data.map;
+    const level = levels.length > 1 ? `${number.format(levels[place].clusters)} clusters; ` : "";
+    document.getElementById("map-status").textContent = `${level}${number.format(inView)} of ${number.format(id.length)} points in view`;
+    document.getElementById("map-words").replaceChildren(...wordsOf(levels[place]));
+  }
+
+  /* What the map shows of a level, for those who do not see it. */
+  function wordsOf(level) {
+    if (!level) return [];
+    const { x, y } = data.map;
+    const [left, right, bottom, top] = [Math.min(...x), Math.max(...x), Math.min(...y), Math.max(...y)];
+    const third = (value, low, high, names) => names[Math.min(2, Math.floor(3 * (value - low) / (high - low || 1)))];
+    return level.labels.map((label) => {
+      const others = level.labels.filter((other) => other !== label)
+        .sort((a, b) => Math.hypot(a.x - label.x, a.y - label.y) - Math.hypot(b.x - label.x, b.y - label.y));
+      const where = `${third(label.y, bottom, top, ["bottom", "middle", "top"])} ${third(label.x, left, right, ["left", "centre", "right"])}`;
+      const row = element("tr");
+      for (const cell of [label.t, number.format(label.n), where, others.slice(0, 3).map((other) => other.t).join("; ")]) row.append(element("td", "", cell));
+      return row;
     });
-    mapView = result.view;
-    holder.__view = mapView;
-    mapView.addEventListener("click", (event, item) => { if (item && item.datum && item.datum.c >= 0) select(item.datum.c, true); });
+  }
+
+  function setUpMap() {
+    const holder = document.getElementById("map");
+    map = createMap(holder, data.map, {
+      about: aboutPoint, onSelect: showPicked, onView: showView,
+      onPick: (cluster) => { if (cluster >= 0) select(cluster, true); },
+    });
+    holder.map = map;
+    const on = (id, what) => document.getElementById(id).addEventListener("click", what);
+    on("zoom-in", () => map.zoomBy(1.5));
+    on("zoom-out", () => map.zoomBy(1 / 1.5));
+    on("zoom-whole", () => map.whole());
+    on("copy", copyPicked);
+    on("unpick", () => map.select([]));
+    on("lasso", (event) => {
+      const pressed = event.currentTarget.getAttribute("aria-pressed") !== "true";
+      event.currentTarget.setAttribute("aria-pressed", String(pressed));
+      map.useLasso(pressed);
+    });
+    document.getElementById("level")?.addEventListener("change", (event) => map.show(event.target.value === "zoom" ? null : Number(event.target.value)));
   }
 
   function drawSizes() {
@@ -248,15 +279,16 @@
 
   async function draw() {
     document.querySelectorAll(".mark").forEach(drawMark);
-    await Promise.all([drawMap(), drawSizes(), drawCurve(), drawConfusion()]);
+    map.draw();
+    await Promise.all([drawSizes(), drawCurve(), drawConfusion()]);
     document.documentElement.dataset.ready = "true";
   }
 
   setUpTable();
-  document.getElementById("level")?.addEventListener("change", drawMap);
+  setUpMap();
   showDetail(data.clusters[0].id);
   draw();
-  dark.addEventListener("change", draw);
+  Marks.dark.addEventListener("change", draw);
   let waiting = 0;
   window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(draw, 200); });
 })();

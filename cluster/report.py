@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.describe import Description
-from cluster.document_map import MapLayout
+from cluster.document_map import Density, MapLayout
 from cluster.metrics import LABEL_SCORES, MEANINGS
 from cluster.outcome import Level, Outcome, noise_in_words
 from cluster.report_data import (
+    MAP_POINTS,
     Changes,
     Listing,
     MapLevel,
@@ -33,6 +35,7 @@ from pipelines.runtime.files import shoal_home, write_bytes
 log = logging.getLogger(__name__)
 
 _LISTED = 40
+_MAP_LEVELS = 8
 
 
 def build_report(
@@ -41,11 +44,13 @@ def build_report(
     layout: MapLayout,
     *,
     changes: Changes | None = None,
+    density: Density | None = None,
 ) -> Report:
     """The content of ``report.html``; ``settings`` are shown as they are.
 
-    ``layout`` is that of the first documents of the outcome's sample.
+    ``layout`` is that of the first documents of the outcome's sample, ``density`` that of all.
     """
+    layout = replace(layout, points=layout.points[:MAP_POINTS])
     documents = outcome.documents.head(len(layout.points))
     texts = documents.texts.to_pylist() if documents.texts is not None else None
     mapped = MappedDocuments(
@@ -53,7 +58,8 @@ def build_report(
         outcome.levels[-1].cluster_ids[: len(documents)],
         documents.ids.to_pylist(),
         texts,
-        [_map_level(level, len(documents)) for level in outcome.levels],
+        [_map_level(level, len(documents)) for level in _spread(outcome.levels)],
+        density if outcome.scan.rows > len(documents) else None,
     )
     name = str(settings["embeddings"]).rstrip("/").rsplit("/", 1)[-1]
     return Report(
@@ -73,6 +79,12 @@ def build_report(
         ids=outcome.ids,
         changes=changes,
     )
+
+
+def _spread(levels: Sequence[Level]) -> list[Level]:
+    """At most eight, the coarsest and the finest among them."""
+    places = np.linspace(0, len(levels) - 1, min(_MAP_LEVELS, len(levels)))
+    return [levels[place] for place in np.round(places).astype(int)]
 
 
 def _map_level(level: Level, count: int) -> MapLevel:
@@ -178,13 +190,27 @@ def _only_first(table: pa.Table) -> str:
 
 
 SHOWN_CLUSTERS = 500
+MOST_BYTES = 5_000_000
 
 
 def render_report(report: Report) -> str:
-    """The page as HTML; every text in it is escaped."""
+    """The page as HTML of less than 5 MB; every text in it is escaped.
+
+    Long texts are cut, and cut shorter where there are so many that the page would be too large.
+    """
+    for room in (1.0, 0.6, 0.3, 0.1):
+        page = _render(report, room)
+        if len(page.encode()) < MOST_BYTES:
+            break
+    return page
+
+
+def _render(report: Report, room: float) -> str:
+    """The page with the share ``room`` of the space that texts may take."""
     shown = sorted(report.clusters, key=lambda c: (-c.size, c.cluster_id))[:SHOWN_CLUSTERS]
     return render_template(
         "report",
+        ["map", "report"],
         title=report.title,
         lead=report.lead,
         notices=report.notices,
@@ -193,7 +219,7 @@ def render_report(report: Report) -> str:
         map_levels=[len(level.names) for level in report.mapped.levels],
         map_size=f"{len(report.mapped.cluster_ids):,}",
         columns=_columns(report),
-        rows=_rows(report, shown),
+        rows=_rows(report, shown, room),
         table_note=_table_note(report, shown),
         has_texts=report.has_texts,
         has_names=_has_names(report),
@@ -206,11 +232,11 @@ def render_report(report: Report) -> str:
         levels=report.levels,
         level_scores=_level_scores(report.scores.get("levels", [])),
         confusion_note=_confusion_note(report),
-        lists=[_listing(listing) for listing in report.lists],
-        changes=_changes(report.changes),
-        facts=list(report.facts.items()),
+        lists=[_listing(listing, room) for listing in report.lists],
+        changes=_changes(report.changes, room),
+        facts=[(name, shorten(value, 2_000)) for name, value in report.facts.items()],
         vega_bundle=_chart_library(),
-        data_json=inline_json(page_data(report, shown)),
+        data_json=inline_json(page_data(report, shown, room)),
     )
 
 
@@ -234,16 +260,16 @@ def _chart_library() -> str:
     return bundle
 
 
-def _listing(listing: Listing) -> Listing:
+def _listing(listing: Listing, room: float) -> Listing:
     """The same with every cell short enough for a page."""
-    rows = [tuple(shorten(str(cell), 200) for cell in row) for row in listing.rows]
+    rows = [tuple(shorten(str(cell), int(200 * room)) for cell in row) for row in listing.rows]
     return replace(listing, rows=rows)
 
 
-def _changes(changes: Changes | None) -> Changes | None:
+def _changes(changes: Changes | None, room: float) -> Changes | None:
     if changes is None:
         return None
-    return replace(changes, lists=[_listing(listing) for listing in changes.lists])
+    return replace(changes, lists=[_listing(listing, room) for listing in changes.lists])
 
 
 def _figures(report: Report) -> list[dict[str, str]]:
@@ -278,7 +304,7 @@ def _has_names(report: Report) -> bool:
     return any(cluster.name for cluster in report.clusters)
 
 
-def _rows(report: Report, shown: list[Description]) -> list[dict[str, Any]]:
+def _rows(report: Report, shown: list[Description], room: float) -> list[dict[str, Any]]:
     largest = max(1, int(report.census.sizes.max()))
     return [
         {
@@ -294,7 +320,7 @@ def _rows(report: Report, shown: list[Description]) -> list[dict[str, Any]]:
             "spread_text": f"{cluster.mean_distance:.3f}"
             if cluster.mean_distance is not None
             else "–",
-            "excerpt": shorten(cluster.central[0].text, 140) if cluster.central else "",
+            "excerpt": shorten(cluster.central[0].text, int(140 * room)) if cluster.central else "",
         }
         for cluster in shown
     ]
@@ -353,7 +379,8 @@ def _map_note(report: Report) -> str:
         if shown == total
         else f"{shown:,} of {total:,} documents, drawn at random."
     )
-    return f"{of} {report.mapped.layout.note}"
+    shades = "" if report.mapped.density is None else " Shades show how densely all of them lie."
+    return f"{of}{shades} {report.mapped.layout.note}"
 
 
 def _table_note(report: Report, shown: list[Description]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,19 @@ import numpy as np
 
 from cluster.census import Census
 from cluster.describe import Description, Example
-from cluster.document_map import MapLayout
+from cluster.document_map import Density, MapLayout
 
 _FOLDER = Path(__file__).parent
-MAP_TEXT_BYTES = 1_000_000
-EXAMPLE_TEXT_BYTES = 1_400_000
+MAP_POINTS = 5_000
+"""Documents that the map shows as points, at most."""
+_MAP_TEXT_BYTES = 1_000_000
+_MAP_ID_BYTES = 800_000
+_EXAMPLE_TEXT_BYTES = 1_400_000
 _CONFUSION_CELLS = 3_000
 _SIZE_BARS = 1_000
 
 
-_LABELS = 40
+_LABELS = 120
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class MappedDocuments:
     texts: Sequence[str | None] | None
     levels: Sequence[MapLevel] = ()
     """By rising number of clusters, the finest last; none for a map without labels."""
+    density: Density | None = None
+    """Of all documents; None where that is not known, or where all are shown as points."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +98,19 @@ class Report:
     changes: Changes | None = None
 
 
-def page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
-    """What the page's script draws, of the clusters ``shown``; texts are cut to fit the page."""
+def page_data(report: Report, shown: list[Description], room: float = 1.0) -> dict[str, Any]:
+    """What the page's script draws, of the clusters ``shown``.
+
+    Texts are cut to fit the page: to the share ``room`` of what they may have in all.
+    """
     examples = sum(len(c.central) + len(c.diverse) for c in shown)
-    room = EXAMPLE_TEXT_BYTES // max(1, examples)
-    points = np.round(report.mapped.layout.points.astype(np.float64), 3)
-    map_room = min(240, MAP_TEXT_BYTES // max(1, len(points)))
-    texts = report.mapped.texts or [None] * len(points)
+    text_room = min(600, int(room * _EXAMPLE_TEXT_BYTES / max(1, examples)))
     size_step = -(-len(report.census.sizes) // _SIZE_BARS)
     return {
         "numClusters": len(report.census.sizes),
         "hasTexts": report.has_texts,
-        "clusters": [_cluster_data(cluster, min(600, room)) for cluster in shown],
-        "map": {
-            "x": points[:, 0].tolist(),
-            "y": points[:, 1].tolist(),
-            "cluster": report.mapped.cluster_ids.tolist(),
-            "text": [shorten(text, map_room) for text in texts],
-            "id": [shorten(str(value), 64) for value in report.mapped.ids],
-            "levels": [_level_data(level, points) for level in report.mapped.levels],
-        },
+        "clusters": [_cluster_data(cluster, text_room) for cluster in shown],
+        "map": _map_data(report.mapped, room),
         "sizes": np.sort(report.census.sizes)[::-1][::size_step].tolist(),
         "sizeStep": size_step,
         "curve": report.curve,
@@ -119,28 +119,69 @@ def page_data(report: Report, shown: list[Description]) -> dict[str, Any]:
     }
 
 
-def _level_data(level: MapLevel, points: np.ndarray) -> dict[str, Any]:
-    """Each document's cluster, and where the largest clusters' labels stand: at their medians."""
-    ids, sizes = np.unique(level.cluster_ids[level.cluster_ids >= 0], return_counts=True)
-    largest = ids[np.argsort(-sizes, kind="stable")].tolist()
-    labelled = [cluster for cluster in largest if level.names.get(cluster)][:_LABELS]
-    places = [np.median(points[level.cluster_ids == cluster], axis=0) for cluster in labelled]
+def _map_data(mapped: MappedDocuments, room: float) -> dict[str, Any]:
+    """The documents as points; ``cut`` are the places of ids that are too long for the page."""
+    digits = _digits(mapped.layout.points)
+    points = np.round(mapped.layout.points.astype(np.float64), digits)
+    text_room, id_room = (
+        int(room * most / max(1, len(points))) for most in (_MAP_TEXT_BYTES, _MAP_ID_BYTES)
+    )
+    texts = mapped.texts or [None] * len(points)
+    ids = [str(value) for value in mapped.ids]
+    fits = [_bytes_in_page(value) <= id_room for value in ids]
     return {
-        "clusters": len(level.names),
-        "cluster": level.cluster_ids.tolist(),
-        "labels": [
-            {
-                "x": round(float(x), 3),
-                "y": round(float(y), 3),
-                "t": shorten(level.names[cluster], 40),
-            }
-            for (x, y), cluster in zip(places, labelled, strict=True)
+        "x": points[:, 0].tolist(),
+        "y": points[:, 1].tolist(),
+        "cluster": mapped.cluster_ids.tolist(),
+        "text": [shorten(text, min(240, text_room)) for text in texts],
+        "id": [
+            i if fit else shorten(i, min(64, id_room)) for i, fit in zip(ids, fits, strict=True)
         ],
+        "cut": [place for place, fit in enumerate(fits) if not fit],
+        "levels": [_level_data(level, points) for level in mapped.levels],
+        "density": None if mapped.density is None else _density_data(mapped.density),
     }
 
 
-def render_template(name: str, **content: Any) -> str:
-    """A page as HTML, with its style and the script ``name.js``; every text in it is escaped."""
+def _digits(points: np.ndarray) -> int:
+    """Decimals that tell places on the map apart, however wide it is."""
+    span = float(np.ptp(points, axis=0).max()) if len(points) else 0.0
+    return 4 - int(np.floor(np.log10(span))) if span else 3
+
+
+def _density_data(density: Density) -> dict[str, Any]:
+    return {
+        "rows": density.counts.shape[0],
+        "columns": density.counts.shape[1],
+        "left": density.left,
+        "bottom": density.bottom,
+        "side": density.side,
+        "counts": density.counts.ravel().tolist(),
+    }
+
+
+def _level_data(level: MapLevel, points: np.ndarray) -> dict[str, Any]:
+    """Each document's cluster, and where the labels of the largest stand: on a document amid it."""
+    ids, sizes = np.unique(level.cluster_ids[level.cluster_ids >= 0], return_counts=True)
+    order = np.argsort(-sizes, kind="stable")
+    largest = zip(ids[order].tolist(), sizes[order].tolist(), strict=True)
+    labelled = [pair for pair in largest if level.names.get(pair[0])][:_LABELS]
+    labels = []
+    for cluster, size in labelled:
+        members = points[level.cluster_ids == cluster]
+        amid = ((members - np.median(members, axis=0)) ** 2).sum(axis=1).argmin()
+        x, y = members[amid].tolist()
+        text = shorten(level.names[cluster], 40)
+        labels.append({"c": cluster, "n": size, "x": x, "y": y, "t": text})
+    return {
+        "clusters": len(level.names),
+        "cluster": level.cluster_ids.tolist(),
+        "labels": labels,
+    }
+
+
+def render_template(name: str, scripts: Sequence[str], **content: Any) -> str:
+    """A page as HTML, with its style and ``scripts``; every text in it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -148,7 +189,7 @@ def render_template(name: str, **content: Any) -> str:
     )
     return environment.get_template(f"{name}.html.jinja").render(
         css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
-        javascript=(_FOLDER / f"{name}.js").read_text(encoding="utf-8"),
+        javascript="".join((_FOLDER / f"{s}.js").read_text(encoding="utf-8") for s in scripts),
         **content,
     )
 
@@ -216,12 +257,23 @@ def _ticks(tried: list[int]) -> list[int]:
     return [k for k in wanted if tried and min(tried) <= k <= max(tried)]
 
 
+_COSTLY = re.compile(r"[<>&\"'\\\x00-\x1f\u2028\u2029]")
+"""Characters that a page holds as escapes, of at most 6 bytes."""
+
+
+def _bytes_in_page(text: str) -> int:
+    """Bytes of ``text`` in a page at most, as JSON or as HTML."""
+    return len(text.encode("utf-8", errors="replace")) + 5 * len(_COSTLY.findall(text))
+
+
 def shorten(text: str | None, room: int) -> str | None:
-    """At most ``room`` bytes of UTF-8, whole characters, spaces collapsed."""
+    """At most ``room`` bytes in a page, escapes included; whole characters, spaces collapsed."""
     if text is None:
         return None
-    text = " ".join(text.split())
-    data = text.encode("utf-8", errors="replace")
-    if len(data) <= room:
-        return data.decode("utf-8")
-    return data[: max(0, room - 3)].decode("utf-8", errors="ignore").rstrip() + "…"
+    text = " ".join(text.split()).encode("utf-8", errors="replace").decode("utf-8")
+    head = text[: room + 1]
+    if _bytes_in_page(head) <= room:
+        return text
+    used = itertools.accumulate(_bytes_in_page(character) for character in head)
+    cut = next(place for place, bytes_ in enumerate(used) if bytes_ > room - 3)
+    return head[:cut].rstrip() + "…"

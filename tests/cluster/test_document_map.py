@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from inline_ray import run_inline
 
-from cluster import vectors
+from cluster import report, vectors
 from cluster.clustering import cluster_corpus
 from cluster.config import ClusterConfig
-from cluster.document_map import MapPlaces, lay_out
+from cluster.document_map import Density, MapPlaces, lay_out
 from pipelines.runtime.errors import InputError
 
 
@@ -67,6 +67,33 @@ def test_few_equal_or_flat_documents_have_finite_places(vectors):
     assert np.isfinite(points).all()
 
 
+def test_density_counts_each_document_in_its_square():
+    grid = Density.over(np.array([[0, 0], [96, 48]], dtype=np.float32))
+    assert grid.counts.shape == (48, 96)
+    assert grid.side == 1
+    grid.add(np.array([[0, 0], [0.5, 0.9], [3.5, 2.5], [96, 48], [95.5, 47.5]], dtype=np.float32))
+    found = {tuple(cell): grid.counts[tuple(cell)] for cell in np.argwhere(grid.counts).tolist()}
+    assert found == {(0, 0): 2, (2, 3): 1, (47, 95): 2}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1_000])
+def test_density_is_the_same_whatever_the_batch(batch):
+    points = draw(500, 2, 3)
+    parts, whole = Density.over(points), Density.over(points)
+    whole.add(points)
+    for start in range(0, 500, batch):
+        parts.add(points[start : start + batch])
+    assert np.array_equal(parts.counts, whole.counts)
+    assert whole.counts.sum() == 500
+
+
+@pytest.mark.parametrize("points", [np.zeros((4, 2)), np.array([[0, 1], [9, 1.0]])])
+def test_density_of_documents_on_a_point_or_a_line_loses_none(points):
+    grid = Density.over(points.astype(np.float32))
+    grid.add(points.astype(np.float32))
+    assert grid.counts.sum() == len(points)
+
+
 @pytest.fixture
 def clustered(tmp_path, monkeypatch):
     run_inline(monkeypatch)
@@ -109,6 +136,13 @@ def test_the_map_holds_every_document_whatever_the_files(clustered):
     assert not (output / "_work").exists()
 
 
+def test_the_report_shows_at_most_as_many_points_as_a_page_holds(clustered, monkeypatch):
+    monkeypatch.setattr(report, "MAP_POINTS", 10)
+    page = (clustered((), "out") / "report.html").read_text()
+    shown = json.loads(page.split('id="report-data">')[1].split("</script>")[0])["map"]
+    assert len(shown["x"]) == len(shown["id"]) == len(shown["levels"][0]["cluster"]) == 10
+
+
 def test_the_report_shows_the_sample_where_the_map_has_it(clustered):
     output = clustered((60,), "out")
     page = (output / "report.html").read_text()
@@ -116,6 +150,14 @@ def test_the_report_shows_the_sample_where_the_map_has_it(clustered):
     shown = json.loads(data)["map"]
     assert len(shown["x"]) == 15
     rows = {row["id"]: row for row in pq.read_table(output / "map.parquet").to_pylist()}
+    x, y = (np.array([row[name] for row in rows.values()]) for name in "xy")
+    density = shown["density"]
+    counted, _, _ = np.histogram2d(
+        y, x, (density["rows"], density["columns"]),
+        [[start, start + density[n] * density["side"]]
+         for start, n in ((density["bottom"], "rows"), (density["left"], "columns"))],
+    )  # fmt: skip
+    assert density["counts"] == counted.ravel().tolist()
     for name, x in zip(shown["id"], shown["x"], strict=True):
         assert rows[name]["x"] == pytest.approx(x, abs=1e-3)
 

@@ -5,15 +5,26 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import vl_convert
+from markupsafe import escape
 
 from cluster import report as page
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
-from cluster.document_map import MapLayout, lay_out
+from cluster.document_map import Density, MapLayout, lay_out
 from cluster.metrics import score_clustering
 from cluster.report import render_report
-from cluster.report_data import MapLevel, MappedDocuments, Report, page_data
+from cluster.report_data import (
+    Changes,
+    Listing,
+    MapLevel,
+    MappedDocuments,
+    Report,
+    inline_json,
+    page_data,
+    shorten,
+)
 
 WIDE = "漢字" * 2_000
 
@@ -96,7 +107,7 @@ def test_the_chart_library_is_joined_once(tmp_path, monkeypatch):
     assert "</script" not in first
 
 
-def test_labels_stand_at_the_medians_of_the_largest_clusters_and_noise_has_none():
+def test_labels_stand_amid_the_largest_clusters_and_noise_has_none():
     points = np.array([[0, 0], [2, 0], [4, 6], [9, 9], [7, 7]], dtype=np.float32)
     ids = np.array([1, 1, 1, 0, -1])
     mapped = MappedDocuments(
@@ -107,6 +118,75 @@ def test_labels_stand_at_the_medians_of_the_largest_clusters_and_noise_has_none(
         {
             "clusters": 2,
             "cluster": ids.tolist(),
-            "labels": [{"x": 2, "y": 0, "t": "large"}, {"x": 9, "y": 9, "t": "small"}],
+            "labels": [
+                {"c": 1, "n": 3, "x": 2, "y": 0, "t": "large"},
+                {"c": 0, "n": 1, "x": 9, "y": 9, "t": "small"},
+            ],
         }
     ]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_places_keep_their_digits_however_wide_the_map_is(scale):
+    points = (draw(50) * scale).astype(np.float32)
+    mapped = MappedDocuments(MapLayout(points, "PCA", ""), np.zeros(50, int), range(50), None)
+    data = page_data(replace(report(2, "word"), mapped=mapped), [])["map"]
+    error = np.abs(np.array([data["x"], data["y"]]).T - points).max()
+    assert error < 1e-4 * np.ptp(points)
+
+
+def draw(n):
+    return np.random.default_rng(0).standard_normal((n, 2))
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "<" * 50, "'\"\\ " * 30, "\x01" * 40, "漢" * 40, "a<" * 9]
+)
+def test_a_short_text_is_short_in_the_page_too(text):
+    for room in (5, 20, 64, 1_000):
+        short = shorten(text, room)
+        assert len(json.dumps(short, ensure_ascii=False).encode()) - 2 <= room
+        assert len(inline_json(short).encode()) - 2 <= room
+        assert len(str(escape(short)).encode()) <= room
+        if len(text) * 6 <= room:
+            assert short == " ".join(text.split())
+
+
+WORST = {
+    "wide": WIDE, "markup": "<&>" * 2_000, "quotes": "\"'" * 2_000, "controls": "\x01\x02" * 2_000
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WORST.values(), ids=WORST)
+def test_the_worst_page_stays_under_5_mb(text):
+    k, shown = 10_000, 5_000
+    full = report(k, text, mapped=shown)
+    ids = np.arange(shown) % k
+    names = dict.fromkeys(range(k), text)
+    everywhere = (100 * draw(200_000)).astype(np.float32)
+    density = Density.over(everywhere)
+    density.add(everywhere)
+    long_ids = [f"{i:0150d}" for i in range(shown)]
+    mapped = replace(
+        full.mapped,
+        layout=MapLayout(everywhere[:shown], "PCA", text),
+        cluster_ids=ids,
+        ids=long_ids,
+        levels=[MapLevel(ids + 1_000 * i, names) for i in range(8)],
+        density=density,
+    )
+    rows = [(text,) * 6] * 60
+    lists = [Listing("Outliers", "None.", ("Id",) * 6, rows)] * 3
+    level = {"num_clusters": k, "cluster_id": k, "parent_num_clusters": k, "parent_cluster_id": k}
+    page = render_report(
+        replace(
+            full,
+            mapped=mapped,
+            lists=lists,
+            changes=Changes("Changes", "", lists),
+            levels=[{**level, "share": "100%"}] * 1_000,
+            facts={"keep columns": text},
+            clusters=[replace(c, name=text) for c in full.clusters],
+        )
+    )
+    assert len(page.encode()) < 5_000_000

@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
-from cluster.document_map import MapLayout
+from cluster.document_map import Density, MapLayout
 from cluster.metrics import score_clustering
 from cluster.report import render_report
 from cluster.report_data import Listing, MapLevel, MappedDocuments, Report
@@ -70,6 +70,7 @@ def report(k=3):
                 MapLevel(ids // 2, {0: "coarse", 1: HOSTILE}),
                 MapLevel(np.where(np.arange(60) < 2, -1, ids), {0: "fine", 1: "", 2: HOSTILE}),
             ],
+            density(vectors[:, :2]),
         ),
         facts={"setting": HOSTILE},
         curve=[
@@ -78,6 +79,12 @@ def report(k=3):
         curve_note=HOSTILE,
         lists=[Listing("Outliers", "None.", ("Id", "Text"), [("doc-1", HOSTILE)])],
     )
+
+
+def density(points):
+    grid = Density.over(points)
+    grid.add(np.repeat(points, 9, axis=0))
+    return grid
 
 
 @pytest.fixture(scope="module")
@@ -204,18 +211,150 @@ def test_a_click_on_a_cluster_shows_its_documents(page):
     assert "nearest of 2" in detail and "breadth of 2" in detail
 
 
-def test_a_click_on_a_point_opens_its_cluster(page):
-    point = """
-      const view = document.querySelector('#map').__view;
-      const items = view.scenegraph().root.items[0].items.flatMap((g) => g.items || []);
-      const item = items.find((i) => i.datum && i.datum.c === 1);
-      const [ox, oy] = view.origin();
-      const box = document.querySelector('#map canvas').getBoundingClientRect();
-      return [box.left + ox + item.x, box.top + oy + item.y];
-    """
-    x, y = page.execute_script(point)
-    webdriver.ActionChains(page).move_by_offset(int(x), int(y)).click().perform()
+MAP = "const map = document.querySelector('#map').map; "
+
+
+def ask(page, code):
+    return page.execute_script(MAP + "return " + code)
+
+
+def window_place(page, place):
+    """Where a point of the map is in the window."""
+    left, top = page.execute_script(
+        "const b = document.querySelector('#map canvas').getBoundingClientRect(); return [b.x, b.y]"
+    )
+    x, y = ask(page, f"map.screen({place})")
+    return round(left + x), round(top + y)
+
+
+def show_map(page):
+    page.execute_script("document.querySelector('#map').scrollIntoView({block: 'center'})")
+
+
+def picked(page):
+    return page.find_element(By.ID, "picked-ids").get_attribute("value").split("\n")
+
+
+def alone(page):
+    """A point of cluster 1 with no other near it."""
+    places = ask(page, "Array.from({length: 60}, (_, i) => map.screen(i))")
+    gaps = np.linalg.norm(np.array(places)[:, None] - np.array(places), axis=2)
+    return next(i for i in range(1, 60, 3) if np.sort(gaps[i])[1] > 25)
+
+
+def test_a_click_on_a_point_opens_its_cluster_and_gives_its_id(page):
+    show_map(page)
+    place = alone(page)
+    webdriver.ActionChains(page).move_by_offset(*window_place(page, place)).click().perform()
     assert "Cluster 1" in page.find_element(By.ID, "detail").text
+    assert picked(page) == [f"doc-{place}"]
+    assert HOSTILE in page.find_element(By.ID, "picked-list").text
+    assert not page.find_elements(By.CSS_SELECTOR, "#picked img")
+
+
+def test_a_lasso_selects_what_lies_within_and_copies_their_ids(page):
+    show_map(page)
+    page.find_element(By.ID, "lasso").click()
+    places = np.array(ask(page, "Array.from({length: 60}, (_, i) => map.screen(i))"))
+    width, height = ask(page, "map.size()")
+    # A triangle over the left half of the map, so that its edge is slanted.
+    corners = np.array([[2, 2], [width * 0.6, 2], [2, height - 2]])
+    page.execute_script(
+        """const canvas = document.querySelector('#map canvas');
+        canvas.setPointerCapture = () => {};
+        const box = canvas.getBoundingClientRect();
+        const tell = (type, [x, y]) => canvas.dispatchEvent(new PointerEvent(type,
+          { clientX: box.x + x, clientY: box.y + y, pointerId: 1, bubbles: true }));
+        const corners = arguments[0];
+        tell("pointerdown", corners[0]);
+        for (const corner of corners.slice(1)) tell("pointermove", corner);
+        tell("pointerup", corners[corners.length - 1]);""",
+        corners.tolist(),
+    )
+    x, y = places.T
+    inside = (x > 2) & (y > 2) & ((x - 2) / (width * 0.6 - 2) + (y - 2) / (height - 4) < 1)
+    assert 0 < inside.sum() < 60
+    assert picked(page) == [f"doc-{i}" for i in np.flatnonzero(inside)]
+    assert page.find_element(By.ID, "picked-count").text.startswith(f"{inside.sum()} of 60 doc")
+    page.find_element(By.ID, "copy").click()
+    WebDriverWait(page, 5).until(lambda p: p.find_element(By.ID, "copied").text == "Copied.")
+    page.find_element(By.ID, "unpick").click()
+    assert not page.find_element(By.ID, "picked").is_displayed()
+
+
+def test_ids_too_long_for_the_page_are_not_given_to_copy(browser, tmp_path):
+    full = report()
+    ids = ["x" * 20_000, *full.mapped.ids[1:]]
+    page = opened(browser, tmp_path / "l.html", replace(full, mapped=replace(full.mapped, ids=ids)))
+    page.execute_script(MAP + "map.select([0, 1])")
+    assert picked(page) == ["doc-1"]
+    assert "1 have ids too long" in page.find_element(By.ID, "picked-count").text
+
+
+def test_the_keyboard_moves_over_the_map_and_selects_what_is_in_view(page):
+    canvas = page.find_element(By.CSS_SELECTOR, "#map canvas")
+    page.execute_script("arguments[0].focus()", canvas)
+    keys = page.switch_to.active_element
+    keys.send_keys("++++", Keys.ARROW_LEFT, Keys.ENTER)
+    width, height = ask(page, "map.size()")
+    places = np.array(ask(page, "Array.from({length: 60}, (_, i) => map.screen(i))"))
+    inside = ((places >= 0) & (places <= [width, height])).all(axis=1)
+    assert 0 < inside.sum() < 60
+    assert picked(page) == [f"doc-{i}" for i in np.flatnonzero(inside)]
+    in_view = f"{inside.sum()} of 60 points in view"
+    WebDriverWait(page, 5).until(lambda p: in_view in p.find_element(By.ID, "map-status").text)
+    keys.send_keys(Keys.ESCAPE, "0")
+    assert not page.find_element(By.ID, "picked").is_displayed()
+    status = "60 of 60 points in view"
+    WebDriverWait(page, 5).until(lambda p: status in p.find_element(By.ID, "map-status").text)
+
+
+def test_a_cluster_s_documents_can_be_selected_without_the_map(page):
+    page.find_element(By.CSS_SELECTOR, "tr[data-id='2'] .excerpt").click()
+    page.find_element(By.CSS_SELECTOR, "#detail .pick").click()
+    assert picked(page) == [f"doc-{i}" for i in range(2, 60, 3)]
+
+
+def crowded():
+    """Two hundred clusters with long names, many of them in one place."""
+    full, random = report(), np.random.default_rng(1)
+    points = random.standard_normal((2_000, 2)).astype(np.float32)
+    ids = np.arange(2_000) % 200
+    names = {i: f"a rather long name {i}" for i in range(200)}
+    levels = [MapLevel(ids // 20, names), MapLevel(ids, names)]
+    return replace(
+        full,
+        mapped=MappedDocuments(MapLayout(points, "PCA", ""), ids, range(2_000), None, levels),
+    )
+
+
+def test_labels_never_cover_each_other(browser, tmp_path):
+    page = opened(browser, tmp_path / "crowded.html", crowded())
+    for size in ((1400, 1200), (420, 900)):
+        page.set_window_size(*size)
+        for level in ("null", "0", "1"):
+            for zoom in (1, 2, 3):
+                code = f"map.whole(); map.zoomBy({zoom}); map.show({level}); map.draw();"
+                boxes = page.execute_script(MAP + code + "return map.labels()")
+                assert len(boxes) > 3
+                width = ask(page, "map.size()")[0]
+                for i, a in enumerate(boxes):
+                    assert a["x"] >= 0 and a["x"] + a["w"] <= width + 1
+                    for b in boxes[:i]:
+                        apart = (
+                            a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"],
+                            a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"],
+                        )
+                        assert any(apart), (a, b)
+    page.set_window_size(1400, 1200)
+
+
+def test_the_map_says_in_words_where_clusters_lie(page):
+    page.find_element(By.CSS_SELECTOR, ".words summary").click()
+    rows = page.find_elements(By.CSS_SELECTOR, "#map-words tr")
+    cells = [cell.text for cell in rows[0].find_elements(By.TAG_NAME, "td")]
+    assert cells[:2] == ["coarse", "40"]
+    assert cells[2].split()[0] in ("top", "middle", "bottom")
 
 
 def test_the_keyboard_reaches_and_opens_a_cluster(page):
@@ -243,19 +382,49 @@ def test_dark_follows_the_system(page):
     assert light != dark
 
 
-SHOWN = """
-  const items = document.querySelector('#map').__view.scenegraph().root.items[0].items
-    .flatMap((g) => g.items || []);
-  return [items.filter((i) => i.text).map((i) => i.text),
-          new Set(items.filter((i) => i.datum && i.datum.id).map((i) => i.fill)).size];
-"""
+def shown(page):
+    """Labels, and how many looks points have."""
+    labels = ask(page, "map.labels().map((box) => box.text)")
+    looks = "new Set(Array.from({length: 60}, (_, i) => JSON.stringify(map.mark(i)))).size"
+    return labels, ask(page, looks)
 
 
 def test_the_map_shows_the_labels_and_colours_of_the_level_that_is_chosen(page):
-    labels, colours = page.execute_script(SHOWN)
-    assert "fine" in labels
+    Select(page.find_element(By.ID, "level")).select_by_value("1")
+    WebDriverWait(page, 10).until(lambda p: "fine" in shown(p)[0])
+    labels, looks = shown(page)
     assert "coarse" not in labels
-    assert colours == 4  # three clusters, and noise
+    assert looks == 4  # three clusters, and noise
     Select(page.find_element(By.ID, "level")).select_by_value("0")
-    WebDriverWait(page, 10).until(lambda p: "coarse" in p.execute_script(SHOWN)[0])
-    assert page.execute_script(SHOWN)[1] == 2
+    WebDriverWait(page, 10).until(lambda p: "coarse" in shown(p)[0])
+    assert shown(page)[1] == 2
+
+
+def test_zooming_in_goes_from_coarse_levels_to_fine_ones(page):
+    assert "coarse" in shown(page)[0]
+    assert "2 clusters" in page.find_element(By.ID, "map-status").text
+    page.find_element(By.ID, "zoom-in").click()
+    WebDriverWait(page, 10).until(lambda p: "coarse" not in shown(p)[0])
+    assert shown(page)[1] == 4
+    assert "3 clusters" in page.find_element(By.ID, "map-status").text
+    page.find_element(By.ID, "zoom-whole").click()
+    WebDriverWait(page, 10).until(lambda p: "coarse" in shown(p)[0])
+
+
+def test_density_is_shaded_where_no_point_is(browser, tmp_path):
+    corners = np.tile(np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=np.float32), (15, 1))
+    everyone = Density.over(corners)
+    everyone.add(np.full((100, 2), 0.5, dtype=np.float32))
+    full = report()
+    mapped = replace(full.mapped, layout=MapLayout(corners, "PCA", ""), levels=[], density=everyone)
+    page = opened(browser, tmp_path / "d.html", replace(full, mapped=mapped))
+    alpha = """
+      const canvas = document.querySelector('#map canvas'), [width, height] = map.size();
+      const [x0] = map.screen(0), [x1] = map.screen(1), ratio = canvas.width / width;
+      const at = (x) => canvas.getContext('2d')
+        .getImageData(ratio * (x0 + x * (x1 - x0)), ratio * height / 2, 1, 1).data[3];
+      return [at(0.505), at(0.3)];
+    """
+    shaded, empty = page.execute_script(MAP + alpha)
+    assert shaded > 50
+    assert empty == 0

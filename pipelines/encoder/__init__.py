@@ -8,6 +8,7 @@
 ``sources``                a model's name to a local folder of checked files
 ``gguf_files``             a GGUF file to a folder, split and positions as trained
 ``usage``                  how a sentence-transformers folder says it is used
+``model_code``             code that comes with a model: run, or refused where it would be missed
 ``adapters``               what an adapter's own settings may ask for
 ``checkpoint``             weights held against their configuration
 ``base_model``             weights, with an adapter merged

@@ -7,12 +7,9 @@ headers, so most of what cannot run is refused here, before a worker starts.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, cast
 
 from pipelines.encoder.adapters import added_tokens, foreign_class
@@ -31,6 +28,7 @@ from pipelines.encoder.description import (
     trained_encoder,
     untrained_field,
 )
+from pipelines.encoder.model_code import check_code, digest_code
 from pipelines.encoder.precision import resolve_dtype
 from pipelines.encoder.prompts import PLACEHOLDER, PromptTemplate
 from pipelines.encoder.remembered import remember
@@ -90,7 +88,7 @@ def _describe(config: EncoderConfig) -> EncoderDescription:
     adapter = None if config.adapter is None else fetch_adapter(config.adapter)
     trained = None if adapter is None else trained_encoder(adapter.folder)
     settings = load_model_settings(model.folder, config.trust_remote_code)
-    check_code(model.folder, settings, config)
+    check_code(model.folder, config, trained)
     usage = read_usage(model.folder, config.model)
     settled = settle(config, trained, usage)
     layers, pooling = settled["layers"], settled["pooling"]
@@ -308,32 +306,6 @@ def check_layers(layers: Sequence[int], count: int, name: str) -> None:
             )
 
 
-def check_code(folder: Path, settings: Any, config: EncoderConfig) -> None:
-    """Refuse a folder whose model is a class of its own, where its code is not to be run."""
-    import transformers
-
-    named = _config(folder).get("auto_map") or {}
-    elsewhere = [str(name) for name in named.values() if "--" in str(name)]
-    if config.trust_remote_code and elsewhere:
-        raise InputError(
-            f"{config.model} takes its code from another repository ({elsewhere[0]}), so its files "
-            "do not tell which code runs: copy that code into the model's folder"
-        )
-    if config.trust_remote_code:
-        return
-    for kind, mapping in (
-        ("AutoModel", transformers.MODEL_MAPPING),
-        ("AutoModelForCausalLM", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
-    ):
-        wanted = str(named.get(kind, "")).rpartition(".")[2]
-        stock = mapping.get(type(settings), None)
-        if wanted and stock is not None and stock.__name__ != wanted:
-            raise InputError(
-                f"{config.model} names a class of its own, {wanted}, where transformers would run "
-                f"{stock.__name__}: pass --trust-remote-code if you trust whoever wrote it"
-            )
-
-
 def check_added_tokens(
     config: EncoderConfig, model: ModelFiles, adapter: ModelFiles | None, prompt: str
 ) -> None:
@@ -450,19 +422,3 @@ def try_on_text(model: Any, config: EncoderConfig) -> int | None:
             f"{tokens.shape[1]} tokens; one state a token is required: take another model"
         )
     return states[2]
-
-
-def digest_code(folder: Path) -> str | None:
-    """SHA-256 of the Python files that come with a model; None where there are none."""
-    files = sorted(folder.rglob("*.py"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -76,24 +76,6 @@ def test_an_adapter_of_a_foreign_class_needs_its_attention_named(folder, tmp_pat
     assert named.attention == "bidirectional"
 
 
-def test_a_class_of_its_own_is_not_run_as_the_stock_one(folder):
-    change(folder, auto_map={"AutoModel": "modeling_bi.LlamaBiModel"})
-    with pytest.raises(InputError, match="a class of its own, LlamaBiModel"):
-        describe(folder)
-    change(folder, auto_map={"AutoModel": "modeling_llama.LlamaModel"})
-    describe(folder)
-
-
-def test_code_that_is_run_decides_the_fingerprint(folder):
-    config = {"trust_remote_code": True}
-    before = describe(folder, **config).fingerprint
-    assert before == describe(folder).fingerprint
-    (folder / "modeling_own.py").write_text("SCALE = 1")
-    first = describe(folder, **config).fingerprint
-    (folder / "modeling_own.py").write_text("SCALE = 2")
-    assert len({before, first, describe(folder, **config).fingerprint}) == 3
-
-
 def test_dimensions_keep_the_first_numbers_renormalised(folder):
     whole = Encoder.load(EncoderConfig(str(folder), dtype="float32"), device="cpu")
     cut = Encoder.load(EncoderConfig(str(folder), dtype="float32", dimensions=16), device="cpu")

@@ -29,13 +29,14 @@ class PaddedDecoder:
 
     @torch.inference_mode()
     def states(
-        self, token_ids: Sequence[TokenIds], *, last_only: bool = False
+        self, token_ids: Sequence[TokenIds], *, last_only: bool = False, padding: int = 0
     ) -> tuple[Tensor, Tensor]:
         """States (n, t, d) of the wanted layer, or the average of several, and mask bool (n, t).
 
-        ``last_only`` saves nothing here: all states are given.
+        ``last_only`` saves nothing here: all states are given. ``padding`` is the token in places
+        that no state may depend on.
         """
-        input_ids, mask = pad_right(token_ids, self._device)
+        input_ids, mask = pad_right(token_ids, self._device, padding)
         return read_states(
             self._model, self.stack, self._layers, self._count, input_ids, mask
         ), mask
@@ -45,11 +46,13 @@ class PaddedDecoder:
         return len(lengths) * max(lengths)
 
 
-def pad_right(token_ids: Sequence[TokenIds], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids as int64 (n, t) and their mask, bool (n, t). Padding is token 0, never read."""
+def pad_right(
+    token_ids: Sequence[TokenIds], device: torch.device, padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Token ids as int64 (n, t) and their mask, bool (n, t). Padding is never read."""
     lengths = torch.tensor([len(ids) for ids in token_ids])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    input_ids = torch.zeros(mask.shape, dtype=torch.long)
+    input_ids = torch.full(mask.shape, padding)
     input_ids[mask] = torch.from_numpy(np.concatenate(token_ids)).long()
     return input_ids.to(device), mask.to(device)
 

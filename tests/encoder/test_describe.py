@@ -188,6 +188,33 @@ def test_a_text_that_depends_on_its_batch_is_refused(tmp_path):
         Encoder.load(description, device="cpu")
 
 
+SIZES = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        (transformers.ConvBertConfig(**SIZES, embedding_size=64), "float32"),
+        (transformers.MobileBertConfig(**SIZES), "bfloat16"),
+        (transformers.NystromformerConfig(**SIZES), "bfloat16"),
+    ],
+    ids=lambda value: getattr(value, "model_type", value),
+)
+def test_a_text_that_its_padding_moves_a_little_is_refused(tmp_path, config, dtype):
+    folder = random_model(tmp_path / "model", config)
+    with pytest.raises(InputError, match="lets texts see what pads them: take another model"):
+        Encoder.load(describe(folder, pooling="mean", dtype=dtype), device="cpu")
+
+
+def test_attention_that_is_not_heeded_in_a_batch_is_told_by_its_flag(tmp_path):
+    folder = random_model(tmp_path / "model", transformers.BertConfig(**SIZES))
+    with pytest.raises(InputError, match="leave --attention out"):
+        Encoder.load(describe(folder, pooling="mean", attention="causal"), device="cpu")
+
+
 @pytest.fixture
 def with_default_adapter(folder, tmp_path, monkeypatch):
     """``folder`` as the packaged model, with an adapter of its own that was trained in a way."""

@@ -49,7 +49,7 @@ def test_code_under_a_stock_name_is_refused_unless_it_is_said_how_it_attends(fol
         },
     )
     with pytest.raises(
-        InputError, match="code of its own for Llama.*--attention causal or"
+        InputError, match=r"code of its own for Llama.*--attention causal or"
     ) as told:
         describe(folder)
     assert "\n" not in str(told.value)
@@ -65,7 +65,7 @@ def test_code_under_a_stock_name_is_refused_unless_it_is_said_how_it_attends(fol
 def test_an_adapter_says_how_the_class_that_it_was_trained_on_attends(folder, tmp_path):
     adapter = tiny_adapter(tmp_path / "adapter", folder)
     change(folder / "config.json", auto_map={"AutoModel": "modeling_llama.LlamaModel"})
-    with pytest.raises(InputError, match="code of its own for LlamaModel"):
+    with pytest.raises(InputError, match=r"code of its own for LlamaModel"):
         describe(folder, adapter=str(adapter))
     trained = describe(folder, adapter=str(adapter), attention="bidirectional")
     trained.save(str(adapter))

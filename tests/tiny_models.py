@@ -83,6 +83,16 @@ OTHER_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_moe": ("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "head_dim": 16}),
+    "phi3": (  # a part of each head turns
+        "Phi3Config",
+        {
+            **_GROUPED,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "starcoder2": ("Starcoder2Config", _GROUPED),
     "phimoe": ("PhimoeConfig", {**_GROUPED, "num_local_experts": 4}),
     "mamba": ("MambaConfig", {"state_size": 16}),
     "falcon_h1": ("FalconH1Config", {**_GROUPED, **_MAMBA}),  # attention and state space

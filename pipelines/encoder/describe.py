@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 # Tokenizers without a limit say a huge number.
 _UNLIMITED_TOKENS = 10_000_000
+# Models that write text, and whose layers see all of it.
+_BOTH_WAYS_IN_SPITE = ("bert-generation", "cpmant", "xlnet")
 
 
 def describe_encoder(config: EncoderConfig, *, device: str = "auto") -> EncoderDescription:
@@ -282,8 +284,11 @@ def counts_windows(settings: Any, attention: str | None) -> bool:
     return attention is not None and settings.model_type in OWN_WORD
 
 
-def own_attention(settings: Any) -> str:
-    """How a model attends by its own configuration."""
+def own_attention(settings: Any) -> str | None:
+    """How a model attends by its own configuration; None where only a trial can tell.
+
+    That is so for the text layers of models of images, which are in neither of transformers' lists.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     from pipelines.encoder.base_model import says_both_ways
@@ -293,7 +298,9 @@ def own_attention(settings: Any) -> str:
         return "bidirectional"
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False):
         return "bidirectional"
-    return "causal" if kind in MODEL_FOR_CAUSAL_LM_MAPPING else "bidirectional"
+    if settings.model_type in _BOTH_WAYS_IN_SPITE and not getattr(settings, "is_decoder", False):
+        return "bidirectional"
+    return "causal" if kind in MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
 def check_layers(layers: Sequence[int], count: int, name: str) -> None:

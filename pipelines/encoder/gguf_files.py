@@ -20,7 +20,7 @@ from pipelines.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 
-CONVERSION = 3
+CONVERSION = 4
 """Number of this conversion; a folder made by another one is made anew."""
 
 # By the names of tokenizer.ggml.pre, as llama.cpp's llama-vocab.cpp groups them.
@@ -37,8 +37,32 @@ _FACTORS = {"both": "freqs", "short": "factors_short", "long": "factors_long"}
 _SAID_PARTS = re.compile(
     r"blk\.\d+\.((attn_(q|k|v|qkv|output)|ffn_(up|down|gate))\.bias|attn_[qk]_norm\.weight)"
 )
+# Settings to which the shapes of weights hold, that transformers or what follows reads, or that
+# decide no state.
+_HEEDED = re.compile(
+    r"(block_count|(context|embedding|(expert_(shared_)?)?feed_forward)_length|vocab_size|"
+    r"expert_(used_)?count|nextn_predict_layers|full_attention_interval|pooling_type|"
+    r"final_logit_softcapping|logit_scale|tensor_data_layout|"
+    r"attention\.(causal|head_count(_kv)?|(key|value)_length|layer_norm_(rms_)?epsilon|"
+    r"sliding_window)|"
+    r"rope\.(dimension_count|freq_base(_swa)?|scale_linear|"
+    r"scaling\.(type|factor|attn_factor|original_context_length|finetuned|"
+    r"yarn_(attn_factor|beta_fast|beta_slow|ext_factor|log_multiplier)))|"
+    r"shortconv\.l_cache|ssm\.(conv_kernel|group_count|inner_size|state_size|time_step_rank))"
+)
+# Settings that ask for nothing where they are so.
+_NONE = {
+    "attention.max_alibi_bias": 8.0, "expert_gating_func": 1, "ssm.dt_b_c_rms": False,
+    "use_parallel_residual": False,
+}  # fmt: skip
+_EPSILONS = (
+    "rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon",
+)  # fmt: skip
+# Models that turn a part of each head by their position.
+_TURN_A_PART = ("phi3", "stablelm", "nemotron", "qwen35", "qwen35moe", "minimax-m2")
 # Factors that llama.cpp applies, and the setting of transformers that is the same.
 _SCALES = {
+    "expert_weights_scale": "routed_scaling_factor",
     "attention.scale": "attention_multiplier",
     "embedding_scale": "embedding_multiplier",
     "residual_scale": "residual_multiplier",
@@ -87,7 +111,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
         )
     except InputError:
         raise
-    except (ValueError, KeyError, OSError, IndexError) as error:
+    except (ValueError, KeyError, OSError, IndexError, AssertionError) as error:
         raise InputError(
             f"{source} cannot be read as a GGUF model: {str(error).splitlines()[0]}"
         ) from error
@@ -106,6 +130,8 @@ def convert_gguf(source: Path, folder: Path) -> None:
         split_as_trained(tokenizer, fields)
         open_as_trained(tokenizer, fields)
         scale_positions(model.config, fields, tensors)
+        turn_as_trained(model.config, fields)
+        scale_norms(model.config, fields)
         scale_queries(model.config, fields)
         refuse_left_out(model, fields, [tensor.name for tensor in reader.tensors])
         attend_as_said(model.config, fields)
@@ -219,12 +245,58 @@ def scale_positions(config: Any, fields: dict[str, Any], tensors: dict[str, Any]
         wide.update(rope_type="linear", factor=factor)
     elif kind == "yarn":
         wide.update(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
-        if float(fields.get(f"{key}.attn_factor", 1.0)) != 1.0 or fields.get(
-            f"{key}.yarn_log_multiplier"
-        ):
-            raise InputError("its YaRN scaling has an attention factor of its own")
+        for name in ("beta_fast", "beta_slow"):
+            if f"{key}.yarn_{name}" in fields:
+                wide[name] = float(fields[f"{key}.yarn_{name}"])
+        plain = {"attn_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0,
+                 "yarn_log_multiplier": 0.0}  # fmt: skip
+        for name, value in plain.items():
+            if fields.get(f"{key}.{name}", value) not in (value, -1.0):
+                raise InputError(f"its YaRN scaling has a {name} of its own")
     elif kind not in ("none", "linear"):
         raise InputError(f"its positions are scaled by {kind!r}, which is not read from GGUF")
+
+
+def turn_as_trained(config: Any, fields: dict[str, Any]) -> None:
+    """Write the base of the file's positions, and the part of each head that they turn.
+
+    Raises :class:`InputError` where the model made of it cannot turn as it says.
+    """
+    arch, text = fields["general.architecture"], config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None)
+    if ropes is None:
+        return
+    bases = {"freq_base": ropes.get("full_attention", ropes)}
+    if "sliding_attention" in ropes:
+        bases["freq_base_swa"] = ropes["sliding_attention"]
+    elif fields.get(f"{arch}.rope.freq_base_swa", 0) not in (0, fields[f"{arch}.rope.freq_base"]):
+        raise InputError("the positions of its windows have a base of their own")
+    for name, rope in bases.items():
+        base = float(fields.get(f"{arch}.rope.{name}", 10000.0))
+        if not math.isclose(rope.get("rope_theta", 0.0), base, rel_tol=1e-6):
+            rope["rope_theta"] = base
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    turned = fields.get(f"{arch}.rope.dimension_count", width)
+    part = bases["freq_base"].get("partial_rotary_factor", 1.0)
+    if turned == int(width * part):
+        return
+    if arch not in _TURN_A_PART:
+        raise InputError(f"its positions turn {turned} of the {width} numbers of a head")
+    bases["freq_base"]["partial_rotary_factor"] = turned / width
+
+
+def scale_norms(config: Any, fields: dict[str, Any]) -> None:
+    """Write what the file adds to a variance before it divides by its root."""
+    arch, text = fields["general.architecture"], config.get_text_config()
+    for name in ("layer_norm_epsilon", "layer_norm_rms_epsilon"):
+        said = fields.get(f"{arch}.attention.{name}")
+        own = next((key for key in _EPSILONS if hasattr(text, key)), None)
+        if said is None:
+            continue
+        if own is None:
+            raise InputError(f"its {arch}.attention.{name} of {said:g} is not read from GGUF")
+        if not math.isclose(getattr(text, own), said, rel_tol=1e-4):
+            setattr(text, own, said)
 
 
 def scale_queries(config: Any, fields: dict[str, Any]) -> None:
@@ -240,6 +312,7 @@ def scale_queries(config: Any, fields: dict[str, Any]) -> None:
 def refuse_left_out(model: Any, fields: dict[str, Any], names: Iterable[str]) -> None:
     """Refuse weights and factors of a file that the model which was made of it does not have."""
     import gguf
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
     arch, text = fields["general.architecture"], model.config.get_text_config()
     kind = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), None)
@@ -261,6 +334,12 @@ def refuse_left_out(model: Any, fields: dict[str, Any], names: Iterable[str]) ->
         same = any(math.isclose(said or 0.0, x, rel_tol=1e-4) for x in {own or 0.0, *unset})
         if said is not None and not same:
             raise InputError(f"its {arch}.{key} of {said:g} is not read from GGUF")
+    for key, value in fields.items():
+        name = key.removeprefix(f"{arch}.")
+        read = _HEEDED.fullmatch(name) or name in _SCALES or _NONE.get(name, _NONE) == value
+        own = name == "rope.dimension_sections" and arch in GGUF_CONFIG_ARCHS
+        if name != key and not read and not own:
+            raise InputError(f"its {key} of {value} is not read from GGUF")
     window = fields.get(f"{arch}.attention.sliding_window")
     if window and arch not in _WITHOUT_WINDOW and window < text.max_position_embeddings:
         own = getattr(text, "sliding_window", None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import SENTENCES, tiny_model
+from tiny_models import SENTENCES, tiny_model, tiny_tokenizer
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
@@ -284,6 +284,39 @@ def test_attention_is_in_the_fingerprint_only_where_it_is_not_the_models_own(tmp
         for attention in ("auto", "causal", "bidirectional")
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+UNLISTED = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}  # fmt: skip
+
+
+def unlisted_model(folder, config):
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_layers_for_text_of_a_model_of_images_attend_as_asked(tmp_path):
+    config = transformers.Qwen3VLTextConfig(**UNLISTED, num_key_value_heads=2, head_dim=16)
+    folder = unlisted_model(tmp_path / "model", config)
+    encoder = load(folder, pooling="mean", attention="bidirectional")
+    assert encoder.description.attention == "bidirectional"
+    expected = reference(encoder, folder, TEXTS, is_causal=False)
+    assert (encoder.encode(TEXTS) * expected).sum(1).min() > 0.9999
+    causal = load(folder, pooling="mean")
+    assert (causal.encode(TEXTS) * reference(causal, folder, TEXTS)).sum(1).min() > 0.9999
+    assert (causal.encode(TEXTS) * expected).sum(1).max() < 0.999
+
+
+def test_a_model_that_writes_and_sees_all_is_not_taken_for_causal(tmp_path):
+    config = transformers.BertGenerationConfig(**UNLISTED)
+    folder = unlisted_model(tmp_path / "model", config)
+    assert describe_encoder(EncoderConfig(str(folder), attention="bidirectional")).attention is None
+    with pytest.raises(InputError, match=r"--attention causal|leave --attention out"):
+        load(folder, pooling="mean", attention="causal")
 
 
 def test_a_configuration_that_says_bidirectional_is_honoured(tmp_path):

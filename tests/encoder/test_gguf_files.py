@@ -9,6 +9,7 @@ from tiny_models import SENTENCES, tiny_model
 
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
+from pipelines.encoder.gguf_files import scale_norms
 from pipelines.encoder.sources import fetch_model
 from pipelines.runtime.errors import InputError
 
@@ -46,11 +47,18 @@ def write_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
+    if hasattr(config, "norm_epsilon"):
+        writer.add_layer_norm_eps(config.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    ropes = config.rope_parameters
+    writer.add_rope_freq_base(ropes["rope_theta"])
+    head = config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(
+        int(getattr(config, "head_dim", head) * ropes.get("partial_rotary_factor", 1))
+    )
+    writer.add_key_length(getattr(config, "head_dim", head))
+    writer.add_value_length(getattr(config, "head_dim", head))
     for name, value in (more or {}).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
         add[type(value)](f"{arch}.{name}", value)
@@ -68,6 +76,7 @@ def write_gguf(
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
     if bos is not None:
         writer.add_add_bos_token(bos)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
@@ -96,7 +105,7 @@ def _merges(tokenizer):
 
 def rounded_model(folder, family, **settings):
     """A tiny model whose weights are bfloat16 numbers, as a conversion keeps them."""
-    tiny_model(folder, family, num_hidden_layers=2, **settings)
+    tiny_model(folder, family, **{"num_hidden_layers": 2, **settings})
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.float().save_pretrained(folder)
     return folder
@@ -117,13 +126,23 @@ def llama3_factors(folder):
         ("llama", "llama", {"rope_type": "linear", "factor": 4.0}, "linear"),
         ("qwen3", "qwen3", {"rope_type": "yarn", "factor": 4.0,
                             "original_max_position_embeddings": 256}, "yarn"),
+        ("qwen3", "qwen3", {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0,
+                            "original_max_position_embeddings": 256}, "yarn"),
+        ("llama", "llama", {"rope_theta": 777.0}, None),
+        ("starcoder2", "starcoder2", {"rope_theta": 77777.0}, None),
+        ("phi3", "phi3", {"partial_rotary_factor": 0.5}, None),
     ],
 )  # fmt: skip
 def test_scaled_positions_are_read(tmp_path, family, arch, ropes, scaling):
-    settings = {} if ropes is None else {"rope_parameters": {**ROPE, **ropes}}
+    settings = (
+        {} if ropes is None else {"rope_parameters": {"rope_type": "default", **ROPE, **ropes}}
+    )
     folder = rounded_model(tmp_path / family, family, **settings)
     tensors = {"rope_freqs.weight": llama3_factors(folder)} if ropes is LLAMA3 else {}
-    path = write_gguf(folder, tmp_path / "tiny.gguf", arch, scaling=scaling, tensors=tensors)
+    betas = {f"rope.scaling.yarn_{k}": v for k, v in (ropes or {}).items() if "beta" in k}
+    path = write_gguf(
+        folder, tmp_path / "tiny.gguf", arch, scaling=scaling, tensors=tensors, more=betas
+    )
     found = Encoder.load(EncoderConfig(str(path), dtype="float32", pooling="mean"), device="cpu")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     texts = [*SENTENCES, " ".join(SENTENCES)]
@@ -135,6 +154,22 @@ def test_scaled_positions_are_read(tmp_path, family, arch, ropes, scaling):
     assert (found.encode(texts) * expected).sum(1).min() > 0.9999
     modes = {path.stat().st_mode for path in found.description.fetch()[0].folder.iterdir()}
     assert len(modes) == 1  # whoever may read the settings may read the weights
+
+
+@pytest.mark.parametrize("name", ["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"])
+def test_factors_of_yarn_that_have_no_equal_are_refused(tmp_path, name):
+    folder = rounded_model(tmp_path / "llama", "llama")
+    more = {f"rope.scaling.{name}": 0.5}
+    path = write_gguf(folder, tmp_path / "tiny.gguf", scaling="yarn", more=more)
+    with pytest.raises(InputError, match=f"its YaRN scaling has a {name} of its own"):
+        fetch_model(str(path))
+
+
+def test_what_is_added_to_a_variance_is_the_files():
+    config = transformers.NemotronConfig()
+    said = {"general.architecture": "nemotron", "nemotron.attention.layer_norm_epsilon": 0.25}
+    scale_norms(config, said)
+    assert config.norm_eps == 0.25
 
 
 def test_scaling_that_is_not_known_is_refused_by_name(tmp_path):
@@ -211,6 +246,10 @@ def test_texts_open_as_in_llama_cpp(tmp_path, pre, bos, opens):
         ({"blk.2.attn_norm.weight": [1.0] * 64}, {}, r"holds blk\.2\.attn_norm\.weight"),
         ({}, {"attention.scale": 0.5}, r"its llama\.attention\.scale of 0\.5 is not read"),
         ({}, {"residual_scale": 3.0}, r"its llama\.residual_scale of 3 is not read"),
+        ({}, {"rope.scaling.alpha": 2.0}, r"its llama\.rope\.scaling\.alpha of 2\.0 is not read"),
+        ({}, {"attention.temperature_length": 64}, r"attention\.temperature_length of 64 is not"),
+        ({}, {"expert_weights_scale": 2.5}, r"its llama\.expert_weights_scale of 2\.5 is not read"),
+        ({}, {"rope.freq_base_swa": 5.0}, "the positions of its windows have a base of their own"),
         ({}, {"pooling_type": 4}, "its pooling_type 4 makes no vector"),
     ],
 )

@@ -24,6 +24,7 @@ from pipelines.encoder.checkpoint import (
     refuse_unread,
     without_adapter,
 )
+from pipelines.encoder.padded import runs_layers_again, unshare_layers
 from pipelines.encoder.pooling import Projection
 from pipelines.encoder.quantized import (
     WHEN_LOADED,
@@ -105,6 +106,7 @@ def load_base_model(
             f"the weights in {folder} lack {min(missing)}, which its config.json "
             "calls for: they would be random; fetch the model again"
         )
+    unshare_layers(model)
     refuse_unread(model, unread, folder)
     if adapter is not None:
         merge_adapter(model, adapter)
@@ -165,6 +167,12 @@ def merge_adapter(model: Any, adapter: Path) -> float:
     import peft  # slow, and without an adapter not needed
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if runs_layers_again(model):
+        raise InputError(
+            f"adapter {adapter} changes a model that runs one layer many times "
+            f"({type(model).__name__}), which has no equal here: merge it with PEFT, and give the "
+            "result as --model"
+        )
     keys = {key.removeprefix(_PREFIX) for key in adapter_keys(adapter)}
     prefix = f"{model.base_model_prefix}."
     if keys and all(key.split(".")[0] in _HEADS for key in keys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,13 +69,36 @@ def find_layers(model: Any) -> nn.ModuleList:
     raise InputError(f"{type(model).__name__} has no stack of {count} layers to read states from")
 
 
-def cut_layers(model: nn.Module, layers: Sequence[int]) -> nn.ModuleList:
+def runs_layers_again(model: Any) -> bool:
+    """Whether a model runs one layer many times, as ALBERT does."""
+    return hasattr(model.config, "num_hidden_groups")
+
+
+def unshare_layers(model: Any) -> None:
+    """Give a model that runs one layer many times a copy for each time.
+
+    So it has a stack as all others have; it stays a valid model of its kind.
+    """
+    config = model.config
+    for module in model.modules() if runs_layers_again(model) else ():
+        groups = getattr(module, "albert_layer_groups", None)
+        if groups is not None:
+            times, each = config.num_hidden_layers, config.num_hidden_layers / len(groups)
+            module.albert_layer_groups = nn.ModuleList(
+                copy.deepcopy(groups[int(i / each)]) for i in range(times)
+            )
+            config.num_hidden_groups = times
+
+
+def cut_layers(model: Any, layers: Sequence[int]) -> nn.ModuleList:
     """Drop the layers above the highest that is read, so that they are not run.
 
     Returns the stack that is left.
     """
     stack = find_layers(model)
     del stack[max(1, *layers) :]
+    if runs_layers_again(model):  # it counts, instead of looking
+        model.config.num_hidden_groups = model.config.num_hidden_layers = len(stack)
     return stack
 
 

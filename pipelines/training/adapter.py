@@ -24,6 +24,7 @@ from pipelines.encoder.base_model import (
 )
 from pipelines.encoder.checkpoint import quiet_loading, without_adapter
 from pipelines.encoder.description import EncoderDescription
+from pipelines.encoder.padded import runs_layers_again
 from pipelines.runtime.errors import InputError
 from pipelines.training.config import LoraSettings, Quantize
 
@@ -100,9 +101,14 @@ def add_adapter(base: nn.Module, settings: LoraSettings, start: Path | None) -> 
     A new adapter begins without effect, its random half drawn from the seed. One taken up from
     the folder ``start`` goes on from its weights; its shape must be the one asked for.
 
-    Raises :class:`InputError` for target names that the model does not have, and for a ``start``
-    of another shape or another base model.
+    Raises :class:`InputError` for target names that the model does not have, for a ``start`` of
+    another shape or another base model, and for a model that runs one layer many times.
     """
+    if runs_layers_again(base):
+        raise InputError(
+            f"{type(base).__name__} runs one layer many times, so no adapter is trained on it: "
+            "take another --model"
+        )
     wanted: str | list[str] = list(settings.lora_targets)
     if settings.lora_targets == ("all-linear",):
         wanted = "all-linear"

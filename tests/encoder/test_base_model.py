@@ -8,13 +8,17 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_models import SENTENCES, tiny_adapter, tiny_model
+from tiny_models import SENTENCES, tiny_adapter, tiny_model, tiny_tokenizer
 
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
+from pipelines.training.adapter import add_adapter
+from pipelines.training.config import LoraSettings
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +347,46 @@ def test_heads_tables_and_layers_that_predict_later_tokens_are_no_harm(folder, t
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
     np.testing.assert_array_equal(load(changed).encode(SENTENCES), load(folder).encode(SENTENCES))
+
+
+@pytest.fixture(scope="module")
+def albert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("albert") / "model"
+    torch.manual_seed(0)
+    config = transformers.AlbertConfig(
+        vocab_size=512, embedding_size=16, hidden_size=64, intermediate_size=96,
+        num_hidden_layers=3, num_hidden_groups=1, num_attention_heads=4,
+    )  # fmt: skip
+    transformers.AlbertModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layer", [-1, 0, 1, (2, -1)])
+def test_a_layer_that_is_run_many_times_is_a_stack(albert, layer):
+    encoder = load(albert, layer=layer, pooling="mean")
+    model = transformers.AutoModel.from_pretrained(albert).eval()
+    rows = []
+    for ids in encoder.tokenizer.tokenize(SENTENCES):
+        with torch.no_grad():
+            states = model.encoder.embedding_hidden_mapping_in(
+                model.embeddings(torch.tensor([ids]))
+            )
+            after = [states]
+            for _ in range(3):
+                after.append(model.encoder.albert_layer_groups[0](after[-1], None))
+        rows.append(torch.stack([after[i][0] for i in encoder.description.layers]).mean((0, 1)))
+    expected = torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
+    assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
+
+
+def test_a_layer_that_is_run_many_times_takes_no_adapter(albert, tmp_path):
+    tuned = peft.get_peft_model(
+        transformers.AutoModel.from_pretrained(albert),
+        peft.LoraConfig(r=4, target_modules=["query"], init_lora_weights=False),
+    )
+    tuned.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="a model that runs one layer many times"):
+        load(albert, adapter=str(tmp_path), pooling="mean")
+    with pytest.raises(InputError, match="so no adapter is trained on it"):
+        add_adapter(load_base_model(albert, dtype=torch.float32, device=CPU), LoraSettings(), None)

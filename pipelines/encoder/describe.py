@@ -213,10 +213,17 @@ def settle(
             "%s says %s %r for itself; %r is used, as asked for",
             config.model, name, folder.get(name, True), told.get(name, False),
         )  # fmt: skip
+    own = usage is not None and told["prompt"] == folder["prompt"]
+    if usage is not None and own and usage.document_prompt not in ("", usage.default_prompt):
+        log.info(
+            "%s has a prompt for documents that are searched for, which encode() leaves out, as is "
+            "done here: --prompt %r for such a store",
+            config.model, f"{usage.document_prompt}{PLACEHOLDER}",
+        )  # fmt: skip
     query = config.query_prompt
     if query is None and trained is not None and config.prompt is None:
         query = trained.query_prompt
-    if query is None and usage is not None and told["prompt"] == folder["prompt"]:
+    if query is None and usage is not None and own:
         query = f"{usage.query_prompt}{PLACEHOLDER}"
     query = None if query is None else str(PromptTemplate.parse(query))
     return {**told, "query_prompt": None if query == told["prompt"] else query}

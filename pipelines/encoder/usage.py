@@ -64,6 +64,7 @@ _SAID = (
 )  # fmt: skip
 LATE_LISTS = ("mamba", "mamba2", "falcon_mamba", "rwkv")
 """Models whose list of states begins after the first layer there, not with the embeddings."""
+_DOCUMENTS = ("document", "passage", "corpus")
 _LENGTHS = ("query_length", "document_length", "query_expansion")
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _AFTER_POOLING = ("Dense", "Normalize", "Dropout")  # dropout does nothing outside training
@@ -96,6 +97,11 @@ class ModelUsage:
     def query_prompt(self) -> str:
         """What is written before a query; the default prompt is not, as in ``encode_query``."""
         return self.prompts.get("query") or ""
+
+    @property
+    def document_prompt(self) -> str:
+        """What is written before a document that is searched for; none by default."""
+        return next(filter(None, map(self.prompts.get, _DOCUMENTS)), "")
 
 
 def read_usage(folder: Path, name: str) -> ModelUsage | None:

@@ -21,10 +21,12 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import EncoderConfig, EncoderDescription
+from pipelines.encoder.description import TOKENIZATION, EncoderConfig, EncoderDescription
 from pipelines.encoder.encoder import Encoder
-from pipelines.encoder.prompts import PROMPTS, PromptTemplate
+from pipelines.encoder.prompts import PLACEHOLDER, PROMPTS, PromptTemplate
 from pipelines.encoder.sources import digest_folder
+from pipelines.encoder.tokenization import text_limits
+from pipelines.encoder.usage import read_usage
 
 TFIDF_WORDS = 2048
 
@@ -72,7 +74,8 @@ class MtebEncoder:
             encoder: a configuration, or a description made elsewhere.
             prompts: prompts for some tasks in place of the encoder's own, by task name
                 (``STS12``), by task type and side (``Retrieval-query``, ``Retrieval-document``)
-                or by task type (``Clustering``); the first of these that is there counts.
+                or by task type (``Clustering``); the first of these that is there counts, and
+                after them those that a sentence-transformers folder has for its tasks.
             device: as :meth:`pipelines.encoder.encoder.Encoder.load` takes it.
             threads: CPU threads for this whole process; None leaves them as they are.
 
@@ -122,6 +125,7 @@ class PromptedEmbedder:
     ) -> None:
         self.description = description
         self.prompts = {key: str(PromptTemplate.parse(value)) for key, value in prompts.items()}
+        self.own_prompts = folder_prompts(description)
         self.name = f"shoal/{label_of(description)}"
         self.revision = combined_fingerprint(description, self.prompts)
         self.dimension: int | None = description.dimension
@@ -132,24 +136,56 @@ class PromptedEmbedder:
 
     def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
         """One vector a text, float32 (n, d), with the prompt of this task."""
-        return self._encoder(self.prompt_of(task, prompt_type)).encode(texts)
+        return self._encoder(self.encoder_of(task, prompt_type)).encode(texts)
 
-    def prompt_of(self, task: Any, prompt_type: str | None) -> str:
-        """The template for a task and side."""
-        for key in (task.name, f"{task.type}-{prompt_type}", task.type):
+    def encoder_of(self, task: Any, prompt_type: str | None) -> EncoderDescription:
+        """The encoder for a task and side: with the prompt asked for, else as its folder says.
+
+        Where neither names the task or its type, queries are those of a search.
+        """
+        keys = [f"{task.name}-{prompt_type}", task.name, f"{task.type}-{prompt_type}", task.type]
+        if prompt_type == "document":
+            keys.append("document")
+        for key in keys:
             if key in self.prompts:
-                return self.prompts[key]
-        return self.description.prompt
+                return replace(self.description, prompt=self.prompts[key])
+        for key in keys:
+            if key in self.own_prompts:
+                return with_own_prompt(self.description, self.own_prompts[key])
+        return self.description.for_queries() if prompt_type == "query" else self.description
 
-    def _encoder(self, prompt: str) -> Encoder:
-        if self._loaded is None or self._loaded.description.prompt != prompt:
+    def _encoder(self, description: EncoderDescription) -> Encoder:
+        if self._loaded is None or self._loaded.description.prompt != description.prompt:
             self._loaded = None  # the weights of two prompts are never held at once
-            self._loaded = Encoder.load(
-                replace(self.description, prompt=prompt),
-                device=self._device,
-                threads=self._threads,
-            )
+            self._loaded = Encoder.load(description, device=self._device, threads=self._threads)
         return self._loaded
+
+
+def folder_prompts(description: EncoderDescription) -> dict[str, str]:
+    """Templates of a sentence-transformers folder for its tasks; none where others are asked for.
+
+    Its default prompt and that of queries are part of the description.
+    """
+    if description.adapter is not None:
+        return {}
+    usage = read_usage(description.fetch()[0].folder, description.model)
+    if usage is None or description.prompt != f"{usage.default_prompt}{PLACEHOLDER}":
+        return {}
+    found = {
+        name: str(PromptTemplate.parse(f"{words}{PLACEHOLDER}"))
+        for name, words in usage.prompts.items()
+        if words and name != "query"
+    }
+    if usage.document_prompt or usage.default_prompt:  # which is for neither side of a search
+        found["document"] = str(PromptTemplate.parse(f"{usage.document_prompt}{PLACEHOLDER}"))
+    return found
+
+
+def with_own_prompt(description: EncoderDescription, prompt: str) -> EncoderDescription:
+    """An encoder with another of its folder's prompts, within the folder's limit of all tokens."""
+    other = replace(description, prompt=prompt, tokenization=TOKENIZATION)
+    room = description.max_tokens + text_limits(description)[1] - text_limits(other)[1]
+    return replace(other, max_tokens=max(1, room))
 
 
 def load_peer(folder: Path, label: str, device: str = "auto") -> Any:
@@ -189,9 +225,13 @@ class TfidfEmbedder:
 
 def combined_fingerprint(description: EncoderDescription, prompts: Mapping[str, str]) -> str:
     """The encoder's fingerprint, or a hash of it and of the prompts that some tasks get."""
-    if not prompts:
+    prompts = {**folder_prompts(description), **prompts}
+    queries = description.query_prompt
+    if not prompts and queries is None:
         return description.fingerprint
-    text = json.dumps([description.fingerprint, sorted(prompts.items())])
+    text = json.dumps(
+        [description.fingerprint, sorted(prompts.items()), *([queries] if queries else [])]
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -152,6 +152,23 @@ def test_queries_have_the_folders_query_prompt(tmp_path):
     assert own.fingerprint == description.fingerprint
 
 
+def test_a_prompt_of_documents_that_is_not_the_default_is_told(tmp_path, caplog):
+    prompts = {"query": "Q: ", "passage": "title: none | text: "}
+    folder = make_folder(tmp_path / "model", pooling("mean"), prompts=prompts)
+    with caplog.at_level(logging.INFO, logger="pipelines.encoder"):
+        description = describe_encoder(EncoderConfig(str(folder), dtype="float32"))
+        told = [r.getMessage() for r in caplog.records]
+        assert [line.split(": --prompt ")[1] for line in told] == [
+            "'title: none | text: {text}' for such a store"
+        ]
+        assert (description.prompt, description.query_prompt) == ("{text}", "Q: {text}")
+        caplog.clear()
+        describe_encoder(
+            EncoderConfig(str(folder), dtype="float32", prompt=prompts["passage"] + "{text}")
+        )
+        assert "leaves out" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "settings",
     [

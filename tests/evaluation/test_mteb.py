@@ -1,6 +1,7 @@
 """The evaluation job on tiny models, against mteb's own ``evaluate``."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -255,9 +256,8 @@ def test_prompts_follow_the_task_and_change_the_revision(tiny_model_folder):
     np.testing.assert_allclose(encode(plain), Encoder.load(config).encode(texts), atol=1e-6)
     clustering = Encoder.load(replace(config, prompt="cluster"))
     np.testing.assert_allclose(encode(prompted), clustering.encode(texts), atol=1e-6)
-    assert prompted.embedder.prompt_of(mteb.get_task("NFCorpus").metadata, "query") == (
-        "Query: {text}"
-    )
+    queries = prompted.embedder.encoder_of(mteb.get_task("NFCorpus").metadata, "query")
+    assert queries.prompt == "Query: {text}"
 
 
 def peer(folder, model, prompts=None):
@@ -298,6 +298,45 @@ def test_a_peers_queries_and_documents_have_their_own_prompts(tiny_model_folder,
             inputs, task_metadata=metadata, hf_split="test", hf_subset="default", prompt_type=side
         )
         np.testing.assert_allclose(found, encode(SENTENCES[:3]), atol=1e-5)
+
+
+def test_a_folder_of_ours_has_its_prompts_by_task_and_side_as_a_peer_has(
+    tiny_model_folder, tmp_path
+):
+    prompts = {
+        "query": "Query: ", "document": "Passage: ", "Clustering": "Identify the topic: ",
+        "STS12": "Retrieve alike: ", "Classification-query": "Tell of: ", "base": "Base: ",
+    }  # fmt: skip
+    folder = peer(tmp_path / "sides", tiny_model_folder, prompts)
+    for name, content in (
+        ("sentence_bert_config.json", {"max_seq_length": 24}),
+        ("config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "base"}),
+    ):
+        (Path(folder) / name).write_text(json.dumps(content))
+    stock, ours = (
+        load_peer(Path(folder), "sides", "cpu"),
+        MtebEncoder.load(EncoderConfig(folder, dtype="float32"), device="cpu"),
+    )
+    texts = [*SENTENCES[:3], " ".join(SENTENCES)]
+    inputs = DataLoader(Dataset.from_dict({"text": texts}))
+    tasks = ("NFCorpus", "STS12", "TwentyNewsgroupsClustering", "Banking77Classification")
+    for task, side in itertools.product(tasks, (None, PromptType.query, PromptType.document)):
+        options = {"task_metadata": mteb.get_task(task).metadata, "hf_split": "test"}
+        found, expected = (
+            encoder.encode(inputs, **options, hf_subset="default", prompt_type=side)
+            for encoder in (ours, stock)
+        )
+        cosine = (found * expected).sum(1) / np.linalg.norm(expected, axis=1)
+        assert cosine.min() > 0.9999, (task, side)
+    description = describe_encoder(EncoderConfig(folder, dtype="float32"))
+    assert ours.mteb_model_meta.revision != description.fingerprint
+    for names, words in (({"passage": "P: "}, "P: "), ({}, "")):  # the library reads no "passage"
+        settings = {"prompts": {**names, "base": "Base: "}, "default_prompt_name": "base"}
+        (Path(folder) / "config_sentence_transformers.json").write_text(json.dumps(settings))
+        found = MtebEncoder.load(EncoderConfig(folder, dtype="float32"), device="cpu").embedder
+        sides = [found.encoder_of(mteb.get_task("NFCorpus").metadata, s).prompt
+                 for s in ("document", "query")]  # fmt: skip
+        assert sides == [f"{words}{{text}}", "{text}"]
 
 
 def test_a_paired_bootstrap_sees_what_draws_have_in_common():

@@ -33,9 +33,12 @@
 ``clean``         the rows that it keeps, with all their columns
 ``duplicate_report``  its page
 ``document_map``  every document on a plane
+``kept_columns``  what kept columns say of the clusters, and topics over time
 ``roll_up``       passages back to documents
 ``outcome``       everything that a clustering says of its levels
 ``tables``        the same as tables
 ``report``        one HTML page
 ``report_data``   what the page shows, as JSON of bounded size
+``report_columns``  the part of it about kept columns
+``page_text``     texts as a page holds them, escaped and cut
 """

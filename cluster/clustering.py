@@ -26,6 +26,7 @@ from cluster.config import AssignConfig, ClusterConfig, Workers
 from cluster.document_map import MAP_FILE, MapLayout, join_maps, lay_out, measure_density
 from cluster.duplicate_search import Part, SearchPlan, take_rows
 from cluster.hierarchy import Nesting, divide, nest
+from cluster.kept_columns import read_kept_columns
 from cluster.kmeans import (
     TWO_LEVEL_FROM,
     Fit,
@@ -40,7 +41,7 @@ from cluster.noise import DenseRegions
 from cluster.num_clusters import Candidate, Choice, choose_num_clusters
 from cluster.on_ray import RayVectors
 from cluster.outcome import Namer, Outcome, describe_outcome, name_clusters, write_tables
-from cluster.report import build_report, render_report
+from cluster.report import build_report, render_report, shown_documents
 from cluster.roll_up import DOCUMENT, roll_up_passages
 from cluster.sample import SamplePlan, Scan, merge_scans, scan_from_tables, scan_shard
 from cluster.vector_duplicates import search_vectors
@@ -94,7 +95,9 @@ def cluster_corpus(
     outcome, layout = find_clusters(source, config, work)
     if namer is not None:
         outcome = name_clusters(outcome, namer)
-    write_tables(outcome, config.output)
+    map_path = join(config.output, MAP_FILE)
+    columns = read_kept_columns(map_path, shown_documents(outcome, layout).ids)
+    write_tables(outcome, config.output, columns)
     encoder = join(config.embeddings, ENCODER_FILE)
     if exists(encoder):
         write_bytes(join(config.output, ENCODER_FILE), read_bytes(encoder))
@@ -102,8 +105,10 @@ def cluster_corpus(
     if config.compare is not None:
         compared = compare(config.output, len(outcome.clusters), config.compare)
         changes = comparison_section(compared, outcome.clusters)
-    density = measure_density(join(config.output, MAP_FILE), layout.points)
-    report = build_report(outcome, asdict(config), layout, changes=changes, density=density)
+    density = measure_density(map_path, layout.points)
+    report = build_report(
+        outcome, asdict(config), layout, changes=changes, density=density, columns=columns
+    )
     page = join(config.output, "report.html")
     write_bytes(page, render_report(report).encode())
     result = JobResult(

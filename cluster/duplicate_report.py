@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.report_data import inline_json, render_template, settings_in_words, shorten
+from cluster.page_text import inline_json, shorten
+from cluster.report_data import render_template, settings_in_words
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,38 @@ const Marks = (() => {
     dark: ["#4aa3df", "#f0a830", "#2fc79a", "#e58cc0", "#ff7f50", "#8fd3ff", "#b592e0", "#c9c95a"],
   };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  // One hue after the other by lightness, the far end the one that stands out.
+  const SHADES = {
+    light: ["#9fc9a0", "#62b5a5", "#3a9bb0", "#2c7fb0", "#2a61a3", "#2b428c", "#21215f"],
+    dark: ["#4d5aa8", "#3f7fc4", "#3aa3c4", "#45bfa8", "#86d48b", "#c6e26c", "#fff59a"],
+  };
   const GREY = "#8c8c8c";
+  const scheme = () => dark.matches ? "dark" : "light";
   // Noise, -1, is grey and small.
   const ofCluster = (id) => id < 0
     ? { color: GREY, path: PATHS.circle, small: true }
-    : { color: HUES[dark.matches ? "dark" : "light"][id % 8], path: PATHS[SHAPES[Math.floor(id / 8) % 4]] };
+    : { color: HUES[scheme()][id % 8], path: PATHS[SHAPES[Math.floor(id / 8) % 4]] };
+
+  /* Of a class of a kept column: -1 has no value, -2 a value without a class of its own. */
+  function ofClass(code, kind, count) {
+    if (code === -1) return { color: GREY, path: PATHS.circle, small: true, hollow: true };
+    if (code < 0) return { color: GREY, path: PATHS.circle, small: true };
+    if (kind === "category") return { color: HUES[scheme()][code % 8], path: PATHS[SHAPES[code % 4]] };
+    return { color: SHADES[scheme()][count < 2 ? 3 : Math.round(6 * code / (count - 1))], path: PATHS.circle };
+  }
 
   function draw(holder, mark) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     svg.setAttribute("viewBox", "0 0 14 14");
     const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
     path.setAttribute("d", mark.path);
-    path.setAttribute("fill", mark.color);
+    path.setAttribute(mark.hollow ? "stroke" : "fill", mark.color);
+    if (mark.hollow) { path.setAttribute("fill", "none"); path.setAttribute("stroke-width", 2); }
     svg.append(path);
     holder.replaceChildren(svg);
   }
 
-  return { dark, ofCluster, draw };
+  return { dark, ofCluster, ofClass, draw };
 })();
 
 /* ``holder`` gets a canvas; ``about(place)`` gives the lines of a point's tooltip, ``onPick(cluster)``

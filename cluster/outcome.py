@@ -14,6 +14,7 @@ from cluster.census import Census
 from cluster.describe import Description, describe_clusters
 from cluster.duplicates import find_duplicates
 from cluster.hierarchy import Nesting
+from cluster.kept_columns import KeptColumn, column_tables
 from cluster.kmeans import Fit
 from cluster.metrics import (
     MEANINGS,
@@ -356,13 +357,16 @@ def _renumbered(table: pa.Table, ids: np.ndarray) -> pa.Table:
 
 
 _OWN_TABLES = (
-    r"(outliers|near_duplicates|confusion|levels|k_curve|noise|rejected|(centroids|clusters)(_\d+)?)"
-    r"\.parquet"
+    r"(outliers|near_duplicates|confusion|levels|k_curve|noise|rejected|over_time|column_values|"
+    r"(centroids|clusters)(_\d+)?)\.parquet"
 )
 
 
-def write_tables(outcome: Outcome, folder: str) -> None:
-    """Write tables and ``scores.json`` into ``folder``, each whole or not at all."""
+def write_tables(outcome: Outcome, folder: str, columns: Sequence[KeptColumn] = ()) -> None:
+    """Write tables and ``scores.json`` into ``folder``, each whole or not at all.
+
+    Those of kept ``columns`` are among them where there are any.
+    """
     tables = {"outliers": outcome.outliers}
     for level in outcome.levels:
         suffix = "" if level is outcome.levels[-1] else f"_{level.k}"
@@ -383,6 +387,7 @@ def write_tables(outcome: Outcome, folder: str) -> None:
         tables["k_curve"] = curve_table(outcome.choice)
     if len(outcome.scan.rejected):
         tables["rejected"] = outcome.scan.rejected
+    tables |= column_tables(columns)
     make_folder(folder)
     for name, table in tables.items():
         write_table(join(folder, f"{name}.parquet"), table)

@@ -37,8 +37,55 @@
     return [element("h3", "", title), list];
   }
 
+  /* What kept columns say of the cluster at a place of the page's table. */
+  const figure = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
+
+  function columnFigures(place) {
+    const rows = [], charts = [];
+    for (const column of data.columns) {
+      if (column.sum) {
+        const [sum, mean] = [column.sum[place], column.mean[place]];
+        rows.push([column.name, mean === null ? "none" : `sum ${figure.format(sum)}, mean ${figure.format(mean)}`]);
+      } else if (column.top) {
+        const all = data.clusters[place].size;
+        rows.push([column.name, column.top[place].map(([value, count]) => `${column.values[value]} ${Math.round(100 * count / all)}%`).join(", ")]);
+      } else if (column.time && column.time.starts.length) {
+        charts.push(element("h3", "", `${column.name}, by ${column.time.unit}`), timeline(column.time, column.time.counts[place]));
+      }
+    }
+    const list = element("dl", "columns");
+    for (const [name, value] of rows) {
+      const row = element("div");
+      row.append(element("dt", "", name), element("dd", "", value));
+      list.append(row);
+    }
+    return rows.length ? [list, ...charts] : charts;
+  }
+
+  function timeline(time, counts) {
+    const most = Math.max(1, ...counts), peak = counts.indexOf(Math.max(...counts));
+    const holder = element("figure", "timeline");
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", `0 0 ${counts.length} 10`);
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("role", "img");
+    svg.setAttribute("aria-label", `Documents by ${time.unit} from ${time.starts[0]} to ${time.starts[counts.length - 1]}; most in ${time.starts[peak]}: ${counts[peak]}`);
+    counts.forEach((count, i) => {
+      const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+      const tall = 10 * count / most;
+      for (const [name, value] of Object.entries({ x: i + 0.08, y: 10 - tall, width: 0.84, height: tall })) bar.setAttribute(name, value);
+      const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+      title.textContent = `${time.starts[i]}: ${number.format(count)}`;
+      bar.append(title);
+      svg.append(bar);
+    });
+    holder.append(svg, element("figcaption", "hint", `${time.starts[0]} to ${time.starts[counts.length - 1]}; most in ${time.starts[peak]}: ${number.format(counts[peak])}`));
+    return holder;
+  }
+
   function showDetail(id) {
     const cluster = byId.get(id);
+    const place = data.clusters.indexOf(cluster);
     const panel = document.getElementById("detail");
     if (!cluster) { panel.replaceChildren(element("p", "hint", `Cluster ${id} is among the small ones this page leaves out.`)); return; }
     const head = element("div", "detail-head");
@@ -51,6 +98,7 @@
       for (const word of cluster.keywords) chips.append(element("li", "", word));
       children.push(chips);
     }
+    children.push(...columnFigures(place));
     children.push(...documentList("Nearest to the centre", cluster.central));
     children.push(...documentList("Showing its breadth", cluster.diverse));
     const there = data.map.cluster.flatMap((c, place) => c === id ? [place] : []);
@@ -189,6 +237,26 @@
   }
 
   /* What the map shows of a level, for those who do not see it. */
+  /* Colours of the map: of clusters, or of the classes of a kept column, with their legend. */
+  function paintMap(choice) {
+    const legend = document.getElementById("legend");
+    const column = choice === "" ? null : data.columns[Number(choice)];
+    legend.hidden = !column;
+    if (!column) { map.paint(null); return; }
+    const classes = column.legend.length;
+    map.paint((place) => Marks.ofClass(column.codes[place], column.kind, classes));
+    const counts = new Map();
+    for (const code of column.codes) counts.set(code, (counts.get(code) || 0) + 1);
+    const names = [...column.legend.entries(), [-2, "other"], [-1, "no value"]].filter(([code]) => counts.get(code));
+    legend.replaceChildren(...names.map(([code, name]) => {
+      const item = element("li"), mark = element("span", "mark");
+      mark.setAttribute("aria-hidden", "true");
+      Marks.draw(mark, Marks.ofClass(code, column.kind, classes));
+      item.append(mark, element("span", "", name), element("span", "hint", number.format(counts.get(code))));
+      return item;
+    }));
+  }
+
   function wordsOf(level) {
     if (!level) return [];
     const { x, y } = data.map;
@@ -222,6 +290,7 @@
       event.currentTarget.setAttribute("aria-pressed", String(pressed));
       map.useLasso(pressed);
     });
+    document.getElementById("colour")?.addEventListener("change", (event) => paintMap(event.target.value));
     document.getElementById("level")?.addEventListener("change", (event) => map.show(event.target.value === "zoom" ? null : Number(event.target.value)));
   }
 
@@ -277,15 +346,60 @@
     });
   }
 
+  /* Which of the largest clusters the documents of each time are in. */
+  const TIMED_CLUSTERS = 25;
+
+  function drawTimes() {
+    const chosen = document.getElementById("time");
+    if (!chosen) return null;
+    const colors = theme();
+    const { starts, counts, totals, unit, outside } = data.columns[Number(chosen.value)].time;
+    const shown = data.clusters.slice(0, TIMED_CLUSTERS);
+    const name = (cluster) => `${cluster.id}${cluster.name || cluster.keywords.length ? `: ${cluster.name || cluster.keywords.slice(0, 2).join(", ")}` : ""}`;
+    const values = shown.flatMap((cluster, row) => counts[row].map((count, i) => ({ cluster: name(cluster), start: starts[i], count, share: totals[i] ? count / totals[i] : 0 })));
+    document.getElementById("times-note").textContent = `Share of the documents of each ${unit} that are in the cluster${data.clusters.length > TIMED_CLUSTERS ? `, of the ${TIMED_CLUSTERS} largest clusters` : ""}.${outside ? ` Documents of other times: ${number.format(outside)}.` : ""}`;
+    return embed("times", {
+      width: "container", height: 40 + 20 * shown.length, data: { values }, mark: { type: "rect" },
+      encoding: {
+        x: { field: "start", type: "ordinal", sort: starts, title: null, axis: { labelAngle: 0, labelOverlap: "greedy", labelSeparation: 12 } },
+        y: { field: "cluster", type: "nominal", sort: null, title: null, axis: { labelLimit: Math.min(220, window.innerWidth / 4) } },
+        color: { field: "share", type: "quantitative", scale: { range: [colors.quiet, colors.accent] }, legend: { title: `share of the ${unit}`, format: ".0%" } },
+        tooltip: [{ field: "cluster", title: "Cluster" }, { field: "start", title: unit }, { field: "count", title: "Documents", format: "," }, { field: "share", title: "Share", format: ".1%" }],
+      },
+    });
+  }
+
+  /* The table's second column: documents, or the sum or mean of a kept column. */
+  function showSizes(choice) {
+    const [place, what] = choice.split(" ");
+    const title = document.querySelector("th button[data-key='size']");
+    const values = choice ? data.columns[Number(place)][what] : data.clusters.map((cluster) => cluster.size);
+    const most = Math.max(...values.filter((value) => value !== null), 0);
+    title.textContent = choice ? `${what === "sum" ? "Sum" : "Mean"} of ${data.columns[Number(place)].name}` : "Documents";
+    const byRow = new Map(data.clusters.map((cluster, i) => [String(cluster.id), values[i]]));
+    for (const row of document.querySelectorAll("#cluster-table tbody tr")) {
+      const value = byRow.get(row.dataset.id), bar = row.querySelector(".size-bar");
+      bar.textContent = value === null ? "–" : (choice ? figure : number).format(value);
+      bar.style.setProperty("--share", `${most > 0 ? Math.max(0, 100 * value / most) : 0}%`);
+      row.dataset.size = value === null ? "-Infinity" : value;
+    }
+    const header = title.closest("th");
+    header.removeAttribute("aria-sort");
+    title.click();
+  }
+
   async function draw() {
-    document.querySelectorAll(".mark").forEach(drawMark);
+    document.querySelectorAll(".mark[data-cluster]").forEach(drawMark);
     map.draw();
-    await Promise.all([drawSizes(), drawCurve(), drawConfusion()]);
+    paintMap(document.getElementById("colour")?.value || "");
+    await Promise.all([drawTimes(), drawSizes(), drawCurve(), drawConfusion()]);
     document.documentElement.dataset.ready = "true";
   }
 
   setUpTable();
   setUpMap();
+  document.getElementById("measure")?.addEventListener("change", (event) => showSizes(event.target.value));
+  document.getElementById("time")?.addEventListener("change", drawTimes);
   showDetail(data.clusters[0].id);
   draw();
   Marks.dark.addEventListener("change", draw);

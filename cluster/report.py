@@ -14,8 +14,11 @@ import pyarrow as pa
 
 from cluster.describe import Description
 from cluster.document_map import Density, MapLayout
+from cluster.kept_columns import KeptColumn
 from cluster.metrics import LABEL_SCORES, MEANINGS
 from cluster.outcome import Level, Outcome, noise_in_words
+from cluster.page_text import inline_json, shorten
+from cluster.report_columns import SHOWN_COLUMNS, has_colours
 from cluster.report_data import (
     MAP_POINTS,
     Changes,
@@ -23,12 +26,11 @@ from cluster.report_data import (
     MapLevel,
     MappedDocuments,
     Report,
-    inline_json,
     page_data,
     render_template,
     settings_in_words,
-    shorten,
 )
+from cluster.sample import Sample
 from cluster.tables import OUTLIER_DEVIATIONS, levels_table
 from pipelines.runtime.files import shoal_home, write_bytes
 
@@ -45,13 +47,15 @@ def build_report(
     *,
     changes: Changes | None = None,
     density: Density | None = None,
+    columns: Sequence[KeptColumn] = (),
 ) -> Report:
     """The content of ``report.html``; ``settings`` are shown as they are.
 
     ``layout`` is that of the first documents of the outcome's sample, ``density`` that of all.
+    ``columns`` have the values of :func:`shown_documents`.
     """
-    layout = replace(layout, points=layout.points[:MAP_POINTS])
-    documents = outcome.documents.head(len(layout.points))
+    documents = shown_documents(outcome, layout)
+    layout = replace(layout, points=layout.points[: len(documents)])
     texts = documents.texts.to_pylist() if documents.texts is not None else None
     mapped = MappedDocuments(
         layout,
@@ -78,7 +82,13 @@ def build_report(
         has_texts=texts is not None,
         ids=outcome.ids,
         changes=changes,
+        columns=columns,
     )
+
+
+def shown_documents(outcome: Outcome, layout: MapLayout) -> Sample:
+    """The documents that the map shows: of those that were laid out, 5,000 at most."""
+    return outcome.documents.head(min(len(layout.points), MAP_POINTS))
 
 
 def _spread(levels: Sequence[Level]) -> list[Level]:
@@ -226,6 +236,7 @@ def _render(report: Report, room: float) -> str:
         has_labels=bool(report.census.labels),
         scores=_score_cards(report.scores),
         even_size=f"{report.census.sizes.mean():,.0f}",
+        **_columns_content(report),
         has_curve=bool(report.curve),
         curve_note=report.curve_note,
         has_levels=bool(report.levels),
@@ -238,6 +249,18 @@ def _render(report: Report, room: float) -> str:
         vega_bundle=_chart_library(),
         data_json=inline_json(page_data(report, shown, room)),
     )
+
+
+def _columns_content(report: Report) -> dict[str, Any]:
+    """What the template shows of kept columns: names by their place among those of the page."""
+    shown = list(enumerate(report.columns[:SHOWN_COLUMNS]))
+    left_out = len(report.columns) - len(shown)
+    return {
+        "colours": [(p, shorten(c.name, 64)) for p, c in shown if has_colours(c)],
+        "measures": [(p, shorten(c.name, 64)) for p, c in shown if c.kind == "number"],
+        "times": [(p, shorten(c.name, 64)) for p, c in shown if c.times and c.times.window],
+        "columns_note": f"{left_out} more kept columns are not shown." if left_out else "",
+    }
 
 
 @functools.cache

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,9 @@ import numpy as np
 from cluster.census import Census
 from cluster.describe import Description, Example
 from cluster.document_map import Density, MapLayout
+from cluster.kept_columns import KeptColumn
+from cluster.page_text import bytes_in_page, shorten
+from cluster.report_columns import columns_data
 
 _FOLDER = Path(__file__).parent
 MAP_POINTS = 5_000
@@ -96,6 +96,8 @@ class Report:
     ids: np.ndarray | None = None
     """Ids of the census's clusters, where they are not their places."""
     changes: Changes | None = None
+    columns: Sequence[KeptColumn] = ()
+    """Kept columns, with the values of the documents on the map."""
 
 
 def page_data(report: Report, shown: list[Description], room: float = 1.0) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def page_data(report: Report, shown: list[Description], room: float = 1.0) -> di
         "hasTexts": report.has_texts,
         "clusters": [_cluster_data(cluster, text_room) for cluster in shown],
         "map": _map_data(report.mapped, room),
+        "columns": columns_data(report.columns, [c.cluster_id for c in shown], room),
         "sizes": np.sort(report.census.sizes)[::-1][::size_step].tolist(),
         "sizeStep": size_step,
         "curve": report.curve,
@@ -128,7 +131,7 @@ def _map_data(mapped: MappedDocuments, room: float) -> dict[str, Any]:
     )
     texts = mapped.texts or [None] * len(points)
     ids = [str(value) for value in mapped.ids]
-    fits = [_bytes_in_page(value) <= id_room for value in ids]
+    fits = [bytes_in_page(value) <= id_room for value in ids]
     return {
         "x": points[:, 0].tolist(),
         "y": points[:, 1].tolist(),
@@ -200,14 +203,6 @@ def settings_in_words(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in shown.items() if value not in ("None", "")}
 
 
-def inline_json(data: object) -> str:
-    """JSON that no HTML parser can take for markup, whatever the texts in it hold."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
 def _cluster_data(cluster: Description, room: int) -> dict[str, Any]:
     def examples(found: list[Example]) -> list[dict[str, Any]]:
         return [
@@ -255,25 +250,3 @@ def _confusion(census: Census, ids: np.ndarray | None) -> dict[str, Any] | None:
 def _ticks(tried: list[int]) -> list[int]:
     wanted = (2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
     return [k for k in wanted if tried and min(tried) <= k <= max(tried)]
-
-
-_COSTLY = re.compile(r"[<>&\"'\\\x00-\x1f\u2028\u2029]")
-"""Characters that a page holds as escapes, of at most 6 bytes."""
-
-
-def _bytes_in_page(text: str) -> int:
-    """Bytes of ``text`` in a page at most, as JSON or as HTML."""
-    return len(text.encode("utf-8", errors="replace")) + 5 * len(_COSTLY.findall(text))
-
-
-def shorten(text: str | None, room: int) -> str | None:
-    """At most ``room`` bytes in a page, escapes included; whole characters, spaces collapsed."""
-    if text is None:
-        return None
-    text = " ".join(text.split()).encode("utf-8", errors="replace").decode("utf-8")
-    head = text[: room + 1]
-    if _bytes_in_page(head) <= room:
-        return text
-    used = itertools.accumulate(_bytes_in_page(character) for character in head)
-    cut = next(place for place, bytes_ in enumerate(used) if bytes_ > room - 3)
-    return head[:cut].rstrip() + "…"

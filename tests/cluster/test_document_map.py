@@ -1,6 +1,8 @@
 """Every document on the map: where it was laid out, or among its neighbours, whatever the batch."""
 
+import datetime
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -109,6 +111,10 @@ def clustered(tmp_path, monkeypatch):
             rows = {
                 "id": [f"d{i}" for i in range(start, stop)],
                 "text": [f"word{i % 7} and so on" for i in range(start, stop)],
+                "day": [
+                    None if i % 10 == 0 else datetime.date(2024, 1, 1) + datetime.timedelta(4 * i)
+                    for i in range(start, stop)
+                ],
                 "year": [2000 + i % 20 for i in range(start, stop)],
                 "embedding": list(draw(200)[start:stop]),
             }
@@ -160,6 +166,39 @@ def test_the_report_shows_the_sample_where_the_map_has_it(clustered):
     assert density["counts"] == counted.ravel().tolist()
     for name, x in zip(shown["id"], shown["x"], strict=True):
         assert rows[name]["x"] == pytest.approx(x, abs=1e-3)
+
+
+def test_kept_columns_are_told_by_cluster_whatever_the_files(clustered):
+    first, second = clustered((), "one"), clustered((30, 90, 91), "many")
+    values = pq.read_table(first / "column_values.parquet")
+    assert values.equals(pq.read_table(second / "column_values.parquet"))
+    rows = pq.read_table(first / "map.parquet").to_pylist()
+    years = [row for row in values.to_pylist() if row["column"] == "year"]
+    assert len(years) == 5
+    for row in years:
+        members = [r["year"] for r in rows if r["cluster_id"] == row["cluster_id"]]
+        assert (row["documents"], row["sum"]) == (len(members), sum(members))
+        assert row["mean"] == sum(members) / len(members)
+    texts = Counter((row["cluster_id"], row["text"]) for row in rows)
+    found = [row for row in values.to_pylist() if row["column"] == "text"]
+    assert {(r["cluster_id"], r["value"]): r["documents"] for r in found} == texts
+    assert not (first / "over_time.parquet").exists()
+
+
+def test_topics_over_time_are_of_all_documents(clustered):
+    output = clustered((60,), "out", keep_columns=("day",))
+    rows = pq.read_table(output / "over_time.parquet").to_pylist()
+    documents = pq.read_table(output / "map.parquet").to_pylist()
+    expected = Counter((r["cluster_id"], r["day"].replace(day=1)) for r in documents if r["day"])
+    assert {(r["cluster_id"], r["start"].date()): r["documents"] for r in rows} == expected
+    assert sum(expected.values()) == 180
+    assert {row["unit"] for row in rows} == {"month"}
+    shown = json.loads(
+        (output / "report.html").read_text().split('id="report-data">')[1].split("</script>")[0]
+    )
+    assert (
+        sum(shown["columns"][0]["time"]["totals"]) + shown["columns"][0]["time"]["outside"] == 180
+    )
 
 
 @pytest.mark.parametrize(("columns", "message"), [(("x",), "not id, x, y"), (("n",), "no column")])

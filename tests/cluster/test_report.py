@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from cluster import report as page
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
 from cluster.document_map import Density, MapLayout, lay_out
+from cluster.kept_columns import KeptColumn, Numbers, Times
 from cluster.metrics import score_clustering
+from cluster.page_text import inline_json, shorten
 from cluster.report import render_report
 from cluster.report_data import (
     Changes,
@@ -21,9 +24,7 @@ from cluster.report_data import (
     MapLevel,
     MappedDocuments,
     Report,
-    inline_json,
     page_data,
-    shorten,
 )
 
 WIDE = "漢字" * 2_000
@@ -175,6 +176,17 @@ def test_the_worst_page_stays_under_5_mb(text):
         levels=[MapLevel(ids + 1_000 * i, names) for i in range(8)],
         density=density,
     )
+    many = range(8 * k)
+    values = np.array([f"{i % 999} {text}" for i in range(shown)], dtype=object)
+    counts = {(i % k, str(values[i % 999])): 1 for i in many}
+    days = np.datetime64("2026-01-01", "us") + np.arange(shown) * np.timedelta64(1, "h")
+    times = Times("day", {(i % k, 20_454 + i % 60): 10**9 for i in many}, range(20_454, 20_514))
+    numbers = Numbers(dict.fromkeys(range(k), 3), {i: Fraction(10**20, i + 7) for i in range(k)})
+    columns = [
+        *[KeptColumn(text, "category", values, counts)] * 3,
+        *[KeptColumn(text, "number", np.linspace(0, 1e9, shown), numbers=numbers)] * 3,
+        *[KeptColumn(text, "date", days, times=times)] * 20,
+    ]
     rows = [(text,) * 6] * 60
     lists = [Listing("Outliers", "None.", ("Id",) * 6, rows)] * 3
     level = {"num_clusters": k, "cluster_id": k, "parent_num_clusters": k, "parent_cluster_id": k}
@@ -182,6 +194,7 @@ def test_the_worst_page_stays_under_5_mb(text):
         replace(
             full,
             mapped=mapped,
+            columns=columns,
             lists=lists,
             changes=Changes("Changes", "", lists),
             levels=[{**level, "share": "100%"}] * 1_000,
@@ -190,3 +203,4 @@ def test_the_worst_page_stays_under_5_mb(text):
         )
     )
     assert len(page.encode()) < 5_000_000
+    assert "18 more kept columns are not shown." in page

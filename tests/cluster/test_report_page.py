@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from cluster.census import Census, CensusPlan
 from cluster.describe import Description, Example
 from cluster.document_map import Density, MapLayout
+from cluster.kept_columns import KeptColumn, Numbers, Times
 from cluster.metrics import score_clustering
 from cluster.report import render_report
 from cluster.report_data import Listing, MapLevel, MappedDocuments, Report
@@ -78,7 +80,25 @@ def report(k=3):
         ],
         curve_note=HOSTILE,
         lists=[Listing("Outliers", "None.", ("Id", "Text"), [("doc-1", HOSTILE)])],
+        columns=kept(),
     )
+
+
+def kept():
+    """A category, a number and a date, of 60 documents in three clusters."""
+    words = np.array([[HOSTILE, "b", None][i % 3] for i in range(60)], dtype=object)
+    counts = {(0, HOSTILE): 40, (0, None): 20, (1, "b"): 30, (2, "b"): 20}
+    numbers = Numbers({0: 20, 2: 4}, {0: Fraction(50), 2: Fraction(20)})
+    days = np.datetime64("2026-01-05", "us") + np.arange(60) * np.timedelta64(1, "D")
+    weeks = range(2_923, 2_929)
+    assert str(Times("week", {}, weeks).start_of(2_923)).startswith("2026-01-05")
+    times = Times("week", {(0, 2_923): 5, (0, 2_924): 15, (1, 2_928): 7, (2, 9): 1}, weeks)
+    return [
+        KeptColumn(f"word {HOSTILE}", "category", words, counts),
+        KeptColumn("views", "number", np.arange(60.0), numbers=numbers),
+        KeptColumn("published", "date", days, times=times),
+        KeptColumn("title", "category", np.array([f"t{i}" for i in range(60)], dtype=object)),
+    ]
 
 
 def density(points):
@@ -130,7 +150,7 @@ def shown_rows(page):
 
 def test_it_loads_and_draws_without_a_complaint(page):
     assert [line for line in page.get_log("browser") if line["level"] != "INFO"] == []
-    for chart in ("map", "sizes", "curve", "confusion"):
+    for chart in ("map", "sizes", "curve", "confusion", "times"):
         assert page.find_elements(By.CSS_SELECTOR, f"#{chart} canvas"), chart
 
 
@@ -148,6 +168,7 @@ def bare(k):
         levels=[],
         lists=[Listing("Outliers", "None.", (), [])],
         has_texts=False,
+        columns=[],
         clusters=[
             replace(c, keywords=[], central=[], diverse=[], top_label=None, mean_distance=None)
             for c in full.clusters
@@ -428,3 +449,73 @@ def test_density_is_shaded_where_no_point_is(browser, tmp_path):
     shaded, empty = page.execute_script(MAP + alpha)
     assert shaded > 50
     assert empty == 0
+
+
+def legend(page):
+    return [item.text.split("\n") for item in page.find_elements(By.CSS_SELECTOR, "#legend li")]
+
+
+def test_points_can_be_coloured_by_a_kept_column(page):
+    by = Select(page.find_element(By.ID, "colour"))
+    names = [option.text for option in by.options]
+    assert names[0] == "by cluster"
+    assert names[2:] == ["by views", "by published"]  # not by title
+    assert names[1].startswith("by word </script>")
+    assert not page.find_element(By.ID, "legend").is_displayed()
+    by.select_by_visible_text("by views")
+    assert legend(page)[0] == ["0 – 8", "9"]
+    assert len(legend(page)) == 7
+    assert shown(page)[1] == 7
+    by.select_by_index(1)
+    assert [item[-1] for item in legend(page)] == ["20", "20", "20"]
+    hostile, *others = [item[0] for item in legend(page)]
+    assert hostile.startswith("</script><script>document") and hostile.endswith("…")
+    assert others == ["b", "no value"]
+    marks = ask(page, "[0, 1, 2, 3].map((i) => map.mark(i))")
+    assert marks[0] == marks[3] != marks[1]
+    assert marks[2]["hollow"]
+    by.select_by_index(0)
+    assert not page.find_element(By.ID, "legend").is_displayed()
+    assert shown(page)[1] == 2
+
+
+def test_clusters_have_sizes_by_another_column(page):
+    by = Select(page.find_element(By.ID, "measure"))
+    assert [o.text for o in by.options] == ["documents", "sum of views", "mean of views"]
+
+    def sizes():
+        rows = page.find_elements(By.CSS_SELECTOR, "#cluster-table tbody tr")
+        return [
+            (r.get_attribute("data-id"), r.find_element(By.CSS_SELECTOR, ".size-bar").text)
+            for r in rows
+        ]
+
+    before = sizes()
+    by.select_by_visible_text("sum of views")
+    assert sizes() == [("0", "50"), ("2", "20"), ("1", "0")]
+    by.select_by_visible_text("mean of views")
+    assert sizes() == [("2", "5"), ("0", "2.5"), ("1", "–")]
+    header = page.find_element(By.CSS_SELECTOR, "th button[data-key='size']")
+    assert header.text.startswith("Mean of views")
+    by.select_by_visible_text("documents")
+    assert sizes() == before
+
+
+def test_a_cluster_tells_of_kept_columns_and_of_its_time(page):
+    detail = page.find_element(By.ID, "detail")
+    assert "sum 50, mean 2.5" in detail.text
+    assert "none 33%" in detail.text
+    assert "published, by week" in detail.text
+    assert "2026-01-05 to 2026-02-09; most in 2026-01-12: 15" in detail.text
+    bars = detail.find_elements(By.CSS_SELECTOR, ".timeline rect")
+    assert [float(bar.get_attribute("height")) for bar in bars] == pytest.approx(
+        [10 / 3, 10, 0, 0, 0, 0], abs=1e-3
+    )
+    chart = detail.find_element(By.CSS_SELECTOR, ".timeline svg")
+    assert "most in 2026-01-12: 15" in chart.get_attribute("aria-label")
+
+
+def test_topics_over_time_say_what_lies_outside(page):
+    note = page.find_element(By.ID, "times-note").text
+    assert note.startswith("Share of the documents of each week")
+    assert note.endswith("Documents of other times: 1.")

@@ -5,8 +5,12 @@ import tempfile
 import threading
 from pathlib import Path
 
+import hypothesis
 import pytest
 from ports import free_port
+
+hypothesis.settings.register_profile("whatever the machine does", deadline=None)
+hypothesis.settings.load_profile("whatever the machine does")
 
 S3_PORT = free_port()
 ENVIRONMENT = {
@@ -32,6 +36,14 @@ if "RAY_TMPDIR" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
 Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
 
 from pipelines.encoder import remembered  # noqa: E402
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("int8"):
+        from tiny_models import multiplies_int8
+
+        if not multiplies_int8():
+            pytest.skip("this CPU multiplies in int8 inexactly")
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,21 @@ byte-level BPE tokenizer trained on a handful of sentences.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import peft
+import pytest
 import tokenizers
 import torch
 import transformers
+
+from pipelines.encoder.int8 import require_exact_products
+from pipelines.runtime.errors import InputError
+
+INT8 = pytest.param("int8", marks=pytest.mark.int8)
+"""The precision, as a parameter of tests that are skipped where it is refused."""
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -200,3 +208,13 @@ def scripted_model(folder: Path, scripts: dict[str, list[str]], template: str) -
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@cache
+def multiplies_int8() -> bool:
+    """Whether int8 runs on this CPU."""
+    try:
+        require_exact_products()
+    except InputError:
+        return False
+    return True

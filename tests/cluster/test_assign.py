@@ -44,7 +44,7 @@ def test_a_row_alone_gets_the_same_bits_as_in_company():
         assert ids.tobytes() == together.second_cluster_ids.tobytes()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 1_000))
 def test_ties_go_to_the_lower_cluster_id(k, d, seed):
     random = np.random.default_rng(seed)

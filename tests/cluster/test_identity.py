@@ -143,7 +143,7 @@ def test_a_name_lasts_while_half_of_it_fits_and_then_the_cluster_is_renamed():
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5))
 def test_the_matching_is_the_best_of_all(seed, k, m):
     random = np.random.default_rng(seed)
@@ -170,7 +170,7 @@ def test_the_matching_is_the_best_of_all(seed, k, m):
     assert sum(scores[pair] for pair in matched) == pytest.approx(best)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_over_many_nights_an_id_once_ended_never_returns(seed):
     random = np.random.default_rng(seed)

@@ -23,7 +23,7 @@ def confusion_of(labels, clusters):
     return counts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 120), st.integers(1, 9), st.integers(2, 9))
 def test_label_scores_equal_scikit_learn(seed, n, clusters, labels):
     random = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ MARKS = [
 PARTS = ['""', ',"', '",', '"\n', 'x,"y"\n', "1,2\n", "1\t2\n", '"a\n\n\nb",c\n', '"a ""b""",c\r\n']
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @example(
     pieces=["1,2\n"] * 3 + ['"a\n', "1,2\n", "1,2\n", "1,2\n", "1,2\n", 'b",c\n'],
     dialect=QUOTED,

@@ -194,7 +194,7 @@ def test_a_line_that_is_too_long_is_one_problem(tmp_path, monkeypatch):
     assert [row[2] is None for row in found] == [True, False, True]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(
         st.text(st.characters(exclude_characters="\n\r\ufeff"), max_size=30), min_size=1

@@ -79,7 +79,7 @@ def check(text: str, places: np.ndarray, cuts: Cuts, reader: PromptedTokenizer) 
     assert (np.diff(places, axis=0) > 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=4),
     name=st.sampled_from(sorted(READERS)),

@@ -31,7 +31,7 @@ def expected(content: bytes) -> list[bytes | None]:
     ]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(
     lines=LINES,
     ended=st.booleans(),
@@ -75,7 +75,7 @@ PACK = {
 
 
 @pytest.mark.parametrize("compression", PACK)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     pieces=st.lists(st.binary(max_size=300) | st.just(b"a" * 500), min_size=1, max_size=4),
     step=st.integers(1, 40),

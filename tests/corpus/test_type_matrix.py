@@ -68,7 +68,7 @@ def test_what_no_store_can_hold_is_refused_by_name(tmp_path, kind, value):
         documents(tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     writer=st.sampled_from(WRITERS),
     kind=st.sampled_from(sorted(VALUES)),
@@ -94,7 +94,7 @@ def test_every_row_of_every_writer_comes_back(writer, kind, chunk, data):
     assert read["kept.value"].to_pylist() == table["value"].to_pylist()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     texts=st.lists(
         st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\r"), min_size=1),

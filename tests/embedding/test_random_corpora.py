@@ -166,7 +166,7 @@ def run(config: EmbedConfig, interrupt_at: int | None) -> None:
             embed_corpus(config, record)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     files=st.lists(file, min_size=1, max_size=5).filter(lambda fs: any(rows for _, rows in fs)),
     interrupts=st.lists(st.integers(0, 60), max_size=3),

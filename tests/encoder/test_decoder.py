@@ -58,6 +58,7 @@ def one_large_channel(layer):
             product.weight[:, 3] /= 30000
 
 
+@pytest.mark.int8
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
 def test_int8_that_loses_too_much_is_refused_and_never_something_else(tmp_path, activation):
     folder = tiny_model(tmp_path / "llama", hidden_act=activation)
@@ -230,6 +231,7 @@ def test_code_that_cannot_run_is_refused_in_one_line_also_where_attention_is_ask
             load(folder, attention=attention)
 
 
+@pytest.mark.int8
 def test_code_that_cannot_run_in_int8_is_refused_in_one_line(tmp_path):
     folder = tiny_model(tmp_path / "mamba", "mamba")  # multiplies by a layer's weights itself
     with pytest.raises(InputError, match=r"MambaModel cannot be run .* in int8 .* --dtype") as told:
@@ -237,6 +239,7 @@ def test_code_that_cannot_run_in_int8_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.int8
 def test_routers_to_experts_are_not_rounded(tmp_path):
     folder = tiny_model(tmp_path / "phimoe", "phimoe")  # its router is a kind of linear layer
     found, expected = load(folder, dtype="int8").encode(TEXTS), load(folder).encode(TEXTS)

@@ -127,6 +127,26 @@ def test_auto_is_what_was_measured_faster_once(folder, tmp_path, monkeypatch, ga
     assert other == ("bfloat16" if dtype == "float32" and gain < 0.8 else "float32")
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("flags\t\t: fpu smep avx2 avx512_bf16", "AMD EPYC (avx2 avx512_bf16)"),
+        ("flags\t\t: fpu smep avx2", "AMD EPYC (avx2)"),
+        ("Features\t: fp asimd sve svebf16", "AMD EPYC (asimd sve svebf16)"),
+        ("bugs\t\t: avx2", "AMD EPYC"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_what_they_can_do(
+    tmp_path, monkeypatch, line, told
+):
+    cpus = tmp_path / "cpuinfo"
+    monkeypatch.setattr(precision, "_CPUS", cpus)
+    cpus.write_text(
+        f"processor\t: 0\nmodel name\t: AMD EPYC\n{line}\n\nprocessor\t: 1\nmodel name\t: another\n"
+    )
+    assert precision.cpu_name() == told
+
+
 def test_a_gain_is_measured():
     assert 0.01 < precision.measure_gain() < 100
 

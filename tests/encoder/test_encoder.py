@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import FAMILIES, SENTENCES, tiny_adapter, tiny_model
+from tiny_models import FAMILIES, INT8, SENTENCES, tiny_adapter, tiny_model
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import POOLINGS, EncoderConfig
@@ -163,7 +163,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(folder, monkeypatch):
     assert encoder.budget_tokens < before
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", INT8])
 def test_threads_that_take_a_batch_each_give_the_same_and_are_as_many_after(folder, dtype):
     encoder = load(folder, dtype=dtype)
     texts = [f"{text} {number}" for number in range(40) for text in TEXTS[:3]]
@@ -195,13 +195,14 @@ def test_bfloat16_stays_near_the_reference(folder):
     assert_close(encoder.encode(TEXTS), reference(encoder, folder, TEXTS), 0.999)
 
 
+@pytest.mark.int8
 def test_int8_stays_near_the_reference_in_every_family(family_folder):
     encoder = load(family_folder, dtype="int8")
     assert_close(encoder.encode(TEXTS), reference(encoder, family_folder, TEXTS), 0.99)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", INT8])
 def test_compiled_vectors_are_the_same(folder, dtype):
     plain = load(folder, dtype=dtype)
     compiled = Encoder.load(plain.description, device="cpu", compile_model=True)

@@ -35,6 +35,10 @@ FAST = [
 ] + [("phi", "mean", 1, "auto", "int8", "dora"), ("llama", "last", -1, "auto", "int8", "base")]
 
 
+def marked(case, *marks):
+    return pytest.param(case, marks=[*marks, pytest.mark.int8] if "int8" in case else marks)
+
+
 @pytest.fixture(scope="session")
 def matrix_folders(tmp_path_factory):
     return {f: tiny_model(tmp_path_factory.mktemp(f) / f, f, num_hidden_layers=2) for f in FAMILIES}
@@ -127,7 +131,7 @@ def naive_pool(pooling, states):
 
 @pytest.mark.parametrize(
     "case",
-    [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
+    [*map(marked, FAST), *(marked(case, pytest.mark.slow) for case in SLOW)],
     ids=lambda case: "-".join(map(str, case)),
 )
 def test_vectors_equal_the_naive_formula(matrix_folders, matrix_adapters, case):

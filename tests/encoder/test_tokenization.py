@@ -45,14 +45,14 @@ TEXTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_a_body_is_the_whole_texts_tokens_cut(tokenizer, text):
     whole = tokenizer.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     assert body(tokenizer, text) == whole["input_ids"][:MAX_TOKENS]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=TEXTS, times=st.integers(1, 5000))
 def test_clipping_changes_no_token_and_happens_once(tokenizer, text, times):
     text *= times
@@ -189,7 +189,7 @@ def prompted(request, tmp_path_factory):
     }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=TEXTS.filter(bool), prefix=st.sampled_from(PREFIXES))
 def test_prompt_and_text_are_the_tokens_of_the_whole_string(prompted, text, prefix):
     made = prompted[prefix, ""]
@@ -197,7 +197,7 @@ def test_prompt_and_text_are_the_tokens_of_the_whole_string(prompted, text, pref
     assert made.tokenize([text]) == [[1, *whole["input_ids"], 2]]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(text=TEXTS, times=st.integers(1, 2000), prefix=st.sampled_from(PREFIXES))
 def test_a_suffix_stays_whole_behind_texts_of_any_length(prompted, text, times, prefix):
     made = prompted[prefix, " means in one word:"].limited(MAX_TOKENS)

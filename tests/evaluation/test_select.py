@@ -247,6 +247,7 @@ def test_without_labels_every_candidate_is_scored_and_the_winner_written(config)
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.int8
 def test_int8_candidates_are_scored_as_int8(config):
     table = run(replace(config, dtype="int8", prompts=("none",), poolings=("mean",), layers=(2,)))
     assert len(table) == 1

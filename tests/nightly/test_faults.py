@@ -153,7 +153,6 @@ CHANGES = st.lists(
 
 @settings(
     max_examples=2,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(CHANGES, min_size=30, max_size=30))

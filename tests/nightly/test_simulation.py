@@ -298,7 +298,6 @@ def test_a_few_nights_leave_what_the_model_says(tmp_path, tiny_model_folder, see
 @pytest.mark.timeout(1800)
 @settings(
     max_examples=2,
-    deadline=None,
     derandomize=True,  # the same nights each time; another seed's are a call of simulate away
     phases=(Phase.reuse, Phase.generate),  # a shorter story is not worth hours of shrinking
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

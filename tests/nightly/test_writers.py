@@ -57,7 +57,6 @@ def plain(rows, names):
 @pytest.mark.parametrize("writer", WRITERS)
 @settings(
     max_examples=3,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],  # a failing example is slow, and not made smaller
 )

@@ -533,7 +533,7 @@ NIGHT = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(st.lists(NIGHT, min_size=3, max_size=10))
 def test_a_store_is_a_dictionary_with_history(nights):
     folder = Path(tempfile.mkdtemp())

@@ -168,7 +168,7 @@ class ClusterConfig(Workers, VectorColumns, NamingOptions, ClusterOptions):
     version: str = ""
     """Version or time (ISO 8601) of a Delta, Iceberg or Lance table; its current one by default."""
     keep_columns: tuple[str, ...] = ()
-    """Columns to carry along to map.parquet, such as a title or a date."""
+    """Columns to carry along to map.parquet and to tell of by cluster, such as a date."""
     restarts: int = _RESTARTS
     """Independent k-means++ starts, of which the best is kept."""
     two_level: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_words)] = "auto"

@@ -19,10 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.document_map import map_batches
+from cluster.vectors import shorten_texts
 from pipelines.runtime.files import open_filesystem
 
 MOST_VALUES = 1_000
 """Different values of a column that are counted; one with more is text or ids."""
+_LONGEST = 100_000
 _OWN = ("id", "x", "y", "cluster_id")
 _SHIFT = 2_048
 _HALF = 27
@@ -143,7 +145,7 @@ class _Categories:
     def add(
         self, values: pa.Array, clusters: np.ndarray, rows: np.ndarray, shown: np.ndarray
     ) -> None:
-        values = values.cast(pa.large_string())
+        values = _readable(values.cast(pa.large_string()))
         self._sample[shown] = values.take(pa.array(rows)).to_pylist()
         if self._dates is not False:
             times = to_times(values)
@@ -225,6 +227,15 @@ class _Dates:
 
     def column(self) -> KeptColumn:
         return KeptColumn(self.name, "date", self._sample)
+
+
+def _readable(values: pa.Array) -> pa.Array:
+    """The same with replacement characters for bytes that are no UTF-8, which files may hold."""
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        return shorten_texts(values, _LONGEST).cast(pa.large_string())
+    return values
 
 
 def _reader_of(kind: pa.DataType) -> type[_Categories | _Numbers | _Dates] | None:

@@ -231,7 +231,9 @@
 
   function showView(place, inView) {
     const { levels, id } = data.map;
-    const level = levels.length > 1 ? `${number.format(levels[place].clusters)} clusters; ` : "";
+    const finest = levels.length - 1;
+    const coarser = place < finest ? ` (coarser than the table's ${number.format(data.numClusters)})` : "";
+    const level = levels.length > 1 ? `${number.format(levels[place].clusters)} clusters${coarser}; ` : "";
     document.getElementById("map-status").textContent = `${level}${number.format(inView)} of ${number.format(id.length)} points in view`;
     document.getElementById("map-words").replaceChildren(...wordsOf(levels[place]));
   }

@@ -201,6 +201,13 @@ def test_topics_over_time_are_of_all_documents(clustered):
     )
 
 
+def test_tables_of_columns_that_are_no_longer_kept_are_removed(clustered):
+    output = clustered((), "out", keep_columns=("day", "year"))
+    assert {"over_time.parquet", "column_values.parquet"} <= {p.name for p in output.iterdir()}
+    clustered((), "out", keep_columns=())
+    assert not {p.name for p in output.iterdir()} & {"over_time.parquet", "column_values.parquet"}
+
+
 @pytest.mark.parametrize(("columns", "message"), [(("x",), "not id, x, y"), (("n",), "no column")])
 def test_columns_that_cannot_be_kept_are_refused(clustered, columns, message):
     with pytest.raises(InputError, match=message):

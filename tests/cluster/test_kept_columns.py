@@ -113,6 +113,20 @@ def test_a_column_of_too_many_values_is_not_counted_whatever_the_batch(tmp_path,
         assert len(read(tmp_path, five, rows_at_a_time=rows_at_a_time)[0].counts) == 5
 
 
+def test_bytes_that_are_no_utf_8_are_read_as_others_are(tmp_path):
+    raw = pa.array([b"caf\xe9", b"caf\xe9", b"tea", None])
+    values = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    column = read(tmp_path, {"w": values})[0]
+    assert column.counts == {(0, "caf\ufffd"): 2, (0, "tea"): 1, (0, None): 1}
+    assert len(column_values_table([column])) == 3
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.uint64(), pa.int8(), pa.decimal256(50, 3)])
+def test_numbers_of_every_width_are_added(tmp_path, kind):
+    values = pa.array([1, 2, None], pa.int64()).cast(kind)
+    assert read(tmp_path, {"n": values})[0].numbers.sum_of(0) == 3
+
+
 TIMES = {
     "2026-03-01": "2026-03-01",
     "2026-03-01 05:06": "2026-03-01T05:06",

@@ -235,7 +235,9 @@ def settle_max_tokens(
     """Tokens of a text: as asked for, else what the folder's limit leaves, else the default."""
     if config.max_tokens is not None or usage is None:
         return config.max_tokens or DEFAULT_MAX_TOKENS
-    positions = count_positions(settings)
+    # a folder may ask for more than its model has, where they are computed and not learned
+    beyond = usage.max_tokens is not None and getattr(settings, "rope_parameters", None)
+    positions = None if beyond else count_positions(settings)
     limits = [usage.max_tokens or tokenizer.tokenizer.model_max_length, positions]
     limit = min(int(limit) for limit in limits if limit is not None)
     around = tokenizer.prefix_tokens + tokenizer.suffix_tokens
@@ -353,9 +355,9 @@ def check_loading(
     from pipelines.encoder.base_model import learned_positions, load_base_model
 
     positions = count_positions(load_model_settings(model.folder, config.trust_remote_code))
-    if positions is not None and tokenizer.max_tokens > positions:
+    if positions is not None and (config.max_tokens or 0) > positions:
         raise InputError(
-            f"max_tokens is {tokenizer.max_tokens}, but {config.model} has {positions} positions"
+            f"max_tokens is {config.max_tokens}, but {config.model} has {positions} positions"
         )
     if config.trust_remote_code:
         return None

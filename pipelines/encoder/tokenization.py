@@ -32,7 +32,8 @@ from pipelines.runtime.errors import InputError
 log = logging.getLogger(__name__)
 
 # Merges of the last characters may differ between a text and its beginning. They reach back a
-# token or two; beyond this many tokens a cut beginning reads like the whole text.
+# token or two; beyond this many tokens a cut beginning reads like the whole text. A WordPiece takes
+# a word that is too long for one unknown token, and its beginning for as many as it has characters.
 _UNSETTLED_TOKENS = 16
 _GUESSED_CHARACTERS_PER_TOKEN = 8
 # A normaliser may compose several characters into one (Hangul syllables: three).
@@ -70,6 +71,8 @@ class PromptedTokenizer:
     skips: bool = False
     """Some characters, or what follows them in a row, make no token."""
     lower_case: bool = False
+    unsettled: int = _UNSETTLED_TOKENS
+    """Tokens at the end of a cut text that those of the whole text may not have."""
     joined: bool = False
     """The prompt's last words must be read together with a text."""
     version: int = 1
@@ -126,6 +129,7 @@ class PromptedTokenizer:
             longest_token_characters=longest,
             skips=skips_characters(tokenizer, longest),
             lower_case=lower_case,
+            unsettled=max(_UNSETTLED_TOKENS, longest_word(tokenizer)),
             joined=joined,
             version=3 if rules_are_other else 1 + joined,
             prompt_tokens=len(opening) + len(encode(tokenizer, prefix)) if prefix else 0,
@@ -182,7 +186,7 @@ class PromptedTokenizer:
 
         Where characters make no token, as spaces of a WordPiece do, it is about a million.
         """
-        tokens = self.max_tokens + _UNSETTLED_TOKENS
+        tokens = self.max_tokens + self.unsettled
         characters = tokens * self.longest_token_characters * _COMPOSED_CHARACTERS
         return max(characters, _READ_CHARACTERS) if self.skips else characters
 
@@ -219,7 +223,7 @@ class PromptedTokenizer:
             unsettled = []
             for index, ids in zip(pending, self._encode(beginnings), strict=True):
                 whole = len(texts[index]) <= characters
-                if whole or len(ids) >= limit + _UNSETTLED_TOKENS:
+                if whole or len(ids) >= limit + self.unsettled:
                     bodies[index] = ids[:limit]
                 else:
                     unsettled.append(index)
@@ -344,6 +348,12 @@ def skips_characters(tokenizer: Any, longest_token: int) -> bool:
     runs = [mark * _RUN_CHARACTERS for mark in (" ", "\n", "x", "\u200b", "\ue000")]
     found = tokenizer(runs, add_special_tokens=False, verbose=False)["input_ids"]
     return any(len(ids) * longest_token < _RUN_CHARACTERS for ids in found)
+
+
+def longest_word(tokenizer: Any) -> int:
+    """Characters of the longest word that a WordPiece takes apart; 0 for other tokenizers."""
+    model = tokenizer.backend_tokenizer.model if tokenizer.is_fast else tokenizer
+    return int(getattr(model, "max_input_chars_per_word", 0))
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -4,7 +4,7 @@ import time
 import pytest
 import tokenizers
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import SENTENCES, tiny_tokenizer
 
@@ -195,6 +195,30 @@ def test_prompt_and_text_are_the_tokens_of_the_whole_string(prompted, text, pref
     made = prompted[prefix, ""]
     whole = made.tokenizer(prefix + text, split_special_tokens=True, add_special_tokens=False)
     assert made.tokenize([text]) == [[1, *whole["input_ids"], 2]]
+
+
+LONG_WORDS = st.lists(
+    st.one_of(
+        st.sampled_from(SENTENCES),
+        st.text("xy", min_size=60, max_size=400),
+        st.text(" \n\u200b", max_size=60),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    ),
+    min_size=1,
+    max_size=12,
+).map(" ".join)
+
+
+@settings(max_examples=60)
+@given(
+    text=LONG_WORDS.filter(str.strip), prefix=st.sampled_from(PREFIXES), limit=st.integers(1, 60)
+)
+@example(text="x" * 300, prefix="", limit=12)
+@example(text=f"{'x ' * 8}{'y' * 300} The league", prefix="query: ", limit=11)
+def test_a_cut_text_has_the_first_tokens_of_the_whole(prompted, text, prefix, limit):
+    made = prompted[prefix, ""]
+    (whole,), (cut,) = made.tokenize([text]), made.limited(limit).tokenize([text])
+    assert cut == [*whole[:-1][: made.prefix_tokens + limit], *made.tail]
 
 
 @settings(max_examples=30)

@@ -121,6 +121,34 @@ def test_a_folder_is_used_as_it_says(tmp_path, name, family):
     assert EncoderDescription.load(str(tmp_path)) == encoder.description
 
 
+def test_a_limit_beyond_positions_that_are_computed_is_the_librarys(tmp_path):
+    said = {"transformer": {"max_seq_length": 96}}
+    folder = make_folder(tmp_path / "model", pooling("mean"), **said)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 48}))
+    there = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    encoder = Encoder.load(EncoderConfig(str(folder), dtype="float32"), device="cpu")
+    assert encoder.description.max_tokens == 95
+    assert len(encoder.tokenizer.tokenize([TEXTS[-1]])[0]) == 96
+    expected = there.encode(TEXTS)
+    assert ((encoder.encode(TEXTS) * expected).sum(1) / np.linalg.norm(expected, axis=1)).min() > (
+        0.9999
+    )
+    (folder / "sentence_bert_config.json").write_text("{}")  # then the model's own are the limit
+    assert describe_encoder(EncoderConfig(str(folder))).max_tokens == 47
+    with pytest.raises(InputError, match="max_tokens is 50, but"):
+        describe_encoder(EncoderConfig(str(folder), max_tokens=50))
+
+
+def test_a_projection_to_zeros_is_the_librarys(tmp_path):
+    relu = dense(64, 16, "torch.nn.modules.activation.ReLU")
+    folder = make_folder(tmp_path / "model", pooling("mean"), relu)
+    weights = {"linear.weight": torch.zeros(16, 64), "linear.bias": -torch.ones(16)}
+    save_file(weights, folder / "2_Dense" / "model.safetensors")
+    encoder = Encoder.load(EncoderConfig(str(folder), dtype="float32"), device="cpu")
+    assert not encoder.encode(TEXTS).any()
+
+
 def test_a_gemma_that_attends_both_ways_and_is_projected_equals_the_library(tmp_path):
     folder = make_folder(
         tmp_path / "model", pooling("mean"), dense(64, 96), dense(96, 64), NORMALIZE,

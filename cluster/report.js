@@ -229,13 +229,18 @@
     document.getElementById("copied").textContent = done ? "Copied." : "Not copied: select the ids and copy them by hand.";
   }
 
+  /* Told of each step of a pan: the words change with the level alone, the status once it rests. */
+  let worded = null, resting = 0;
+
   function showView(place, inView) {
     const { levels, id } = data.map;
-    const finest = levels.length - 1;
-    const coarser = place < finest ? ` (coarser than the table's ${number.format(data.numClusters)})` : "";
+    const coarser = place < levels.length - 1 ? ` (coarser than the table's ${number.format(data.numClusters)})` : "";
     const level = levels.length > 1 ? `${number.format(levels[place].clusters)} clusters${coarser}; ` : "";
-    document.getElementById("map-status").textContent = `${level}${number.format(inView)} of ${number.format(id.length)} points in view`;
-    document.getElementById("map-words").replaceChildren(...wordsOf(levels[place]));
+    const status = `${level}${number.format(inView)} of ${number.format(id.length)} points in view`;
+    clearTimeout(resting);
+    resting = setTimeout(() => { document.getElementById("map-status").textContent = status; }, worded === null ? 0 : 150);
+    if (worded !== place) document.getElementById("map-words").replaceChildren(...wordsOf(levels[place]));
+    worded = place;
   }
 
   /* What the map shows of a level, for those who do not see it. */

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _ROWS, _INPUTS, _OUTPUTS, _MEASUREMENTS = 256, 512, 1024, 7
 # What bfloat16 must gain to be worth its rounding; where it does, it is twice as fast and more.
 _LEAST_GAIN = 1.25
-# CPUs that only imitate bfloat16 multiply fifty times as slowly: that is plain after a few.
+# CPUs that only imitate bfloat16 multiply many times as slowly: that is plain after a few.
 _PLAINLY_SLOWER, _FEWEST_MEASUREMENTS = 0.2, 3
 _CPUS = Path("/proc/cpuinfo")
 _VECTOR_INSTRUCTIONS = re.compile(r"avx|amx|fma|f16|vnni|asimd|sve")

@@ -9,7 +9,6 @@ run was interrupted, step s sees the same pairs.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import re
 import zlib
@@ -99,13 +98,7 @@ def add_label_pairs(pairs: pa.Table, seed: int) -> tuple[pa.Table, int]:
     there are others. Pairs of one label get one id, and so are no negatives of each other.
     """
     labels = pairs["label"].to_pylist()
-    places: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
-        if label is not None:
-            places.setdefault(label, []).append(place)
-    both = [two for group in places.values() for two in itertools.combinations(group, 2)]
-    chosen = np.random.default_rng([seed, 3]).permutation(len(both))[: len(pairs) // 2]
-    left, right = ([both[i][side] for i in chosen] for side in (0, 1))
+    left, right = draw_of_one_label(labels, len(pairs) // 2, seed)
     ids = pa.array(
         [own if label is None else f"label {label}"
          for own, label in zip(pairs["id"].to_pylist(), labels, strict=True)],
@@ -115,6 +108,32 @@ def add_label_pairs(pairs: pa.Table, seed: int) -> tuple[pa.Table, int]:
     made, other = pairs.take(left), pairs.take(right)["anchor"]
     made = made.set_column(made.column_names.index("positive"), "positive", other)
     return pa.concat_tables([pairs, made]), len(made)
+
+
+def draw_of_one_label(
+    labels: Sequence[str | None], most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 (n,) twice: places of two texts of one label, n ≤ ``most`` such pairs, none twice.
+
+    Drawn from all that there are, without making a list of them: their number is the square of a
+    label's texts.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        if label is not None:
+            groups.setdefault(label, []).append(place)
+    groups = {label: group for label, group in groups.items() if len(group) > 1}
+    if not groups:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    in_order = np.array([place for group in groups.values() for place in group], np.int64)
+    sizes = np.array([len(group) for group in groups.values()], np.int64)
+    # how many later texts of its label each text has: one pair each
+    later = np.concatenate([np.arange(size - 1, -1, -1) for size in sizes])
+    ends = np.cumsum(later)
+    drawn = np.random.default_rng([seed, 3]).choice(ends[-1], min(most, ends[-1]), replace=False)
+    first = np.searchsorted(ends, drawn, side="right")
+    second = first + ends[first] - drawn
+    return in_order[first], in_order[second]
 
 
 def check_pairs(pairs: pa.Table, plan: BatchPlan) -> None:

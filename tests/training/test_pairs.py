@@ -19,6 +19,7 @@ from pipelines.runtime.run_record import RunRecord, read_run
 from pipelines.training.batches import (
     BatchPlan,
     add_label_pairs,
+    draw_of_one_label,
     has_few_labels,
     read_batch,
     read_heldout,
@@ -227,6 +228,33 @@ def test_few_labels_are_all_kept_and_make_pairs(tmp_path):
         assert row["id"] == f"label {row['label']}" and row["anchor"] != row["positive"]
     assert {row["id"] for row in made.to_pylist()[:47] if row["label"]} == {"label a", "label b"}
     assert not has_few_labels(pairs.filter(pairs["label"].is_valid()))
+
+
+@pytest.mark.parametrize("most", [4, 9, 100])
+def test_pairs_of_one_label_are_drawn_from_all_that_there_are(most):
+    labels = ["a", None, "b", "a", "b", "a", "c", "a", "b"]
+    every = {
+        (i, j)
+        for i, j in itertools.combinations(range(9), 2)
+        if labels[i] and labels[i] == labels[j]
+    }
+    assert len(every) == 9
+    seen = set()
+    for seed in range(30):
+        left, right = draw_of_one_label(labels, most, seed)
+        drawn = list(zip(left.tolist(), right.tolist(), strict=True))
+        assert len(drawn) == len(set(drawn)) == min(most, 9) and set(drawn) <= every
+        seen |= set(drawn)
+    assert seen == every
+    assert [len(side) for side in draw_of_one_label(["a", None, "b"], most, 0)] == [0, 0]
+
+
+def test_many_texts_of_one_label_cost_no_list_of_all_their_pairs():
+    labels = ["a"] * 60_000 + ["b"] * 60_000 + [None] * 120_000  # 3.6 billion pairs
+    left, right = draw_of_one_label(labels, 120_000, seed=0)
+    assert len({*zip(left.tolist(), right.tolist(), strict=True)}) == 120_000
+    assert (left != right).all() and ((left < 60_000) == (right < 60_000)).all()
+    assert 0.45 < (left < 60_000).mean() < 0.55 and max(left.max(), right.max()) < 120_000
 
 
 def test_near_duplicates_share_a_key_and_other_texts_do_not():

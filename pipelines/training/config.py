@@ -160,7 +160,8 @@ class FinetuneConfig(CorpusOptions, TrainerSettings, EncoderConfig):
     """Adapter to go on from: a folder, local or remote, a hub id, packaged, or none for a new one;
     auto is packaged with the packaged model if rank, alpha and targets are its own, else none."""
     pairs: str = ""
-    """Pairs to train on: output of generate_pairs, or Parquet or CSV with anchor, positive."""
+    """Pairs to train on: output of generate_pairs, or Parquet, CSV or JSON lines
+    with anchor, positive."""
     corpus: str = ""
     """Documents to make pairs from, in place of --pairs; with neither, a packaged corpus."""
     output: str = field(default_factory=lambda: default_output("finetune_adapter"))

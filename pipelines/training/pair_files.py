@@ -1,4 +1,4 @@
-"""Pairs as files: our own output, or anyone's Parquet or CSV, read with bounded memory.
+"""Pairs as files: our own output, or anyone's Parquet, CSV or JSON lines, in bounded memory.
 
 Out: a table ``anchor``, ``positive``, ``id`` and, where the files have them, ``label``, all
 strings; ``negative``, the hard negatives of each pair as a list that may be empty; and ``sketch``,
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
@@ -20,6 +22,8 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
+from pipelines.corpus.files import known_format
+from pipelines.corpus.streams import split_lines
 from pipelines.runtime.arrow import id_column, open_csv, plain_column, plain_type
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import (
@@ -36,7 +40,8 @@ from pipelines.training.batches import sketch
 
 REQUIRED = ("anchor", "positive")
 PAIRS_FOLDER = "pairs"
-_SUFFIXES = (".parquet", ".csv")
+_FORMATS = {"parquet": "Parquet", "csv": "CSV", "jsonl": "JSON lines"}
+_ROWS_A_BATCH = 4096
 _STRING = pa.large_string()
 _SKETCH = pa.list_(pa.int64())
 
@@ -51,7 +56,8 @@ def read_pairs(path: str, most: int, seed: int, label_column: str | None = None)
     not required.
 
     Args:
-        path: a Parquet or CSV file, a folder of them, or the output of ``generate_pairs``.
+        path: a file of Parquet, CSV or JSON lines, a folder of them, or the output of
+            ``generate_pairs``.
         most: memory grows with this, not with the files.
         seed: decides which are chosen.
         label_column: column to take as ``label``. Where at most half of the pairs have one, none
@@ -112,7 +118,7 @@ def find_pair_files(path: str) -> list[str]:
     Raises :class:`InputError` where there is none, and for tables, of which pairs are not read.
     """
     folder = join(path, PAIRS_FOLDER)
-    source = folder if not path.endswith(_SUFFIXES) and exists(folder) else path
+    source = folder if _format_of(path) is None and exists(folder) else path
     infos = match_files(source)
     refuse_files_of_tables(source, infos)
     for info in infos:
@@ -121,12 +127,22 @@ def find_pair_files(path: str) -> list[str]:
                 f"{info.path} is a table, whose folder also holds rows that were deleted or "
                 "replaced: of pairs write its current rows to Parquet first"
             )
-    paths = [with_inner_path(source, i.path) for i in infos if i.path.endswith(_SUFFIXES)]
+    paths = [with_inner_path(source, info.path) for info in infos if _format_of(info.path)]
     if not paths:
-        raise InputError(f"no pairs at {path}: give a .parquet or .csv file, or a folder of them")
-    if len({p.rpartition(".")[2] for p in paths}) > 1:
-        raise InputError(f"{path} holds both Parquet and CSV files: give one kind of pairs")
+        raise InputError(
+            f"no pairs at {path}: give a .parquet, .csv or .jsonl file, or a folder of them"
+        )
+    kinds = {_format_of(path): path for path in paths}
+    if len(kinds) > 1:
+        both = " and ".join(sorted(name for kind, name in _FORMATS.items() if kind in kinds))
+        raise InputError(f"{path} holds both {both} files: give one kind of pairs")
     return paths
+
+
+def _format_of(path: str) -> str | None:
+    """What holds pairs by its name, JSON lines also where they are compressed."""
+    kind, compression = known_format(path) or (None, None)
+    return kind if kind in _FORMATS and (kind == "jsonl" or not compression) else None
 
 
 class CsvPairs:
@@ -151,14 +167,65 @@ class CsvPairs:
                 yield batch.select(list(columns))
 
 
-Pairs: TypeAlias = "pads.Dataset | CsvPairs"
+class JsonPairs:
+    """JSON lines of pairs, as much like a dataset as is needed; keys may differ by line."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        keys = dict.fromkeys(key for row in self._rows() for key in row)
+        self.schema = pa.schema([(key, pa.null()) for key in keys])
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        _, compression = known_format(self._path) or (None, None)
+        for number, line in enumerate(split_lines(self._path, compression), 1):
+            try:
+                row = json.loads(line or b"")
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                yield row
+            elif line is None or line.strip():
+                raise InputError(
+                    f"pairs at {self._path} cannot be read: line {number} is no JSON object; "
+                    'each line must be one, {"anchor": …, "positive": …}'
+                )
+
+    def to_batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        """The columns, in parts: strings, numbers as JSON writes them, ``negative`` a list."""
+        names, rows = list(columns), self._rows()
+        while some := list(itertools.islice(rows, _ROWS_A_BATCH)):
+            yield pa.record_batch([self._column(some, name) for name in names], names=names)
+
+    def _column(self, rows: list[dict[str, Any]], name: str) -> pa.Array:
+        values = [row.get(name) for row in rows]
+        if name == "sketch":  # of our own files alone
+            return pa.nulls(len(values), _SKETCH)
+        if name != "negative":
+            return pa.array([self._text(value, name) for value in values], _STRING)
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        texts = [[self._text(text, name) for text in texts] for texts in lists]
+        return pa.array(texts, pa.large_list(_STRING))
+
+    def _text(self, value: Any, name: str) -> str | None:
+        if isinstance(value, list | dict):
+            raise InputError(
+                f"{self._path}: column {name!r} holds a {type(value).__name__}; a string is "
+                "required"
+            )
+        if isinstance(value, str):  # JSON may hold halves of characters, which no file takes
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return None if value is None else json.dumps(value)
+
+
+Pairs: TypeAlias = "pads.Dataset | CsvPairs | JsonPairs"
 
 
 def open_file(path: str) -> Pairs:
     """One file of pairs. Everything in a CSV is a string, which may hold line breaks."""
+    kind = _format_of(path)
     try:
-        if not path.endswith(".parquet"):
-            return CsvPairs(path)
+        if kind != "parquet":
+            return CsvPairs(path) if kind == "csv" else JsonPairs(path)
         filesystem, inner = open_filesystem(path)
         return pads.dataset([inner], filesystem=filesystem, format="parquet")
     except (OSError, pa.ArrowException) as error:
@@ -174,7 +241,8 @@ def columns_of(files: dict[str, Pairs], path: str, label_column: str | None) -> 
             if name not in data.schema.names:
                 raise InputError(
                     f"{file} has no column {name!r}; its columns are "
-                    f"{', '.join(data.schema.names)}, and {' and '.join(REQUIRED)} are required"
+                    f"{', '.join(data.schema.names) or 'none'}, and {' and '.join(REQUIRED)} are "
+                    "required"
                 )
     if label_column and label_column not in known:
         raise InputError(

@@ -326,6 +326,57 @@ def test_own_pairs_are_read_from_csv_with_hard_negatives(tmp_path):
     assert all(row["id"] == row["anchor"] for row in found)
 
 
+@pytest.mark.parametrize("name", ["own.jsonl", "own.ndjson", "own.jsonl.gz", "own.jsonl.zst"])
+def test_own_pairs_are_read_from_json_lines_whose_keys_differ(tmp_path, name):
+    lines = [
+        r'{"anchor": "a1", "positive": "p1\nline", "id": 1, "negative": "n1"}',
+        r'{"positive": "p2", "anchor": "2026-01-02", "negative": ["n2", " ", "n3"], "topic": true}',
+        "",
+        r'{"anchor": "half \ud83d of one", "positive": "p3", "id": 123456789012345678901234567890}',
+        r'{"anchor": "", "positive": "lost", "id": "x"}',
+        r'{"anchor": "a5", "positive": 5, "id": null, "negative": null, "sketch": [1, 2]}',
+    ]
+    codec = {"gz": "gzip", "zst": "zstd"}.get(name.rpartition(".")[2])
+    with pa.output_stream(tmp_path / name, compression=codec) as file:
+        file.write("\r\n".join(lines).encode())
+    (tmp_path / "run.json").write_text('{"status": "complete"}')
+    rows = {row["anchor"]: row for row in read_pairs(str(tmp_path), 9, 0, "topic").to_pylist()}
+    assert [len(row.pop("sketch")) for row in rows.values()] == [8] * 4
+    long = "123456789012345678901234567890"
+    assert rows == {
+        "a1": row_of("a1", "p1\nline", "1", ["n1"], None),
+        "2026-01-02": row_of("2026-01-02", "p2", "2026-01-02", ["n2", "n3"], "true"),
+        "half \ufffd of one": row_of("half \ufffd of one", "p3", long, [], None),
+        "a5": row_of("a5", "5", "a5", [], None),
+    }
+
+
+def row_of(anchor, positive, id, negative, label):
+    return {
+        "anchor": anchor, "positive": positive, "id": id, "negative": negative, "label": label
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"anchor": "a", "positive": "b"}', '["a", "b"]'], "line 2 is no JSON object"),
+        (['{"anchor": "a", "positive": '], "line 1 is no JSON object"),
+        (
+            ['{"anchor": "a"}', '{"text": "b"}'],
+            "no column .positive.; its columns are anchor",
+        ),
+        (['{"anchor": "a", "positive": ["b", "c"]}'], "column 'positive' holds a list; a string"),
+        (['{"anchor": "a", "positive": "b", "negative": [["c"]]}'], "'negative' holds a list"),
+    ],
+)
+def test_json_lines_that_are_no_pairs_are_refused_by_name(tmp_path, lines, message):
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message) as told:
+        read_pairs(str(tmp_path / "own.jsonl"), 9, 0)
+    assert "own.jsonl" in str(told.value)
+
+
 def test_line_breaks_in_a_csv_are_part_of_the_text(tmp_path):
     path = tmp_path / "own.csv"
     paragraph = "Some thirty words that fill a line and then another.\n\n" * 6
@@ -420,9 +471,9 @@ def test_files_that_hold_no_pairs_are_refused(tmp_path, content, message):
 
 def test_what_is_no_file_of_pairs_is_named(tmp_path):
     pairs = pa.table({"anchor": ["a"], "positive": ["b"]})
-    (tmp_path / "a.jsonl").write_text("{}")
-    for path in (tmp_path, tmp_path / "a.jsonl"):
-        with pytest.raises(InputError, match=r"no pairs at .*: give a .parquet or .csv file"):
+    (tmp_path / "a.txt").write_text("a")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(InputError, match=r"no pairs at .*: give a .parquet, .csv or .jsonl"):
             read_pairs(str(path), 10, 0)
     table = tmp_path / "table"
     write_deltalake(str(table), pairs)

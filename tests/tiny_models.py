@@ -105,21 +105,29 @@ OTHER_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaConfig", {"state_size": 16}),
     "falcon_h1": ("FalconH1Config", {**_GROUPED, **_MAMBA}),  # attention and state space
     "lfm2": ("Lfm2Config", {**_GROUPED, "layer_types": ["conv", "full_attention"]}),
+    "bert": ("BertConfig", {}),
+    "xlm_roberta": ("XLMRobertaConfig", {}),  # positions that begin after the padding token's
+    "mpnet": ("MPNetConfig", {}),
+    "modernbert": ("ModernBertConfig", {"local_attention": 16, "global_attn_every_n_layers": 2}),
+    "albert": ("AlbertConfig", {"embedding_size": 16}),  # one layer, run twice
 }  # fmt: skip
 """Families of other kinds, of two layers, that run by transformers' own pass."""
 
 
 def tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, **settings: Any) -> Path:
-    """A random float32 causal model of a family with a tokenizer, saved in ``folder``.
+    """A random float32 model of a family with a tokenizer, saved in ``folder``.
 
-    ``settings`` change its configuration, such as ``num_hidden_layers=2``.
+    It is the causal one where there is one. ``settings`` change its configuration, such as
+    ``num_hidden_layers=2``.
     """
     if family in OTHER_KINDS:
         settings = {"num_hidden_layers": 2, **settings}
     config_class, extra = {**FAMILIES, **OTHER_KINDS}[family]
     config = getattr(transformers, config_class)(**{**_SHAPE, **extra, **settings})
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    model = kind.from_config(config)
     with torch.no_grad():  # away from the symmetric start, where many mistakes cancel
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -26,13 +26,14 @@ def folder(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model") / "llama", num_hidden_layers=2)
 
 
-def tune(folder, adapter, *, spread=0.2, **settings):
+CAUSAL = transformers.AutoModelForCausalLM
+
+
+def tune(folder, adapter, *, spread=0.2, kind=CAUSAL, **settings):
     """An adapter of the model with its head, random unless ``spread`` is 0."""
     torch.manual_seed(3)
     settings = {"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings}
-    tuned = peft.get_peft_model(
-        transformers.AutoModelForCausalLM.from_pretrained(folder), peft.LoraConfig(**settings)
-    )
+    tuned = peft.get_peft_model(kind.from_pretrained(folder), peft.LoraConfig(**settings))
     with torch.no_grad():
         for name, weight in tuned.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name:
@@ -48,21 +49,20 @@ def load(folder, **settings):
     return Encoder.load(EncoderConfig(str(folder), **settings), device="cpu")
 
 
-def unmerged(folder, adapter, texts, encoder):
+def unmerged(folder, adapter, texts, encoder, kind=CAUSAL):
     """Last states of the adapted model itself, one text at a time, as PEFT runs it."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    tuned = peft.PeftModel.from_pretrained(base, adapter).eval()
+    tuned = peft.PeftModel.from_pretrained(kind.from_pretrained(folder), adapter).eval()
     rows = []
     for ids in encoder.tokenizer.tokenize(texts):
         with torch.no_grad():
-            output = tuned(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+            output = tuned(input_ids=torch.tensor([ids]), output_hidden_states=True)
         rows.append(output.hidden_states[-1][0, -1])
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1).numpy()
 
 
-def assert_as_peft(folder, adapter):
-    encoder = load(folder, adapter=adapter)
-    expected = unmerged(folder, adapter, SENTENCES, encoder)
+def assert_as_peft(folder, adapter, kind=CAUSAL):
+    encoder = load(folder, adapter=adapter, pooling="last")
+    expected = unmerged(folder, adapter, SENTENCES, encoder, kind)
     assert (encoder.encode(SENTENCES) * expected).sum(1).min() > 0.9999
 
 
@@ -73,6 +73,8 @@ def assert_as_peft(folder, adapter):
         {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
         {"trainable_token_indices": [5, 6, 70]},
         {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
     ],
     ids=str,
 )
@@ -109,6 +111,50 @@ def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family,
     assert_as_peft(folder, tune(folder, tmp_path / "adapter", target_modules=[target]))
 
 
+@pytest.mark.parametrize("family", ["bert", "xlm_roberta", "mpnet"])
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        (transformers.AutoModel, "FEATURE_EXTRACTION"),
+        (transformers.AutoModelForSequenceClassification, "SEQ_CLS"),
+        (transformers.AutoModelForMaskedLM, None),
+    ],
+    ids=["alone", "classifier", "masked"],
+)
+def test_adapters_of_encoders_with_any_head_equal_peft(tmp_path, family, kind, task):
+    folder = tiny_model(tmp_path / family, family)
+    target = {"mpnet": "q"}.get(family, "query")
+    adapter = tune(folder, tmp_path / "a", kind=kind, task_type=task, target_modules=[target])
+    assert_as_peft(folder, adapter, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (transformers.AutoModelForImageTextToText, "q_proj"),  # of the images' tower too
+        (transformers.AutoModelForImageTextToText, r".*language_model.*q_proj"),
+        (transformers.AutoModel, r".*language_model.*q_proj"),
+    ],
+    ids=["all", "text", "alone"],
+)
+def test_adapters_of_models_of_images_equal_peft(tmp_path, kind, target):
+    images = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = transformers.AutoConfig.from_pretrained(tiny_model(tmp_path / "t", "gemma3"))
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=images, mm_tokens_per_image=4, image_token_id=500
+    )
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    targets = target if "." in target else [target]
+    adapter = tune(folder, tmp_path / "a", kind=kind, task_type=None, target_modules=targets)
+    assert_as_peft(folder, adapter, kind)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -120,9 +166,14 @@ def test_adapters_of_other_families_with_their_head_are_merged(tmp_path, family,
         {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
         {"trainable_token_indices": [5, 6, 70]},
         {"modules_to_save": ["input_layernorm"]},
+        {"modules_to_save": ["norm"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"},
         {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva"},
+        {"init_lora_weights": "lora_ga"},
         {"init_lora_weights": "mica"},
         {"kasa_config": peft.KasaConfig()},
         {"monteclora_config": peft.MontecloraConfig()},

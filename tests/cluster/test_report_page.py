@@ -239,17 +239,17 @@ def ask(page, code):
     return page.execute_script(MAP + "return " + code)
 
 
-def window_place(page, place):
-    """Where a point of the map is in the window."""
-    left, top = page.execute_script(
-        "const b = document.querySelector('#map canvas').getBoundingClientRect(); return [b.x, b.y]"
-    )
-    x, y = ask(page, f"map.screen({place})")
-    return round(left + x), round(top + y)
-
-
-def show_map(page):
-    page.execute_script("document.querySelector('#map').scrollIntoView({block: 'center'})")
+def mouse(page, *places):
+    """Press at the first of ``places``, pixels of the map, go over the others, and let go."""
+    canvas = page.find_element(By.CSS_SELECTOR, "#map canvas")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    width, height = ask(page, "map.size()")
+    chain = webdriver.ActionChains(page, duration=50)
+    for number, (x, y) in enumerate(places):
+        chain.move_to_element_with_offset(canvas, round(x - width / 2), round(y - height / 2))
+        if number == 0:
+            chain.click_and_hold()
+    chain.release().perform()
 
 
 def says(page, words):
@@ -269,9 +269,8 @@ def alone(page):
 
 
 def test_a_click_on_a_point_opens_its_cluster_and_gives_its_id(page):
-    show_map(page)
     place = alone(page)
-    webdriver.ActionChains(page).move_by_offset(*window_place(page, place)).click().perform()
+    mouse(page, ask(page, f"map.screen({place})"))
     assert "Cluster 1" in page.find_element(By.ID, "detail").text
     assert picked(page) == [f"doc-{place}"]
     assert HOSTILE in page.find_element(By.ID, "picked-list").text
@@ -279,24 +278,12 @@ def test_a_click_on_a_point_opens_its_cluster_and_gives_its_id(page):
 
 
 def test_a_lasso_selects_what_lies_within_and_copies_their_ids(page):
-    show_map(page)
     page.find_element(By.ID, "lasso").click()
     places = np.array(ask(page, "Array.from({length: 60}, (_, i) => map.screen(i))"))
     width, height = ask(page, "map.size()")
     # A triangle over the left half of the map, so that its edge is slanted.
     corners = np.array([[2, 2], [width * 0.6, 2], [2, height - 2]])
-    page.execute_script(
-        """const canvas = document.querySelector('#map canvas');
-        canvas.setPointerCapture = () => {};
-        const box = canvas.getBoundingClientRect();
-        const tell = (type, [x, y]) => canvas.dispatchEvent(new PointerEvent(type,
-          { clientX: box.x + x, clientY: box.y + y, pointerId: 1, bubbles: true }));
-        const corners = arguments[0];
-        tell("pointerdown", corners[0]);
-        for (const corner of corners.slice(1)) tell("pointermove", corner);
-        tell("pointerup", corners[corners.length - 1]);""",
-        corners.tolist(),
-    )
+    mouse(page, *corners)
     x, y = places.T
     inside = (x > 2) & (y > 2) & ((x - 2) / (width * 0.6 - 2) + (y - 2) / (height - 4) < 1)
     assert 0 < inside.sum() < 60
@@ -305,6 +292,15 @@ def test_a_lasso_selects_what_lies_within_and_copies_their_ids(page):
     page.find_element(By.ID, "copy").click()
     WebDriverWait(page, 5).until(lambda p: p.find_element(By.ID, "copied").text == "Copied.")
     page.find_element(By.ID, "unpick").click()
+    assert not page.find_element(By.ID, "picked").is_displayed()
+
+
+def test_dragging_pans_the_map(page):
+    page.execute_script(MAP + "map.zoomBy(4); map.draw()")
+    x, y = ask(page, "map.screen(0)")
+    mouse(page, (300, 300), (310, 305), (340, 280))
+    moved = ask(page, "map.screen(0)")
+    assert moved == pytest.approx([x + 40, y - 20], abs=1.5)
     assert not page.find_element(By.ID, "picked").is_displayed()
 
 

@@ -135,6 +135,8 @@ def join_maps(parts: Sequence[str], path: str) -> None:
 
 
 _GRID = 96
+_BATCH_BYTES = 32 << 20
+_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -168,10 +170,14 @@ class Density:
 
 
 def map_batches(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """``map.parquet`` in its order, a batch at a time."""
+    """``map.parquet`` in its order, about 32 MiB at a time: fewer rows where texts are kept."""
     filesystem, inner = open_filesystem(path)
     with filesystem.open_input_file(inner) as source:
-        yield from pq.ParquetFile(source).iter_batches(columns=list(columns))
+        file = pq.ParquetFile(source)
+        groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
+        size = sum(group.total_byte_size for group in groups)
+        rows = min(_BATCH_ROWS, _BATCH_BYTES * file.metadata.num_rows // max(1, size) + 1)
+        yield from file.iter_batches(rows, columns=list(columns))
 
 
 def measure_density(path: str, points: np.ndarray) -> Density:

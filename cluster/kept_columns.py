@@ -156,10 +156,12 @@ class _Categories:
         if self._counts is None:
             return
         encoded = values.dictionary_encode()
-        names = [*encoded.dictionary.to_pylist(), None]
-        self._values.update(names[:-1])
-        if len(self._values) > MOST_VALUES:
+        if len(encoded.dictionary) <= MOST_VALUES:
+            names = [*encoded.dictionary.to_pylist(), None]
+            self._values.update(names[:-1])
+        if max(len(encoded.dictionary), len(self._values)) > MOST_VALUES:
             self._counts = None
+            self._values.clear()
             return
         codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
         for (cluster, code), count in _count_pairs(clusters, codes):

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+import random
 from collections import Counter
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import kept_columns
+from cluster import document_map, kept_columns
 from cluster.kept_columns import (
     bins_of,
     column_tables,
@@ -64,11 +65,11 @@ def test_truth_values_are_categories_and_lists_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 7, 500])
 def test_sums_are_exact_whatever_the_batch_and_the_order(tmp_path, rows_at_a_time):
-    random = np.random.default_rng(0)
-    values = random.standard_normal(500) * 10.0 ** random.integers(-300, 300, 500)
+    draw = np.random.default_rng(0)
+    values = draw.standard_normal(500) * 10.0 ** draw.integers(-300, 300, 500)
     values[:4] = 1e308, -1e308, 5e-324, math.nan
-    clusters = random.integers(-1, 3, 500)
-    order = random.permutation(500)
+    clusters = draw.integers(-1, 3, 500)
+    order = draw.permutation(500)
     columns = {"n": pa.array(values[order])}
     numbers = read(tmp_path, columns, clusters[order], rows_at_a_time=rows_at_a_time)[0].numbers
     for cluster in (-1, 0, 1, 2):
@@ -125,6 +126,16 @@ def test_bytes_that_are_no_utf_8_are_read_as_others_are(tmp_path):
 def test_numbers_of_every_width_are_added(tmp_path, kind):
     values = pa.array([1, 2, None], pa.int64()).cast(kind)
     assert read(tmp_path, {"n": values})[0].numbers.sum_of(0) == 3
+
+
+def test_long_texts_are_not_read_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_map, "_BATCH_BYTES", 100_000)
+    read(
+        tmp_path, {"text": pa.array([f"{i} " + random.randbytes(500).hex() for i in range(2_000)])}
+    )
+    batches = list(document_map.map_batches(str(tmp_path / "map.parquet"), ["text"]))
+    assert max(batch.nbytes for batch in batches) < 200_000
+    assert sum(batch.num_rows for batch in batches) == 2_000
 
 
 TIMES = {
@@ -188,10 +199,10 @@ DAYS = {"hour": 2, "day": 50, "week": 400, "month": 1_500, "quarter": 4_000, "ye
 
 @pytest.mark.parametrize(("unit", "days"), [*DAYS.items(), ("decade", 90_000)])
 def test_dates_are_counted_in_bins_that_suit_their_span(tmp_path, unit, days):
-    random = np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     first = dt.datetime(1931, 5, 6)
-    times = [first + dt.timedelta(days=float(d)) for d in random.uniform(0, days, 300)]
-    clusters = random.integers(0, 3, 300)
+    times = [first + dt.timedelta(days=float(d)) for d in draw.uniform(0, days, 300)]
+    clusters = draw.integers(0, 3, 300)
     column = read(tmp_path, {"when": pa.array(times)}, clusters, rows_at_a_time=11)[0]
     assert column.times.unit == unit
     expected = Counter(
@@ -217,8 +228,8 @@ def test_dates_of_a_zone_are_counted_in_utc(tmp_path):
 
 
 def test_a_few_far_dates_do_not_coarsen_all_others_and_are_not_lost(tmp_path):
-    random = np.random.default_rng(0)
-    days = [dt.date(2026, 1, 1) + dt.timedelta(days=int(d)) for d in random.integers(0, 40, 997)]
+    draw = np.random.default_rng(0)
+    days = [dt.date(2026, 1, 1) + dt.timedelta(days=int(d)) for d in draw.integers(0, 40, 997)]
     far = [dt.date(1, 1, 1), dt.date(1970, 1, 1), dt.date(9999, 12, 31)]
     column = read(tmp_path, {"day": pa.array(days + far)})[0]
     assert column.times.unit == "day"

@@ -353,6 +353,7 @@ def check_loading(
     import torch
 
     from pipelines.encoder.base_model import learned_positions, load_base_model
+    from pipelines.encoder.packed import ropes_of
 
     positions = count_positions(load_model_settings(model.folder, config.trust_remote_code))
     if positions is not None and (config.max_tokens or 0) > positions:
@@ -374,8 +375,9 @@ def check_loading(
         return None
     check_rows(tokenizer, loaded, config.model)
     most = learned_positions(loaded.get_decoder())
-    ropes = getattr(loaded.config.get_text_config(), "rope_parameters", None) or {}
-    if ropes.get("rope_type") == "dynamic":
+    if any(
+        rope.get("rope_type") == "dynamic" for rope in ropes_of(loaded.config.get_text_config())
+    ):
         # beyond them a text's vector would depend on the longest text that was read before it
         most = positions
     if most is not None and tokenizer.most_tokens > most:

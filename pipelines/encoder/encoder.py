@@ -18,7 +18,7 @@ import torch
 from pipelines.encoder.decoder import choose_decoder, load_tuned_model, vector_head
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription, difference
-from pipelines.encoder.packed import PackedDecoder
+from pipelines.encoder.packed import PackedDecoder, ropes_of
 from pipelines.encoder.padded import TokenIds
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.tokenization import PromptedTokenizer
@@ -92,11 +92,11 @@ def switch_length(settings: Any) -> int | None:
 
     Such a model (longrope) looks at the longest text of a batch.
     """
-    ropes = getattr(settings, "rope_parameters", None) or {}
-    if ropes.get("rope_type") != "longrope":
-        return None
-    own = ropes.get("original_max_position_embeddings")
-    return own or getattr(settings, "original_max_position_embeddings", None)
+    for ropes in ropes_of(settings):
+        if ropes.get("rope_type") == "longrope":
+            own = ropes.get("original_max_position_embeddings")
+            return own or getattr(settings, "original_max_position_embeddings", None)
+    return None
 
 
 __all__ = ["Encoder", "EncoderConfig", "EncoderDescription", "describe_encoder", "difference"]

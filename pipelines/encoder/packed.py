@@ -181,9 +181,10 @@ _STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 def ropes_of(settings: Any) -> list[Mapping[str, Any]]:
-    """How positions turn: in all layers, or in each kind of them."""
-    ropes = settings.rope_parameters
-    return [ropes] if "rope_type" in ropes else list(ropes.values())
+    """How positions turn: in all layers, or in each kind of them; nothing where they do not."""
+    ropes = getattr(settings, "rope_parameters", None) or {}
+    kinds = [rope for rope in ropes.values() if isinstance(rope, Mapping)]
+    return [ropes] if "rope_type" in ropes else kinds
 
 
 def has_static_rope(ropes: Mapping[str, Any]) -> bool:

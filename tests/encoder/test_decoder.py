@@ -347,12 +347,19 @@ def test_a_shared_prefix_that_some_texts_do_not_begin_with_is_no_harm(tmp_path):
     np.testing.assert_allclose(together[0], encoder.encode_tokens([ids[0]])[0], atol=1e-5)
 
 
-def test_longrope_texts_do_not_depend_on_their_batch(tmp_path):
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_longrope_texts_do_not_depend_on_their_batch(tmp_path, family):
     ropes = {
         "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8,
         "long_factor": [4.0] * 8, "original_max_position_embeddings": 32, "factor": 32.0,
     }  # fmt: skip
-    folder = tiny_model(tmp_path / "llama", num_hidden_layers=2, rope_parameters=ropes)
+    if family == "gemma3":  # each kind of layer turns in its own way
+        plain = {"rope_type": "default", "rope_theta": 100.0}
+        ropes = {"full_attention": ropes, "sliding_attention": plain}
+    settings = {"num_hidden_layers": 2, "rope_parameters": ropes}
+    if family == "gemma3":
+        settings["layer_types"] = ["full_attention", "sliding_attention"]
+    folder = tiny_model(tmp_path / family, family, **settings)
     encoder = load(folder, pooling="mean")
     texts = ["short", " ".join(SENTENCES)]
     alone = np.vstack([encoder.encode([text]) for text in texts])

@@ -172,6 +172,11 @@ def test_positions_that_grow_with_the_longest_text_are_not_reached(tmp_path):
     with pytest.raises(InputError, match="64 positions: --max-tokens 63 at most"):
         describe(folder, max_tokens=64, prompt="none")
     describe(folder, max_tokens=63, prompt="none")
+    plain = {"rope_type": "default", "rope_theta": 100.0}
+    each = {"full_attention": ropes, "sliding_attention": plain}
+    tiny_model(folder, "gemma3", max_position_embeddings=64, rope_parameters=each)
+    with pytest.raises(InputError, match="64 positions: --max-tokens 63 at most"):
+        describe(folder, max_tokens=64, prompt="none")
 
 
 def test_a_text_that_depends_on_its_batch_is_refused(tmp_path):

@@ -152,6 +152,41 @@ def spread_tokenizer(kind):
             backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
             backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
             trainer = tokenizers.trainers.BpeTrainer(**options)
+        case "byte-level-spaced" | "byte-level-by-pattern":
+            backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+            pattern = tokenizers.Regex(
+                r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s+(?!\S)|\s+"
+            )
+            backend.pre_tokenizer = (
+                parts.ByteLevel(add_prefix_space=True)
+                if kind == "byte-level-spaced"
+                else parts.Sequence(
+                    [
+                        parts.Split(pattern, "isolated"),
+                        parts.ByteLevel(add_prefix_space=False, use_regex=False),
+                    ]
+                )
+            )
+            trainer = tokenizers.trainers.BpeTrainer(
+                **options, initial_alphabet=parts.ByteLevel.alphabet()
+            )
+        case "sentencepiece-of-llama-2":
+            backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
+            backend.normalizer = tokenizers.normalizers.Sequence(
+                [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+            )
+            trainer = tokenizers.trainers.BpeTrainer(**options)
+        case "unigram-of-few-spaces":
+            backend = tokenizers.Tokenizer(tokenizers.models.Unigram())
+            normalizers = tokenizers.normalizers
+            backend.normalizer = normalizers.Sequence(
+                [
+                    normalizers.Nmt(), normalizers.NFKC(), normalizers.Strip(),
+                    normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
+                ]
+            )  # fmt: skip
+            backend.pre_tokenizer = parts.Metaspace()
+            trainer = tokenizers.trainers.UnigramTrainer(**options, unk_token="[UNK]")
         case "wordpiece":
             backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
             backend.normalizer = tokenizers.normalizers.BertNormalizer()
@@ -174,6 +209,8 @@ def spread_tokenizer(kind):
 KINDS = (
     "byte-level", "bytes-alone", "sentencepiece-always", "sentencepiece-first",
     "sentencepiece-never", "sentencepiece-across-words", "wordpiece", "unigram",
+    "byte-level-spaced", "byte-level-by-pattern", "sentencepiece-of-llama-2",
+    "unigram-of-few-spaces",
 )  # fmt: skip
 PREFIXES = ("query: ", "Cluster the text:  ", "Instruct: find\nQuery:", "(", "")
 
@@ -193,6 +230,29 @@ def prompted(request, tmp_path_factory):
 @given(text=TEXTS.filter(bool), prefix=st.sampled_from(PREFIXES))
 def test_prompt_and_text_are_the_tokens_of_the_whole_string(prompted, text, prefix):
     made = prompted[prefix, ""]
+    whole = made.tokenizer(prefix + text, split_special_tokens=True, add_special_tokens=False)
+    assert made.tokenize([text]) == [[1, *whole["input_ids"], 2]]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind_folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    spread_tokenizer(request.param).save_pretrained(folder)
+    return folder
+
+
+PROMPTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), max_size=12),
+    st.lists(st.sampled_from(["query:", "Find", " ", "  ", "\n", "(", "日", "é", "▁"])).map(
+        "".join
+    ),
+)
+
+
+@settings(max_examples=25)
+@given(text=TEXTS.filter(bool), prefix=PROMPTS)
+def test_any_prompt_and_text_are_the_tokens_of_the_whole_string(kind_folder, text, prefix):
+    made = make(kind_folder, f"{prefix}{{text}}", max_tokens=5000)
     whole = made.tokenizer(prefix + text, split_special_tokens=True, add_special_tokens=False)
     assert made.tokenize([text]) == [[1, *whole["input_ids"], 2]]
 

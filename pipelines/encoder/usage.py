@@ -123,6 +123,12 @@ def read_usage(folder: Path, name: str) -> ModelUsage | None:
             raise InputError(f"model {name!r} has the module {kind}, which has no equal here")
     if "Normalize" in kinds and "Dense" in kinds[kinds.index("Normalize") :]:
         raise InputError(f"model {name!r} has a Dense after a Normalize, which has no equal here")
+    for path in [path for kind, path in modules if kind == "Normalize"]:
+        if not _is_of_sentences(_read(folder / path / "config.json", {})):
+            raise InputError(
+                f"model {name!r} normalises other vectors than the sentence's, which has no equal "
+                "here"
+            )
     transformer: dict[str, Any] = next(
         (_read(folder / f) for f in _TRANSFORMER_SETTINGS if (folder / f).is_file()), {}
     )
@@ -157,7 +163,7 @@ def read_usage(folder: Path, name: str) -> ModelUsage | None:
         pooling=_pooling(pooling, name),
         layer=_layer(transformer, _read(folder / "config.json").get("model_type"), name),
         prompts=prompts,
-        default_prompt=prompts.get(default, ""),
+        default_prompt=prompts.get(default) or "",
         max_tokens=tokenizer or transformer.get("max_seq_length"),
         lower_case=bool(transformer.get("do_lower_case")),
         pool_prompt=bool(pooling.get("include_prompt", True)),
@@ -232,8 +238,7 @@ def check_dense(folder: Path, name: str) -> Mapping[str, Any]:
     settings = _read(folder / "config.json")
     activation = settings.get("activation_function", "torch.nn.Tanh")
     known = activation.startswith("torch.nn.") and activation.rsplit(".", 1)[-1] in _ACTIVATIONS
-    place = {settings.get(key) for key in ("module_input_name", "module_output_name")}
-    if not known or settings.get("use_residual") or not place <= {None, "sentence_embedding"}:
+    if not known or settings.get("use_residual") or not _is_of_sentences(settings):
         raise InputError(
             f"model {name!r}: the Dense in {folder.name} has settings that have no equal here; an "
             f"activation of {', '.join(_ACTIVATIONS)}, no residual, from and to the sentence's "
@@ -254,6 +259,12 @@ def check_dense(folder: Path, name: str) -> Mapping[str, Any]:
             f"calls for {wanted}: fetch the model again"
         )
     return settings
+
+
+def _is_of_sentences(settings: Mapping[str, Any]) -> bool:
+    """Whether a module reads and writes the vector of a sentence."""
+    places = {settings.get(key) for key in ("module_input_name", "module_output_name")}
+    return places <= {None, "sentence_embedding"}
 
 
 def digest_module(folder: Path) -> str:

@@ -123,6 +123,12 @@ def test_a_folder_is_used_as_it_says(tmp_path, name, family):
     assert EncoderDescription.load(str(tmp_path)) == encoder.description
 
 
+def test_a_default_prompt_that_is_null_is_none(tmp_path):
+    said = {"prompts": {"document": None}, "default_prompt_name": "document"}
+    folder = make_folder(tmp_path / "model", pooling("mean"), **said)
+    assert describe_encoder(EncoderConfig(str(folder))).prompt == "{text}"
+
+
 def test_a_limit_beyond_positions_that_are_computed_is_the_librarys(tmp_path):
     said = {"transformer": {"max_seq_length": 96}}
     folder = make_folder(tmp_path / "model", pooling("mean"), **said)
@@ -236,6 +242,11 @@ def test_flags_that_contradict_the_folder_win_and_are_told(tmp_path, caplog):
         ([pooling("mean"), ("LayerNorm", {})], {}, "the module LayerNorm"),
         ([("Router", {})], {}, "made of Transformer, Router"),
         ([pooling("mean"), NORMALIZE, dense(64, 8)], {}, "a Dense after a Normalize"),
+        (
+            [pooling("mean"), ("Normalize", {"module_input_name": "token_embeddings"})],
+            {},
+            "normalises other vectors than the sentence's",
+        ),
         (
             [pooling("mean"), dense(64, 8, "torch.nn.modules.activation.Softmax")],
             {},

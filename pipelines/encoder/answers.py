@@ -6,6 +6,7 @@ import re
 
 REFUSAL = re.compile(
     r"^\W*(i('m| am)? (sorry|afraid|unable)|i (can(no|')t|won't)|as an? (ai|language model)"
+    r"|i('m| am) an? ((helpful )?ai|helpful assistant|language model)\b"
     r"|unfortunately,? i|it is not (possible|appropriate))",
     re.IGNORECASE,
 )

@@ -33,6 +33,11 @@ _RIVAL = (
 _NAME_TOKENS = 24
 _LONGEST_NAME = 60
 _PROMPT_TOKENS = 1_024
+_LABEL = re.compile(
+    r"^\W*(the |a )?(title|name)\b(\W*|( (of|for) [^:\"]{0,40})?( (is|could be))?\s*):\s*"
+    r"|^(the |a )?(title|name) (of|for) [^:\"]{0,40} (is|could be)\s*(?=\")",
+    re.IGNORECASE,
+)
 
 
 class Group(Protocol):
@@ -163,15 +168,14 @@ def prompt_of(group: Group, *, rival: tuple[str, Group] | None = None) -> str:
 
 
 def title_of(answer: str) -> str | None:
-    """The title in a model's answer: its first line without preamble, quotes and full stop."""
+    """The title in a model's answer: its first line without preamble, quotes and full stop.
+
+    None where that is no title but a sentence (beyond 60 characters), a heading or a refusal.
+    """
     lines = clean_answer(spoken_part(answer) or "").splitlines()
     first = next((line.strip() for line in lines if line.strip()), "")
-    if not first or REFUSAL.match(first):
+    if REFUSAL.match(first):
         return None
-    title = re.sub(r"^\W*(title|name)\W*:\s*", "", first, flags=re.IGNORECASE)
-    title = clean_answer(title.strip("*#-_ ")).rstrip(".").strip()
-    if not any(character.isalpha() for character in title):
-        return None
-    if len(title) <= _LONGEST_NAME:
-        return title
-    return title[:_LONGEST_NAME].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
+    title = clean_answer(_LABEL.sub("", first).strip("*#-_ ").rstrip(". ")).rstrip(". ")
+    letters = any(character.isalpha() for character in title)
+    return title if letters and len(title) <= _LONGEST_NAME and title[-1] != ":" else None

@@ -21,7 +21,18 @@ from pipelines.runtime.errors import InputError
         ("", None),
         ("The user wants a title.\n</think>\n\nLate goals", "Late goals"),
         ("<think>The user wants a title", None),
-        ("word " * 40, "word word word word word word word word word word word word…"),
+        (
+            'The title of the document is: "The Truth About Atheism"\n\nThe',
+            "The Truth About Atheism",
+        ),
+        ('The title of the document is "Used cars".', "Used cars"),
+        ("A title for the group could be: Used cars", "Used cars"),
+        (".NET programming", ".NET programming"),
+        ("The Name of the Rose", "The Name of the Rose"),
+        ("Title IX: sports law", "Title IX: sports law"),
+        ("The above document contains keywords and excerpts of documents that", None),
+        ("I am a helpful AI assistant named Smol", None),
+        ("Excerpt:\n- re winnipeg vs vancouver", None),
     ],
 )
 def test_the_title_in_an_answer(answer, title):

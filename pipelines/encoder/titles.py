@@ -170,12 +170,13 @@ def prompt_of(group: Group, *, rival: tuple[str, Group] | None = None) -> str:
 def title_of(answer: str) -> str | None:
     """The title in a model's answer: its first line without preamble, quotes and full stop.
 
-    None where that is no title but a sentence (beyond 60 characters), a heading or a refusal.
+    None where that is no title but a sentence (beyond 60 characters), its beginning, a heading or
+    a refusal.
     """
     lines = clean_answer(spoken_part(answer) or "").splitlines()
     first = next((line.strip() for line in lines if line.strip()), "")
     if REFUSAL.match(first):
         return None
     title = clean_answer(_LABEL.sub("", first).strip("*#-_ ").rstrip(". ")).rstrip(". ")
-    letters = any(character.isalpha() for character in title)
-    return title if letters and len(title) <= _LONGEST_NAME and title[-1] != ":" else None
+    whole = len(title) <= _LONGEST_NAME and not title.endswith(":") and title.count('"') % 2 == 0
+    return title if whole and any(character.isalpha() for character in title) else None

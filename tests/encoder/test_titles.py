@@ -32,6 +32,7 @@ from pipelines.runtime.errors import InputError
         ("Title IX: sports law", "Title IX: sports law"),
         ("The above document contains keywords and excerpts of documents that", None),
         ("I am a helpful AI assistant named Smol", None),
+        ('"Excerpt: Excerpt: Exc', None),
         ("Excerpt:\n- re winnipeg vs vancouver", None),
     ],
 )

@@ -99,7 +99,6 @@ def label_scores(confusion: np.ndarray) -> Scores:
     if counts.shape[0] < 2:
         reason = f"needs at least 2 labels, found {counts.shape[0]}"
         return Scores(dict.fromkeys(LABEL_SCORES), dict.fromkeys(LABEL_SCORES, reason))
-    total = int(counts.sum())
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
     label_entropy, cluster_entropy = _entropy(rows), _entropy(columns)
     shared = max(0.0, label_entropy + cluster_entropy - _entropy(counts.ravel()))
@@ -113,7 +112,7 @@ def label_scores(confusion: np.ndarray) -> Scores:
         "completeness": completeness,
         "nmi": v_measure,
         "ami": _adjusted_information(counts, shared, (label_entropy + cluster_entropy) / 2),
-        "ari": _adjusted_rand(counts, total),
+        "ari": adjusted_rand(counts.ravel(), rows, columns),
     }
     return Scores(values)
 
@@ -206,12 +205,18 @@ def _adjusted_information(counts: np.ndarray, shared: float, mean_entropy: float
     return float((shared - expected) / difference)
 
 
-def _adjusted_rand(counts: np.ndarray, total: int) -> float:
-    def pairs(groups: np.ndarray) -> int:
-        return sum(int(n) * (int(n) - 1) // 2 for n in groups.ravel())
+def adjusted_rand(cells: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:
+    """ARI of two groupings: how many points each two groups share, and each group of either has.
 
-    both, rows, columns = pairs(counts), pairs(counts.sum(axis=1)), pairs(counts.sum(axis=0))
+    int64 (any,), each; groups that share nothing may be left out of ``cells``.
+    """
+
+    def pairs(groups: np.ndarray) -> int:
+        return sum(n * (n - 1) // 2 for n in groups[groups > 1].tolist())  # beyond 63 bits
+
+    total = int(rows.sum())
+    both, ours, theirs = pairs(cells), pairs(rows), pairs(columns)
     every = total * (total - 1) // 2
-    expected = rows * columns / every if every else 0.0
-    possible = (rows + columns) / 2
+    expected = ours * theirs / every if every else 0.0
+    possible = (ours + theirs) / 2
     return float((both - expected) / (possible - expected)) if possible != expected else 1.0

@@ -1,23 +1,27 @@
-"""Choosing the number of clusters: a grid is tried on a sample, and the reason is kept."""
+"""Choosing the number of clusters: read off a tree over a sample, and the reason is kept."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from cluster.assign import NearestCentroids
+from cluster.distances import squared_lengths
 from cluster.kmeans import FitOptions, count_distinct, fit_in_memory
-from cluster.metrics import internal_scores
+from cluster.metrics import adjusted_rand
 
 TRIED_VECTORS = 8_000
-"""Vectors the grid is tried on at most."""
+"""Vectors the numbers are tried on at most."""
 _SILHOUETTE_VECTORS = 3_000
 _RESAMPLES = 2
 _STABLE = 0.7
-
-log = logging.getLogger(__name__)
+_MICRO_CLUSTERS = 500
+_VECTORS_A_MICRO_CLUSTER = 8
+_ROWS_AT_ONCE = 500
+_LEAST_SHARE = 1e-12
+"""Of the largest inertia: what a smaller one, or none, counts as."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Candidate:
     stability: float
     """ARI, over all vectors, of centroids fitted on one half and on the other."""
     elbow: float = 0.0
-    """How far the inertia lies below the straight line from the first to the last candidate."""
+    """How far the inertia's logarithm lies below the line from the first to the last candidate."""
     score: float = 0.0
     """Mean of silhouette, stability and elbow, each scaled to 0..1 over all candidates."""
 
@@ -50,8 +54,9 @@ def choose_num_clusters(
 ) -> Choice:
     """Choose from 2 to ``most`` clusters (default: the square root of n, 20 to 150).
 
-    ``vectors``, float32 (n, d), are a random sample in random order. Tries a grid whose steps grow
-    by a quarter, then the numbers around the best of it.
+    ``vectors``, float32 (n, d), are a random sample in random order. One k-means makes some hundred
+    micro-clusters, which Ward's rule merges two by two: every number of clusters is a cut of that
+    tree.
     """
     vectors = vectors[:TRIED_VECTORS]
     distinct = count_distinct(vectors)
@@ -59,73 +64,156 @@ def choose_num_clusters(
         reason = f"only {distinct} different vectors: one cluster each"
         return Choice(distinct, reason, [])
     most = min(most or int(np.clip(np.sqrt(len(vectors)), 20, 150)), distinct // 2)
-    options = replace(options, restarts=2, two_level=False)
-    tried = {k: _try(vectors, k, options) for k in grid(most)}
-    best = _scored(list(tried.values()))[0].k
-    for k in _between(sorted(tried), best):
-        tried[k] = _try(vectors, k, options)
-    ranked = _scored(list(tried.values()))
+    # plain means, also of unit vectors: what a merge adds is then exact
+    options = replace(options, restarts=1, two_level=False, unit_norm=False)
+    tree = Tree.grow(vectors, most, options)
+    stabilities = _stabilities(vectors, most, options)
+    silhouettes = Silhouettes(vectors[:_SILHOUETTE_VECTORS], tree)
+    tried = [
+        Candidate(k, tree.inertia(k), *silhouettes.of_cut(cut), stabilities.get(k, 0.0))
+        for k, cut in tree.cuts(most).items()
+    ]
+    ranked = in_order_of_score(tried)
     return Choice(ranked[0].k, _reason(ranked, len(vectors)), sorted(ranked, key=lambda c: c.k))
 
 
-def grid(most: int) -> list[int]:
-    """2 to 10 one by one, then a quarter more each step, up to ``most``."""
-    numbers = list(range(2, min(10, most) + 1))
-    while numbers and round(numbers[-1] * 1.25) < most:
-        numbers.append(round(numbers[-1] * 1.25))
-    return numbers if numbers and numbers[-1] == most else [*numbers, max(2, most)]
+@dataclass(frozen=True)
+class Tree:
+    """Micro-clusters of vectors, merged two by two until one is left."""
+
+    centroids: np.ndarray
+    """float32 (m, d)."""
+    merges: list[tuple[int, int, float]]
+    """Of each of the m - 1 merges the cluster that stays, the one that joins it, and what that
+    adds to the inertia."""
+    least: float
+    """Inertia of the micro-clusters."""
+
+    @classmethod
+    def grow(cls, vectors: np.ndarray, most: int, options: FitOptions) -> Tree:
+        """The tree of ``vectors``, float32 (n, d), for cuts into ``most`` clusters and fewer."""
+        wanted = max(most, min(_MICRO_CLUSTERS, len(vectors) // _VECTORS_A_MICRO_CLUSTER))
+        micro = fit_in_memory(vectors, min(wanted, count_distinct(vectors)), options)
+        return cls(micro.centroids, merge_clusters(micro.centroids, micro.sizes), micro.inertia)
+
+    def cuts(self, most: int) -> dict[int, np.ndarray]:
+        """By number of clusters from 2 to ``most``, ascending: the cluster of each micro-cluster.
+
+        int64 (m,), from 0 on; not for numbers beyond the micro-clusters.
+        """
+        count = len(self.centroids)
+        owners, found = np.arange(count), {count: np.arange(count)}
+        for left, (stays, joins, _) in zip(range(count - 1, 1, -1), self.merges, strict=False):
+            owners[owners == joins] = stays
+            if left <= most:
+                found[left] = np.unique(owners, return_inverse=True)[1]
+        return {k: found[k] for k in sorted(found) if 2 <= k <= most}
+
+    def inertia(self, k: int) -> float:
+        """Sum of squared distances to the means of ``k`` clusters."""
+        return self.least + sum(added for *_, added in self.merges[: len(self.centroids) - k])
+
+    def micro_of(self, vectors: np.ndarray) -> np.ndarray:
+        """int (n,): the micro-cluster that each of ``vectors`` lies in."""
+        return NearestCentroids(self.centroids, count=1).nearest(vectors)[:, 0]
 
 
-def _between(tried: list[int], best: int) -> list[int]:
-    """At most eight numbers not yet tried between the best and its neighbours."""
-    place = tried.index(best)
-    low, high = tried[max(0, place - 1)], tried[min(len(tried) - 1, place + 1)]
-    inside = [k for k in range(low + 1, high) if k not in tried]
-    step = max(1, -(-len(inside) // 8))
-    return inside[::step]
+def merge_clusters(centroids: np.ndarray, weights: np.ndarray) -> list[tuple[int, int, float]]:
+    """The merges of ``centroids``, float32 (m, d), that stand for ``weights`` points each, (m,).
+
+    Each is of the two whose union adds least to the sum of squared distances (Ward 1963): which
+    stays, which joins it, what is added. SciPy's ``linkage`` takes no weights; on points that are
+    repeated instead it merges alike.
+    """
+    points, weight = centroids.astype(np.float64), np.maximum(weights.astype(np.float64), 1e-6)
+    squares = squared_lengths(points)
+    costs = np.maximum(squares[:, None] + squares - 2 * (points @ points.T), 0)
+    costs *= weight[:, None] * weight / (weight[:, None] + weight)
+    np.fill_diagonal(costs, np.inf)
+    nearest, rows = costs.argmin(axis=1), np.arange(len(points))
+    merges = []
+    for _ in range(len(points) - 1):
+        stays = int(costs[rows, nearest].argmin())
+        joins, added = int(nearest[stays]), float(costs[stays].min())
+        merges.append((stays, joins, added))
+        first, second = weight[stays] + weight, weight[joins] + weight
+        joined = (first * costs[stays] + second * costs[joins] - weight * added) / (
+            first + weight[joins]
+        )
+        joined[[stays, joins]] = np.inf
+        weight[stays] += weight[joins]
+        costs[stays] = costs[:, stays] = joined
+        costs[joins] = costs[:, joins] = np.inf
+        nearest[joined < costs[rows, nearest]] = stays
+        stale = np.flatnonzero(np.isin(nearest, (stays, joins)))
+        nearest[stale] = costs[stale].argmin(axis=1)
+    return merges
 
 
-def _try(vectors: np.ndarray, k: int, options: FitOptions) -> Candidate:
-    fit = fit_in_memory(vectors, k, options)
-    head = vectors[:_SILHOUETTE_VECTORS]
-    scores = internal_scores(head, NearestCentroids(fit.centroids).nearest(head)[:, 0]).values
-    candidate = Candidate(
-        k,
-        fit.inertia,
-        scores["silhouette"] or 0.0,
-        scores["silhouette_standard_error"] or 0.0,
-        _stability(vectors, k, options),
-    )
-    log.info(
-        "%d clusters: silhouette %.3f, stability %.2f", k, candidate.silhouette, candidate.stability
-    )
-    return candidate
+class Silhouettes:
+    """Mean silhouette of every cut of a tree, from one pass over all pairs of vectors."""
+
+    def __init__(self, vectors: np.ndarray, tree: Tree) -> None:
+        """``vectors``, float32 (n, d), are those that the silhouette is of."""
+        self._micro = tree.micro_of(vectors)
+        points, rows = vectors.astype(np.float64), np.arange(len(vectors))
+        squares, shape = squared_lengths(points), (len(points), len(tree.centroids))
+        members = csr_array((np.ones(len(points)), (rows, self._micro)), shape)
+        self._sums = np.empty(shape)  # distances to all of each micro-cluster
+        for start in range(0, len(points), _ROWS_AT_ONCE):
+            block = slice(start, start + _ROWS_AT_ONCE)
+            squared = squares[block, None] + squares - 2 * (points[block] @ points.T)
+            distances = np.sqrt(np.maximum(squared, 0))
+            distances[np.arange(len(distances)), rows[block]] = 0
+            self._sums[block] = distances @ members
+
+    def of_cut(self, groups: np.ndarray) -> tuple[float, float]:
+        """The mean over all vectors, and its standard error, of micro-clusters in ``groups``.
+
+        As scikit-learn's: 0 for a vector that is alone; 0, 0 where all lie in one cluster.
+        """
+        k = int(groups.max()) + 1
+        own, rows = groups[self._micro], np.arange(len(self._micro))
+        sizes = np.bincount(own, minlength=k)
+        if np.count_nonzero(sizes) < 2:
+            return 0.0, 0.0
+        micro = np.arange(len(groups))
+        sums = self._sums @ csr_array((np.ones(len(groups)), (micro, groups)))
+        within = sums[rows, own] / np.maximum(sizes[own] - 1, 1)
+        means = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
+        means[rows, own] = np.inf
+        other = means.min(axis=1)
+        larger = np.maximum(within, other)
+        values = np.where((sizes[own] > 1) & (larger > 0), (other - within) / larger, 0)
+        return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _stability(vectors: np.ndarray, k: int, options: FitOptions) -> float:
-    """Mean agreement of clusterings learned from disjoint random halves (Lange et al. 2004)."""
-    from sklearn.metrics import adjusted_rand_score  # slow to load
+def _stabilities(vectors: np.ndarray, most: int, options: FitOptions) -> dict[int, float]:
+    """Mean agreement (ARI), over all ``vectors``, of the trees of two random halves, by number.
 
-    agreements = []
+    After Lange et al. 2004; not for numbers beyond the different vectors of a half.
+    """
+    agreements: dict[int, list[float]] = {}
     for resample in range(_RESAMPLES):
         order = np.random.default_rng([options.seed, resample]).permutation(len(vectors))
-        halves = np.array_split(order, 2)
-        if min(count_distinct(vectors[half]) for half in halves) < k:
-            return 0.0
-        fits = [
-            NearestCentroids(fit_in_memory(vectors[half], k, options).centroids) for half in halves
-        ]
-        first, second = (nearest.nearest(vectors)[:, 0] for nearest in fits)
-        agreements.append(adjusted_rand_score(first, second))
-    return float(np.mean(agreements))
+        one, other = (Tree.grow(vectors[half], most, options) for half in np.array_split(order, 2))
+        places = one.micro_of(vectors), other.micro_of(vectors)
+        others = other.cuts(most)
+        for k, cut in one.cuts(most).items():
+            if k in others:
+                first, second = cut[places[0]], others[k][places[1]]
+                cells = np.unique(first * k + second, return_counts=True)[1]
+                found = adjusted_rand(cells, np.bincount(first), np.bincount(second))
+                agreements.setdefault(k, []).append(found)
+    return {k: sum(found) / _RESAMPLES for k, found in agreements.items()}
 
 
-def _scored(candidates: list[Candidate]) -> list[Candidate]:
+def in_order_of_score(candidates: list[Candidate]) -> list[Candidate]:
     """The candidates with elbow and score, best first; of equals the smaller number."""
     candidates = sorted(candidates, key=lambda candidate: candidate.k)
     numbers = _scaled([candidate.k for candidate in candidates])
-    inertias = _scaled([candidate.inertia for candidate in candidates])
-    elbows = 1 - inertias - numbers
+    inertias = np.array([candidate.inertia for candidate in candidates])
+    elbows = 1 - _scaled(np.log(np.maximum(inertias, _LEAST_SHARE * inertias.max()))) - numbers
     parts = [
         _scaled([candidate.silhouette for candidate in candidates]),
         _scaled([candidate.stability for candidate in candidates]),

@@ -3,8 +3,8 @@
 # ranking in each Python process, on the same runs: it sorts a set of strings, whose order Python draws
 # anew at each start, and its comparison counts a run that has neither of two documents for the second
 # of them, so that what comes first depends on who is asked. A document that is below another wherever
-# both are found can be ranked above it. PYTHONHASHSEED makes it repeatable, not right; rrf, isr and
-# bordafuse give one ranking, and so does condorcet where every run holds every document.
+# both are found can be ranked above it. PYTHONHASHSEED makes it repeatable, not right; rrf gives one
+# ranking, and so does condorcet where every run holds every document.
 #
 # Guess that failed: ties fall otherwise at most, and a document that no run prefers stays below
 # Seen, three runs of six documents that overlap by two, in four processes: four rankings (as

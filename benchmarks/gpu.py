@@ -151,7 +151,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "device": name,
         "torch": torch.__version__,
         "stated_tflops": stated and stated / 1e12,
-        "measured_tflops": round(rate / 1e12, 2),
+        "measured_tflops": float(f"{rate / 1e12:.3g}"),
     }
 
 

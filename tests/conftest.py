@@ -39,6 +39,11 @@ from pipelines.encoder import remembered  # noqa: E402
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("bfloat16"):
+        from tiny_models import imitates_bfloat16
+
+        if imitates_bfloat16():
+            pytest.skip("this CPU only imitates bfloat16")
     if item.get_closest_marker("int8"):
         from tiny_models import multiplies_int8
 

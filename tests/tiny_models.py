@@ -17,8 +17,11 @@ import torch
 import transformers
 
 from pipelines.encoder.int8 import require_exact_products
+from pipelines.encoder.precision import measure_gain
 from pipelines.runtime.errors import InputError
 
+_IMITATED = 0.35
+"""Of the speed in float32."""
 INT8 = pytest.param("int8", marks=pytest.mark.int8)
 """The precision, as a parameter of tests that are skipped where it is refused."""
 
@@ -216,6 +219,12 @@ def scripted_model(folder: Path, scripts: dict[str, list[str]], template: str) -
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@cache
+def imitates_bfloat16() -> bool:
+    """Whether this CPU is so slow in bfloat16 that a real model takes minutes for some texts."""
+    return measure_gain() < _IMITATED
 
 
 @cache

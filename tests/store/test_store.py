@@ -589,6 +589,7 @@ if store.published() is None:
 print("ready", flush=True)
 for number in itertools.count(store.version().number):
     publish_night(store, numbered(range(60), f"night{number}"), [], night=number)
+    print("published", flush=True)
 """
 
 
@@ -602,7 +603,9 @@ def test_a_writer_killed_at_any_moment_leaves_whole_versions(tmp_path):
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            time.sleep(random.uniform(0.0, 0.5))
+            for _ in range(random.integers(1, 4)):
+                assert process.stdout.readline() == "published\n"
+            time.sleep(random.uniform(0.0, 0.3))
             process.kill()
         store = Store.open(uri)
         version = store.version()

@@ -133,6 +133,8 @@ def test_lower_precision_clusters_as_well_as_float32():
     scores = {}
     runs = {"bfloat16": not imitates_bfloat16(), "int8": multiplies_int8()}
     lower = [dtype for dtype, is_run in runs.items() if is_run]
+    if not lower:
+        pytest.skip("this CPU runs no lower precision")
     for dtype in ("float32", *lower):
         encoder = Encoder.load(
             EncoderConfig(adapter="auto", dtype=dtype, max_tokens=24), device="cpu"

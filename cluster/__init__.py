@@ -11,7 +11,7 @@
 ``sample``        one pass that checks, counts and draws a sample
 ``distances``     lengths and differences in float64
 ``kmeans``        centroids of vectors in memory
-``hierarchy``     levels that nest
+``hierarchy``     levels that nest, and merges of clusters
 ``lloyd``         centroids of vectors on disk, by many workers
 ``on_ray``        those workers
 ``assign``        the nearest centroid, exactly

@@ -1,4 +1,4 @@
-"""Levels of clusters that nest exactly: each divides the one before."""
+"""Levels of clusters that nest, each of which divides the one before; and merges, two by two."""
 
 from __future__ import annotations
 
@@ -130,6 +130,36 @@ def merge_heights(centroids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     squares = squared_lengths(points)
     costs = [_costs(points, squares, weight, place).min() for place in range(len(points))]
     return np.sqrt(2 * np.array(costs))
+
+
+def merge_clusters(centroids: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int, float]]:
+    """The merges of ``centroids``, float32 (k, d), that stand for ``sizes`` points each, (k,).
+
+    Each is of the two whose union adds least to the sum of squared distances (Ward 1963): which
+    stays, which joins it, what is added. SciPy's ``linkage`` takes no weights; on points that are
+    repeated instead it merges alike.
+    """
+    points, weight = centroids.astype(np.float64), np.maximum(sizes, _LIGHTEST)
+    squares, rows = squared_lengths(points), np.arange(len(points))
+    costs = np.stack([_costs(points, squares, weight, place) for place in range(len(points))])
+    nearest = costs.argmin(axis=1)
+    merges = []
+    for _ in range(len(points) - 1):
+        stays = int(costs[rows, nearest].argmin())
+        joins, added = int(nearest[stays]), float(costs[stays].min())
+        merges.append((stays, joins, added))
+        first, second = weight[stays] + weight, weight[joins] + weight
+        joined = (first * costs[stays] + second * costs[joins] - weight * added) / (
+            first + weight[joins]
+        )
+        joined[[stays, joins]] = np.inf
+        weight[stays] += weight[joins]
+        costs[stays] = costs[:, stays] = joined
+        costs[joins] = costs[:, joins] = np.inf
+        nearest[joined < costs[rows, nearest]] = stays
+        stale = np.flatnonzero(np.isin(nearest, (stays, joins)))
+        nearest[stale] = costs[stale].argmin(axis=1)
+    return merges
 
 
 def _costs(points: np.ndarray, squares: np.ndarray, weight: np.ndarray, of: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from cluster.assign import NearestCentroids
 from cluster.distances import squared_lengths
+from cluster.hierarchy import merge_clusters
 from cluster.kmeans import FitOptions, count_distinct, fit_in_memory
 from cluster.metrics import adjusted_rand
 
@@ -116,38 +117,6 @@ class Tree:
     def micro_of(self, vectors: np.ndarray) -> np.ndarray:
         """int (n,): the micro-cluster that each of ``vectors`` lies in."""
         return NearestCentroids(self.centroids, count=1).nearest(vectors)[:, 0]
-
-
-def merge_clusters(centroids: np.ndarray, weights: np.ndarray) -> list[tuple[int, int, float]]:
-    """The merges of ``centroids``, float32 (m, d), that stand for ``weights`` points each, (m,).
-
-    Each is of the two whose union adds least to the sum of squared distances (Ward 1963): which
-    stays, which joins it, what is added. SciPy's ``linkage`` takes no weights; on points that are
-    repeated instead it merges alike.
-    """
-    points, weight = centroids.astype(np.float64), np.maximum(weights.astype(np.float64), 1e-6)
-    squares = squared_lengths(points)
-    costs = np.maximum(squares[:, None] + squares - 2 * (points @ points.T), 0)
-    costs *= weight[:, None] * weight / (weight[:, None] + weight)
-    np.fill_diagonal(costs, np.inf)
-    nearest, rows = costs.argmin(axis=1), np.arange(len(points))
-    merges = []
-    for _ in range(len(points) - 1):
-        stays = int(costs[rows, nearest].argmin())
-        joins, added = int(nearest[stays]), float(costs[stays].min())
-        merges.append((stays, joins, added))
-        first, second = weight[stays] + weight, weight[joins] + weight
-        joined = (first * costs[stays] + second * costs[joins] - weight * added) / (
-            first + weight[joins]
-        )
-        joined[[stays, joins]] = np.inf
-        weight[stays] += weight[joins]
-        costs[stays] = costs[:, stays] = joined
-        costs[joins] = costs[:, joins] = np.inf
-        nearest[joined < costs[rows, nearest]] = stays
-        stale = np.flatnonzero(np.isin(nearest, (stays, joins)))
-        nearest[stale] = costs[stale].argmin(axis=1)
-    return merges
 
 
 class Silhouettes:

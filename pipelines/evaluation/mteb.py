@@ -155,7 +155,7 @@ class PromptedEmbedder:
         return self.description.for_queries() if prompt_type == "query" else self.description
 
     def _encoder(self, description: EncoderDescription) -> Encoder:
-        if self._loaded is None or self._loaded.description.prompt != description.prompt:
+        if self._loaded is None or self._loaded.description != description:
             self._loaded = None  # the weights of two prompts are never held at once
             self._loaded = Encoder.load(description, device=self._device, threads=self._threads)
         return self._loaded

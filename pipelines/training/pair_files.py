@@ -132,7 +132,7 @@ def find_pair_files(path: str) -> list[str]:
         raise InputError(
             f"no pairs at {path}: give a .parquet, .csv or .jsonl file, or a folder of them"
         )
-    kinds = {_format_of(path): path for path in paths}
+    kinds = {_format_of(path) for path in paths}
     if len(kinds) > 1:
         both = " and ".join(sorted(name for kind, name in _FORMATS.items() if kind in kinds))
         raise InputError(f"{path} holds both {both} files: give one kind of pairs")

@@ -7,8 +7,9 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from cluster.distances import squared_distances_to
+from cluster.hierarchy import merge_clusters
 from cluster.kmeans import FitOptions
-from cluster.num_clusters import Silhouettes, Tree, choose_num_clusters, merge_clusters
+from cluster.num_clusters import Silhouettes, Tree, choose_num_clusters
 
 
 @pytest.mark.parametrize(("centers", "d", "seed"), [(3, 2, 3), (7, 8, 1), (12, 16, 0)])

@@ -48,15 +48,17 @@ from pipelines.runtime.machines import (
     need_ray,
     usable_cpus,
 )
+from pipelines.runtime.threads import made_ahead
 from pipelines.runtime.units import Loaded, blame, one_unit, unit_dataset
 
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
-# What is encoded in the job's own process before a Ray and its actors start: minutes of a small
-# model. Threads of one process share Python's lock, so many cores want processes.
-_MOST_TOKENS_HERE = 1 << 18
-_MOST_GROUPS_HERE = 8
+# What is encoded in the job's own process before a Ray and its actors start: what takes it minutes,
+# judged by what it did in some seconds. Threads of one process share Python's lock, so many cores
+# want processes.
+_MOST_SECONDS_HERE = 300.0
+_TRIAL_SECONDS = 5.0
 _MOST_CPUS_HERE = 8
 _ADAPTER_EFFECT = "adapter_effect.json"
 _TOKENIZERS: dict[str, Any] = {}
@@ -406,61 +408,102 @@ def embed_chunks(
     began = time.monotonic()
     work = settings.results.work
     make_folder(join(work, "vectors"))
-    chunks = {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
-    units = left_to_read(work, groups, set(chunks))
+    chunks = _finished(work)
     progress = Progress(
         texts - sum(chunk.texts for chunk in chunks.values()),
         tokens - sum(chunk.expected for chunk in chunks.values()),
         rejected,
     )
-    here = is_small(settings.actors, len(units), progress.expected_tokens)
-    where = "in this process" if here else f"actors: {settings.actors}"
-    log.info("embed: %d chunks are done, %s", len(chunks), where)
-    if units:
-        most = progress.expected_texts and (
-            len(units) + progress.expected_tokens // reading.chunk_tokens
-        )
-        encoding = (
-            encode_here(settings, reading, workers, units)
-            if here
-            else encode_chunks(settings, reading, workers, units, most_actors=most)
-        )
-        with contextlib.closing(encoding):  # ends its actors where time is over
-            for chunk in encoding:
-                chunks[chunk.name] = chunk
-                progress.add(asdict(chunk), chunk.expected)
-                is_late = most_seconds and time.monotonic() - began >= most_seconds
-                if is_late and progress.texts < progress.expected_texts:
-                    texts_there = sum(chunk.texts for chunk in chunks.values())
-                    raise EmbeddingStoppedError(texts_there, progress.texts, progress.figures())
-        log.info("%s", progress.line())
+    encoding = encode_left(settings, reading, workers, groups, texts=texts, tokens=tokens)
+    with contextlib.closing(encoding):  # ends its actors where time is over
+        for chunk in encoding:
+            chunks[chunk.name] = chunk
+            progress.add(asdict(chunk), chunk.expected)
+            is_late = most_seconds and time.monotonic() - began >= most_seconds
+            if is_late and progress.texts < progress.expected_texts:
+                texts_there = sum(chunk.texts for chunk in chunks.values())
+                raise EmbeddingStoppedError(texts_there, progress.texts, progress.figures())
+    log.info("%s", progress.line())
     there = sum(chunk.texts for chunk in chunks.values())
     if there != texts:
         raise RuntimeError(f"{texts:,} texts were to be embedded, and {there:,} were")
     return dict(sorted(chunks.items())), progress.figures()
 
 
-def is_small(actors: ActorPlan, groups: int, tokens: int) -> bool:
-    """Whether this process encodes so much sooner than actors, which would first have to start."""
-    few_cpus = usable_cpus() <= _MOST_CPUS_HERE
-    few = groups <= _MOST_GROUPS_HERE and tokens <= _MOST_TOKENS_HERE
-    return is_ray_put_off() and not actors.asked and few_cpus and few
+def _finished(work: str) -> dict[str, Chunk]:
+    return {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
+
+
+def encode_left(
+    settings: EncodeSettings,
+    reading: ReadSettings,
+    workers: Workers,
+    groups: Groups,
+    *,
+    texts: int,
+    tokens: int,
+) -> Generator[Chunk, None, None]:
+    """Encode what has no vectors yet, in this process while that is small work, then by actors."""
+    work = settings.results.work
+    for here in (True, False) if may_encode_here(settings.actors) else (False,):
+        done = _finished(work)
+        units = left_to_read(work, groups, set(done))
+        where = "in this process" if here else f"actors: {settings.actors}"
+        log.info("embed: %d chunks are done, %s", len(done), where)
+        if not units:
+            return
+        tokens_left = tokens - sum(chunk.expected for chunk in done.values())
+        if here:
+            finished = yield from encode_here(settings, reading, workers, units, tokens_left)
+            if finished:
+                return
+        else:
+            is_any = texts > sum(chunk.texts for chunk in done.values())
+            most = len(units) + tokens_left // reading.chunk_tokens if is_any else 0
+            yield from encode_chunks(settings, reading, workers, units, most_actors=most)
+
+
+def may_encode_here(actors: ActorPlan) -> bool:
+    """Whether this process may begin: it is there at once, and actors first have to start."""
+    return is_ray_put_off() and not actors.asked and usable_cpus() <= _MOST_CPUS_HERE
 
 
 def encode_here(
-    settings: EncodeSettings, reading: ReadSettings, workers: Workers, units: Mapping[str, Any]
-) -> Generator[Chunk, None, None]:
-    """Read and encode groups of shards in this process, with all its CPUs."""
-    actors = ActorPlan(1, 1, float(usable_cpus()), 0.0)
-    settings = replace(settings, actors=actors)
-    encoder = None
-    for name, unit in units.items():
-        group = one_unit(name, unit)
-        for chunk in read_group(
-            group, reading=reading, settings=settings, tokenize=workers.tokenize
-        ):
-            encoder = encoder or ChunkActor(settings, workers)
-            yield from (Chunk(**row) for row in encoder(chunk).to_pylist())
+    settings: EncodeSettings,
+    reading: ReadSettings,
+    workers: Workers,
+    units: Mapping[str, Any],
+    tokens: int,
+) -> Generator[Chunk, None, bool]:
+    """Read and encode groups of shards in this process, with all its CPUs.
+
+    Returns whether it did all. It stops after some seconds where, at its rate, the estimated
+    ``tokens`` of all groups would take it more than minutes.
+    """
+    settings = replace(settings, actors=ActorPlan(1, 1, float(usable_cpus()), 0.0))
+    chunks = itertools.chain.from_iterable(
+        read_group(
+            one_unit(name, unit), reading=reading, settings=settings, tokenize=workers.tokenize
+        )
+        for name, unit in units.items()
+    )
+    first = next(chunks, None)
+    if first is None:
+        return True
+    encoder = workers.encoder(settings)
+    every = itertools.chain([first], chunks)
+    tokenized = made_ahead(workers.tokenize(chunk, settings=settings) for chunk in every)
+    began, done = time.monotonic(), 0
+    with contextlib.closing(tokenized):
+        for chunk in tokenized:
+            for row in encoder(chunk).to_pylist():
+                yield Chunk(**row)
+                done += row["expected"]
+            spent = time.monotonic() - began
+            is_much = (tokens - done) * spent > done * _MOST_SECONDS_HERE
+            if spent >= _TRIAL_SECONDS and is_much:
+                return False
+    return True
 
 
 def encode_chunks(

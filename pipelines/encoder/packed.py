@@ -50,7 +50,7 @@ class Linear(nn.Linear):
         """x (..., i) to (..., o)."""
         if x.is_cuda or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
             return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Linear:

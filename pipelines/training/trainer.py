@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.decoder import check_attention
 from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.encoder import token_budget_batches
+from pipelines.encoder.encoder import inner_width, token_budget_batches
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
@@ -347,8 +347,8 @@ def default_held_tokens(
     Counts what a layer keeps of a token for its backward pass: seven vectors of the model's width,
     four of the gated product's, keys and values, as measured within a fifth for Llama-like models.
     """
-    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
-    floats = (8 * settings.hidden_size + 4 * inner) * max(1, *description.layers)
+    floats = 8 * settings.hidden_size + 4 * inner_width(settings)
+    floats *= max(1, *description.layers)
     each = floats * getattr(torch, description.dtype).itemsize
     most = _HELD_BYTES[device.type]
     if device.type == "cuda":

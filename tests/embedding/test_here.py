@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.embedding import encode
 from pipelines.embedding.config import EmbedConfig
-from pipelines.embedding.encode import is_small
+from pipelines.embedding.encode import may_encode_here
 from pipelines.embedding.job import embed_corpus
 from pipelines.runtime import machines
 from pipelines.runtime.machines import ActorPlan
@@ -93,16 +93,33 @@ def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
     assert len(calls) == before + rest + 3 + rest
 
 
-@pytest.mark.parametrize(
-    ("asked", "groups", "tokens", "cpus"),
-    [(True, 1, 10, 2), (False, 9, 10, 2), (False, 1, 1 << 19, 2), (False, 1, 10, 64)],
-)
-def test_actors_encode_what_was_asked_of_them_or_is_much(
-    put_off, monkeypatch, asked, groups, tokens, cpus
+@pytest.mark.parametrize(("asked", "cpus"), [(True, 2), (False, 64)])
+def test_actors_encode_where_they_were_asked_for_or_cpus_are_many(
+    put_off, monkeypatch, asked, cpus
 ):
     monkeypatch.setattr(encode, "usable_cpus", lambda: cpus)
-    assert not is_small(ActorPlan(1, 2, 1.0, 0.0, asked), groups, tokens)
-    assert is_small(ActorPlan(1, 2, 1.0, 0.0), 1, 10) == (cpus == 2)
+    assert not may_encode_here(ActorPlan(1, 2, 1.0, 0.0, asked))
+    assert may_encode_here(ActorPlan(1, 2, 1.0, 0.0)) == (cpus == 2)
+
+
+def test_actors_go_on_with_what_would_take_this_process_long(
+    config, local_ray, put_off, monkeypatch, caplog
+):
+    config = replace(config, chunk_tokens=200)
+    alone, counts = embed(replace(config, output=f"{config.output}-alone"))
+    assert not put_off
+    monkeypatch.setattr(encode, "_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(encode, "_MOST_SECONDS_HERE", 0.0)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        table, same = embed(config)
+    assert put_off == [1]
+    assert "embed: 0 chunks are done, in this process" in caplog.text
+    assert "embed: 1 chunks are done, actors: " in caplog.text
+    assert same == counts
+    assert table.drop_columns("embedding").equals(alone.drop_columns("embedding"))
+    first, second = (np.stack(t["embedding"].to_numpy()) for t in (alone, table))
+    np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 @pytest.mark.slow

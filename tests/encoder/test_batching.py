@@ -24,3 +24,13 @@ def test_the_budget_on_a_gpu_follows_its_free_memory_within_limits(free_gib, exp
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gib * 2**30), 0))
     found = default_budget_tokens(transformers.LlamaConfig(), torch.device("cuda"))
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [(96, 8192), (768, 2048), ([256, 512], 4096), (1536, 1024), (1 << 22, 1024)],
+)
+def test_the_budget_on_a_cpu_follows_the_width_of_the_model(inner, expected):
+    settings = transformers.LlamaConfig()
+    settings.intermediate_size = inner
+    assert default_budget_tokens(settings, torch.device("cpu")) == expected

@@ -364,7 +364,7 @@ def passes(
     """Bytes below ``_work/`` without vectors, and seconds, of checkouts' jobs in turns."""
     write_long_texts(folder / "long.parquet", documents)
     write_short_texts(folder / "short.parquet", documents)
-    flags = ("--num-actors", "1", "--cpus-per-actor", "1", "--max-tokens", "32")
+    flags = ("--max-tokens", "32")
     found: dict[str, Any] = {}
     for number in range(rounds):
         for tree in trees:

@@ -1,5 +1,6 @@
 import pickle
 import time
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import SENTENCES, tiny_tokenizer
 
 from pipelines.encoder.prompts import PromptTemplate
-from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.encoder.tokenization import PromptedTokenizer, plain_backend
 from pipelines.runtime.errors import InputError
 
 MAX_TOKENS = 24
@@ -295,3 +296,34 @@ def test_a_space_that_was_lost_before_has_a_number_of_its_own(tmp_path):
         spread_tokenizer(kind).save_pretrained(tmp_path / kind)
         assert make(tmp_path / kind, "query: {text}").version == version
         assert make(tmp_path / kind, "one-word").version == 1
+
+
+def test_what_a_tokenizers_file_cuts_and_pads_is_read_whole(tmp_path):
+    own = tiny_tokenizer()
+    own.backend_tokenizer.enable_truncation(5)
+    own.backend_tokenizer.enable_padding(length=40)
+    own.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    made = make(tmp_path, "{text}")
+    whole = made.tokenizer(SENTENCES, split_special_tokens=True, add_special_tokens=False)
+    made.tokenizer.backend_tokenizer.enable_truncation(5)
+    made.tokenizer.backend_tokenizer.enable_padding(length=40)
+    made.tokenizer.backend_tokenizer.encode_special_tokens = False
+    texts = [*SENTENCES, "</s>"]
+    assert made.tokenize(texts)[:-1] == [[1, *ids[:MAX_TOKENS]] for ids in whole["input_ids"]]
+    assert len(made.tokenize(texts)[-1]) > 2
+
+
+class Shouting(transformers.PreTrainedTokenizerFast):
+    """A class that does more to a text than its file says, as some models' own code does."""
+
+    def _encode_plus(self, text, **settings):
+        return super()._encode_plus([one.upper() for one in text], **settings)
+
+
+def test_a_class_that_reads_texts_in_its_own_way_is_asked(tokenizer):
+    stock = tokenizer.tokenizer
+    shouting = Shouting(tokenizer_object=stock.backend_tokenizer, eos_token="</s>")
+    assert plain_backend(shouting) is None
+    assert plain_backend(stock) is stock.backend_tokenizer
+    loud = replace(tokenizer, tokenizer=shouting)
+    assert loud.tokenize(["the sea"]) == tokenizer.tokenize(["THE SEA"])

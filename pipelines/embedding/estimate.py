@@ -13,7 +13,7 @@ from pipelines.corpus.documents import check_text
 from pipelines.corpus.files import Columns, CorpusFile
 from pipelines.corpus.passages import Cutter
 from pipelines.corpus.readers import read_shard
-from pipelines.embedding.encode import duration
+from pipelines.embedding.progress import duration
 from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.tokenization import PromptedTokenizer

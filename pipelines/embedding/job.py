@@ -45,7 +45,6 @@ from pipelines.embedding.encode import (
     EncoderCuts,
     EncodeSettings,
     Workers,
-    duration,
     embed_chunks,
     read_adapter_effect,
     tokenize_chunk,
@@ -59,6 +58,7 @@ from pipelines.embedding.keys import (
     settle_corpus,
 )
 from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
+from pipelines.embedding.progress import duration
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderDescription, require_as_trained

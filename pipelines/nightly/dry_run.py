@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.files import CorpusListing
-from pipelines.embedding.encode import duration
 from pipelines.embedding.estimate import estimate_run
+from pipelines.embedding.progress import duration
 from pipelines.encoder.description import EncoderDescription
 from pipelines.nightly.changes import Before, ComparedCorpus, find_changes, in_passages
 from pipelines.nightly.checks import early_checks

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.drift import Drift
-from pipelines.embedding.encode import duration
+from pipelines.embedding.progress import duration
 from pipelines.nightly.changes import in_passages
 from pipelines.nightly.checks import Check
 from pipelines.nightly.clusters import NightClusters

@@ -12,6 +12,7 @@
 ``command``     a command line to one call of a job: parse, Ray, record, answer, exit code
 ``machines``    what the Ray cluster has and can add; where work may run; how many actors
 ``units``       units of work on Ray, each done once and remembered by a receipt
+``threads``     work that goes on in another thread meanwhile
 ``segments``    Arrow files that are read a segment at a time
 ``logs``        log lines, as text or JSON
 ``packaged``    a real model and real corpora that come as Python packages

@@ -73,7 +73,7 @@ def test_a_small_corpus_is_embedded_without_ray_as_with_it(config, local_ray, pu
 
 def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
     config = replace(config, chunk_tokens=200)
-    original, calls = encode.ChunkActor.__call__, []
+    original, calls = encode.ChunkEncoder.__call__, []
 
     def break_down(actor, batch):
         calls.append(batch)
@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
             raise KeyboardInterrupt
         return original(actor, batch)
 
-    monkeypatch.setattr(encode.ChunkActor, "__call__", break_down)
+    monkeypatch.setattr(encode.ChunkEncoder, "__call__", break_down)
     with pytest.raises(KeyboardInterrupt):
         embed(config)
     before = len(calls)

@@ -21,8 +21,9 @@ import ray
 
 from pipelines.embedding import job as embed_module
 from pipelines.embedding.config import EmbedConfig
-from pipelines.embedding.encode import ChunkEncoder, Progress, Workers, tokenize_chunk
+from pipelines.embedding.encode import ChunkEncoder, Workers, tokenize_chunk
 from pipelines.embedding.job import embed_corpus
+from pipelines.embedding.progress import Progress
 from pipelines.embedding.write import Chunk, plan_parts
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError

@@ -54,10 +54,11 @@ from pipelines.runtime.units import Loaded, blame, one_unit, unit_dataset
 log = logging.getLogger(__name__)
 
 # What is encoded in the job's own process before a Ray and its actors start: what takes it minutes,
-# judged by what it did in some seconds. Threads of one process share Python's lock, so many cores
-# want processes.
+# judged by what it did in some seconds. It reads one group after the other, and threads of a process
+# share Python's lock: many groups and many cores want processes.
 _MOST_SECONDS_HERE = 300.0
 _TRIAL_SECONDS = 5.0
+_MOST_GROUPS_HERE = 8
 _MOST_CPUS_HERE = 8
 _ADAPTER_EFFECT = "adapter_effect.json"
 _TOKENIZERS: dict[str, Any] = {}
@@ -333,7 +334,8 @@ def embed_chunks(
             if is_late and progress.texts < progress.expected_texts:
                 texts_there = sum(chunk.texts for chunk in chunks.values())
                 raise EmbeddingStoppedError(texts_there, progress.texts, progress.figures())
-    log.info("%s", progress.line())
+    if progress.expected_texts:
+        log.info("%s", progress.line())
     there = sum(chunk.texts for chunk in chunks.values())
     if there != texts:
         raise RuntimeError(f"{texts:,} texts were to be embedded, and {there:,} were")
@@ -355,9 +357,10 @@ def encode_left(
 ) -> Generator[Chunk, None, None]:
     """Encode what has no vectors yet, in this process while that is small work, then by actors."""
     work = settings.results.work
-    for here in (True, False) if may_encode_here(settings.actors) else (False,):
+    for first in (True, False):
         done = _finished(work)
         units = left_to_read(work, groups, set(done))
+        here = first and may_encode_here(settings.actors, len(units))
         where = "in this process" if here else f"actors: {settings.actors}"
         log.info("embed: %d chunks are done, %s", len(done), where)
         if not units:
@@ -371,11 +374,13 @@ def encode_left(
             is_any = texts > sum(chunk.texts for chunk in done.values())
             most = len(units) + tokens_left // reading.chunk_tokens if is_any else 0
             yield from encode_chunks(settings, reading, workers, units, most_actors=most)
+            return
 
 
-def may_encode_here(actors: ActorPlan) -> bool:
+def may_encode_here(actors: ActorPlan, groups: int) -> bool:
     """Whether this process may begin: it is there at once, and actors first have to start."""
-    return is_ray_put_off() and not actors.asked and usable_cpus() <= _MOST_CPUS_HERE
+    few = groups <= _MOST_GROUPS_HERE and usable_cpus() <= _MOST_CPUS_HERE
+    return few and is_ray_put_off() and not actors.asked
 
 
 def encode_here(

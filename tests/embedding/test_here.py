@@ -93,13 +93,13 @@ def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
     assert len(calls) == before + rest + 3 + rest
 
 
-@pytest.mark.parametrize(("asked", "cpus"), [(True, 2), (False, 64)])
-def test_actors_encode_where_they_were_asked_for_or_cpus_are_many(
-    put_off, monkeypatch, asked, cpus
+@pytest.mark.parametrize(("asked", "groups", "cpus"), [(True, 1, 2), (False, 9, 2), (False, 1, 64)])
+def test_actors_encode_where_they_were_asked_for_or_much_is_read_or_cpus_are_many(
+    put_off, monkeypatch, asked, groups, cpus
 ):
     monkeypatch.setattr(encode, "usable_cpus", lambda: cpus)
-    assert not may_encode_here(ActorPlan(1, 2, 1.0, 0.0, asked))
-    assert may_encode_here(ActorPlan(1, 2, 1.0, 0.0)) == (cpus == 2)
+    assert not may_encode_here(ActorPlan(1, 2, 1.0, 0.0, asked), groups)
+    assert may_encode_here(ActorPlan(1, 2, 1.0, 0.0), 1) == (cpus == 2)
 
 
 def test_actors_go_on_with_what_would_take_this_process_long(

@@ -54,8 +54,8 @@ from pipelines.runtime.units import Loaded, blame, one_unit, unit_dataset
 log = logging.getLogger(__name__)
 
 # What is encoded in the job's own process before a Ray and its actors start: what takes it minutes,
-# judged by what it did in some seconds. It reads one group after the other, and threads of a process
-# share Python's lock: many groups and many cores want processes.
+# judged by what it did in some seconds. It reads one group after the other, and its threads share
+# Python's lock: many groups and many cores want processes.
 _MOST_SECONDS_HERE = 300.0
 _TRIAL_SECONDS = 5.0
 _MOST_GROUPS_HERE = 8

@@ -151,10 +151,14 @@ class ChunkActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A chunk to what it was."""
-        if not self.settings.actors.gpus:
-            with blame("tokenize", batch["name"][0].as_py()):
-                batch = self.tokenize(batch, settings=self.settings)
-        return self.encoder(batch)
+        return self.encoder(self.tokenized(batch))
+
+    def tokenized(self, batch: pa.Table) -> pa.Table:
+        """A chunk with tokens, which on GPUs it comes with."""
+        if self.settings.actors.gpus:
+            return batch
+        with blame("tokenize", batch["name"][0].as_py()):
+            return self.tokenize(batch, settings=self.settings)
 
 
 class ChunkEncoder:
@@ -405,13 +409,12 @@ def encode_here(
     first = next(chunks, None)
     if first is None:
         return True
-    encoder = workers.encoder(settings)
-    every = itertools.chain([first], chunks)
-    tokenized = made_ahead(workers.tokenize(chunk, settings=settings) for chunk in every)
+    actor = ChunkActor(settings, workers)
+    tokenized = made_ahead(map(actor.tokenized, itertools.chain([first], chunks)))
     began, done = time.monotonic(), 0
     with contextlib.closing(tokenized):
         for chunk in tokenized:
-            for row in encoder(chunk).to_pylist():
+            for row in actor.encoder(chunk).to_pylist():
                 yield Chunk(**row)
                 done += row["expected"]
             spent = time.monotonic() - began

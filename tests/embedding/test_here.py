@@ -13,7 +13,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.embedding import encode
+from pipelines.embedding import encode, job
 from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.encode import may_encode_here
 from pipelines.embedding.job import embed_corpus
@@ -91,6 +91,18 @@ def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
     rest = len(calls) - before
     embed(replace(config, output=f"{config.output}-anew"))
     assert len(calls) == before + rest + 3 + rest
+
+
+def test_what_fails_in_the_thread_that_reads_ahead_is_told_of_its_chunk(
+    config, put_off, monkeypatch
+):
+    def fail(batch, *, settings):
+        raise KeyError("token")
+
+    monkeypatch.setattr(job, "WORKERS", replace(job.WORKERS, tokenize=fail))
+    with pytest.raises(KeyError) as caught:
+        embed(config)
+    assert caught.value.__notes__[0].startswith("in tokenize of 00000-")
 
 
 @pytest.mark.parametrize(("asked", "groups", "cpus"), [(True, 1, 2), (False, 9, 2), (False, 1, 64)])

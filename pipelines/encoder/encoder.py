@@ -85,7 +85,8 @@ def default_budget_tokens(settings: Any, device: torch.device) -> int:
     """
     inner = inner_width(settings)
     if device.type != "cuda":
-        tokens = 1 << max(1, _CPU_BUDGET_NUMBERS // inner).bit_length() - 1
+        widest = max(inner, 2 * settings.hidden_size)  # an expert's MLP is narrow, and many run
+        tokens = 1 << max(1, _CPU_BUDGET_NUMBERS // widest).bit_length() - 1
         return min(max(tokens, _CPU_BUDGET_TOKENS), _MOST_CPU_BUDGET_TOKENS)
     free_bytes, _ = torch.cuda.mem_get_info(device)
     bytes_per_token = 4 * 4 * settings.hidden_size + 2 * (4 * settings.hidden_size + 3 * inner)

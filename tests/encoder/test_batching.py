@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -27,10 +29,12 @@ def test_the_budget_on_a_gpu_follows_its_free_memory_within_limits(free_gib, exp
 
 
 @pytest.mark.parametrize(
-    ("inner", "expected"),
-    [(96, 8192), (768, 2048), ([256, 512], 4096), (1536, 1024), (1 << 22, 1024)],
-)
-def test_the_budget_on_a_cpu_follows_the_width_of_the_model(inner, expected):
-    settings = transformers.LlamaConfig()
-    settings.intermediate_size = inner
+    ("hidden", "inner", "expected"),
+    [
+        (64, 96, 8192), (256, 768, 2048), (128, [256, 512], 4096), (576, 1536, 1024),
+        (64, 1 << 22, 1024), (2048, 128, 1024),
+    ],
+)  # fmt: skip
+def test_the_budget_on_a_cpu_follows_the_width_of_the_model(hidden, inner, expected):
+    settings = SimpleNamespace(hidden_size=hidden, intermediate_size=inner)
     assert default_budget_tokens(settings, torch.device("cpu")) == expected

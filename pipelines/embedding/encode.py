@@ -323,19 +323,19 @@ def embed_chunks(
     began = time.monotonic()
     work = settings.results.work
     make_folder(join(work, "vectors"))
-    chunks = _finished(work)
+    chunks = {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
     progress = Progress(
         texts - sum(chunk.texts for chunk in chunks.values()),
         tokens - sum(chunk.expected for chunk in chunks.values()),
         rejected,
     )
-    encoding = encode_left(settings, reading, workers, groups, texts=texts, tokens=tokens)
+    encoding = encode_left(settings, reading, workers, groups, chunks, progress)
     with contextlib.closing(encoding):  # ends its actors where time is over
         for chunk in encoding:
             chunks[chunk.name] = chunk
             progress.add(asdict(chunk), chunk.expected)
             is_late = most_seconds and time.monotonic() - began >= most_seconds
-            if is_late and progress.texts < progress.expected_texts:
+            if is_late and progress.texts_left:
                 texts_there = sum(chunk.texts for chunk in chunks.values())
                 raise EmbeddingStoppedError(texts_there, progress.texts, progress.figures())
     if progress.expected_texts:
@@ -346,39 +346,30 @@ def embed_chunks(
     return dict(sorted(chunks.items())), progress.figures()
 
 
-def _finished(work: str) -> dict[str, Chunk]:
-    return {name: chunk for name, chunk in find_chunks(work).items() if chunk.texts}
-
-
 def encode_left(
     settings: EncodeSettings,
     reading: ReadSettings,
     workers: Workers,
     groups: Groups,
-    *,
-    texts: int,
-    tokens: int,
+    chunks: Mapping[str, Chunk],
+    progress: Progress,
 ) -> Generator[Chunk, None, None]:
-    """Encode what has no vectors yet, in this process while that is small work, then by actors."""
+    """Encode what has no vectors yet, in this process while that is small work, then by actors.
+
+    ``chunks`` are those that are done; to them and to ``progress`` the caller adds what it gets.
+    """
     work = settings.results.work
-    for first in (True, False):
-        done = _finished(work)
-        units = left_to_read(work, groups, set(done))
-        here = first and may_encode_here(settings.actors, len(units))
-        where = "in this process" if here else f"actors: {settings.actors}"
-        log.info("embed: %d chunks are done, %s", len(done), where)
-        if not units:
+    units = left_to_read(work, groups, set(chunks))
+    if may_encode_here(settings.actors, len(units)):
+        log.info("embed: %d chunks are done, in this process", len(chunks))
+        if (yield from encode_here(settings, reading, workers, units, progress.tokens_left)):
             return
-        tokens_left = tokens - sum(chunk.expected for chunk in done.values())
-        if here:
-            finished = yield from encode_here(settings, reading, workers, units, tokens_left)
-            if finished:
-                return
-        else:
-            is_any = texts > sum(chunk.texts for chunk in done.values())
-            most = len(units) + tokens_left // reading.chunk_tokens if is_any else 0
-            yield from encode_chunks(settings, reading, workers, units, most_actors=most)
-            return
+        units = left_to_read(work, groups, set(chunks))
+    log.info("embed: %d chunks are done, actors: %s", len(chunks), settings.actors)
+    if units:
+        most = len(units) + progress.tokens_left // reading.chunk_tokens
+        most_actors = most if progress.texts_left else 0
+        yield from encode_chunks(settings, reading, workers, units, most_actors=most_actors)
 
 
 def may_encode_here(actors: ActorPlan, groups: int) -> bool:

@@ -44,6 +44,16 @@ class Progress:
         self._rejected_metric.set(self.rejected)
         self._left_metric.set(self.expected_texts)
 
+    @property
+    def texts_left(self) -> int:
+        """Texts that this run has still to embed."""
+        return max(0, self.expected_texts - self.texts)
+
+    @property
+    def tokens_left(self) -> int:
+        """Estimated tokens of those texts."""
+        return max(0, self.expected_tokens - self.done_tokens)
+
     def add(self, chunk: Mapping[str, Any], expected_tokens: int) -> None:
         """Count a finished chunk, whose work was estimated at ``expected_tokens``."""
         self.texts += chunk["texts"]
@@ -61,7 +71,7 @@ class Progress:
         ):
             if chunk[name]:
                 metric.inc(chunk[name])
-        self._left_metric.set(self.expected_texts - self.texts)
+        self._left_metric.set(self.texts_left)
         self._rejected_metric.set(self.rejected)
         if time.monotonic() - self._printed >= LINE_SECONDS:
             self._printed = time.monotonic()
@@ -80,9 +90,9 @@ class Progress:
     def line(self) -> str:
         """The state as one line, with the time left from the second chunk on."""
         seconds = max(1e-9, time.monotonic() - self._started)
-        # the first chunk is small, and its time is mostly the start of actors
+        # the first chunk is small, and its time is mostly the start of encoders
         since, done = seconds - (self._first_seconds or 0.0), self.done_tokens - self._first_tokens
-        left = max(0, self.expected_tokens - self.done_tokens) * since / done if done else None
+        left = self.tokens_left * since / done if done else None
         return (
             f"embed: {self.texts:,} of {self.expected_texts:,} texts"
             f" | {self.texts / seconds:,.1f} texts/s | {self.tokens / seconds:,.0f} tokens/s"

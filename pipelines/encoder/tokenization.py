@@ -290,8 +290,8 @@ class PromptedTokenizer:
 def plain_backend(tokenizer: Any) -> Any | None:
     """What reads texts in a fast tokenizer, set to give all their tokens and no control tokens.
 
-    Called without transformers' wrapper it takes half of the time for short texts, and leaves
-    Python's lock to others meanwhile. None where the wrapper's class does more than to call it.
+    Short texts take half of the time without transformers' wrapper, whose loop over texts keeps
+    Python's lock from other threads. None where the wrapper's class does more than to call it.
     """
     from transformers import PreTrainedTokenizerFast as Stock
 

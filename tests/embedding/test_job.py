@@ -342,7 +342,7 @@ def test_two_hundred_thousand_documents_of_mixed_formats_with_poison_add_up(conf
 def test_metrics_are_served_to_prometheus(local_ray):
     Progress(10, 100).add({"texts": 5, "tokens": 50, "padded_tokens": 55, "failed": 0}, 50)
     port = ray.nodes()[0]["MetricsExportPort"]
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     text = ""
     while "ray_shoal_padded_tokens_total" not in text and time.monotonic() < deadline:
         time.sleep(1)

@@ -6,6 +6,9 @@ speed    tokens a second of a training step against the step of the paper's publ
          class with the states of every layer, float32, gradient accumulation over unsorted
          micro-batches of 12 pairs. Same pairs; the same adapter, and the one we take by default.
 memory   peak memory of a step of 512 pairs against one of 64.
+side_by_side
+         tokens a second of a step of 32 pairs whose micro-batches each take a thread, against one
+         micro-batch after the other on all threads, in turns and three rounds.
 workers  tokens a second of two workers of one CPU against one, at an equal global batch of 64
          pairs, and of 16 in ``workers_small_batch``, in turns and three rounds.
 
@@ -181,6 +184,30 @@ def compare_memory() -> dict[str, Any]:
     }
 
 
+def compare_side_by_side() -> dict[str, Any]:
+    """Medians of the rounds, of a trainer each whose weights no step changes much."""
+    pairs = make_pairs(32, (16, 32))
+    found: dict[str, Any] = {"pairs": len(pairs), "rounds": WORKER_ROUNDS}
+    dtypes: tuple[DType, ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
+        config = FinetuneConfig(adapter=None, batch_pairs=len(pairs), dtype=dtype)
+        description = describe_encoder(config.encoder)
+        trainer = AdapterTrainer(config.trainer, description, torch.device("cpu"))
+        speeds: dict[int, list[float]] = {1: [], trainer.at_once: []}
+        for round_number in range(WORKER_ROUNDS + 1):
+            for at_once, of_rounds in speeds.items():
+                trainer.at_once = at_once
+                speed = timed(lambda: int(trainer.step(1, pairs, 0)["tokens"]))  # noqa: B023
+                if round_number:  # the first compiles products and fills memory
+                    of_rounds.append(speed[0])
+        one, beside = (statistics.median(of_rounds) for of_rounds in speeds.values())
+        found[dtype] = {
+            "tokens_per_second": {"one": round(one, 1), "side by side": round(beside, 1)},
+            "ratio": round(beside / one, 2),
+        }
+    return found
+
+
 def train_with(workers: int, batch_pairs: int, steps: int, folder: str) -> list[float]:
     """Tokens a second of each step of the job on Ray Train but the first."""
     output = tempfile.mkdtemp(dir=folder)
@@ -225,6 +252,7 @@ def compare_workers(batch_pairs: int, steps: int) -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": compare_speed,
     "memory": compare_memory,
+    "side_by_side": compare_side_by_side,
     "workers": functools.partial(compare_workers, batch_pairs=64, steps=3),
     "workers_small_batch": functools.partial(compare_workers, batch_pairs=16, steps=6),
 }

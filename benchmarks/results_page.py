@@ -139,7 +139,8 @@ def reach() -> str:
         scores = [run["v_measure"][corpus] for corpus in names]
         cells = [f"{score:.3f}" for score in [*scores, sum(scores) / len(scores)]]
         model, _, adapter = name.rpartition(":")
-        of_other = f"{model}, {'no adapter' if adapter == 'none' else 'tuned by the same recipe'}"
+        tuned = "tuned by its recipe without the teacher"
+        of_other = f"{model}, {'no adapter' if adapter == 'none' else tuned}"
         rows.append([of_other if model else titles.get(name, name), *cells])
     return table(["encoder", *names, "mean"], rows)
 

@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +23,7 @@ from pipelines.encoder.padded import TokenIds
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.threads import made_ahead
+from pipelines.runtime.threads import made_ahead, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +73,21 @@ def token_budget_batches(lengths: Sequence[int], budget_tokens: int) -> Iterator
         size = max(1, budget_tokens // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def even_budget(lengths: Sequence[int], budget_tokens: int, at_once: int) -> int:
+    """Tokens of a batch, at most the budget, by which every thread gets about equally many.
+
+    Args:
+        lengths: tokens of each text.
+        budget_tokens: most tokens a batch may hold.
+        at_once: batches that are worked on side by side.
+    """
+    if at_once == 1:
+        return budget_tokens
+    rounds = math.ceil(sum(lengths) / (budget_tokens * at_once))
+    even = math.ceil(sum(lengths) / (rounds * at_once)) + max(lengths)
+    return min(budget_tokens, max(even, _LEAST_CPU_BUDGET_TOKENS))
 
 
 def default_budget_tokens(settings: Any, device: torch.device) -> int:
@@ -289,7 +303,7 @@ class Encoder:
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Batches, those whose positions count in another way apart."""
-        budget = self._even_budget(lengths)
+        budget = even_budget(lengths, self.budget_tokens, self._threads())
         if self._boundary is None or max(lengths) <= self._boundary:
             yield from token_budget_batches(lengths, budget)
             return
@@ -297,15 +311,6 @@ class Encoder:
             some = [i for i, n in enumerate(lengths) if (n > self._boundary) == long]
             for batch in token_budget_batches([lengths[i] for i in some], budget):
                 yield [some[i] for i in batch]
-
-    def _even_budget(self, lengths: Sequence[int]) -> int:
-        """Tokens of a batch, at most the budget, of which every thread gets equally many."""
-        threads = self._threads()
-        if threads == 1:
-            return self.budget_tokens
-        rounds = math.ceil(sum(lengths) / (self.budget_tokens * threads))
-        even = math.ceil(sum(lengths) / (rounds * threads)) + max(lengths)
-        return min(self.budget_tokens, max(even, _LEAST_CPU_BUDGET_TOKENS))
 
     def _threads(self) -> int:
         """Batches that may be encoded at once."""
@@ -315,22 +320,13 @@ class Encoder:
     def _encode_batches(
         self, batches: Sequence[Sequence[int]], token_ids: Sequence[TokenIds]
     ) -> Iterator[np.ndarray | None]:
-        """Vectors of each batch; None where memory ran out.
-
-        Threads that take a batch each do not wait for one another, as those of one product do.
-        """
+        """Vectors of each batch; None where memory ran out."""
         chosen = ([token_ids[index] for index in batch] for batch in batches)
         threads = min(self._threads(), len(batches))
         if threads == 1:
             yield from map(fetch, one_ahead(map(self._try_batch, chosen)))
             return
-        all_threads = torch.get_num_threads()
-        alone = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            with alone:
-                yield from map(fetch, alone.map(self._try_batch, chosen))
-        finally:  # what a thread sets holds for those that begin later too
-            torch.set_num_threads(all_threads)
+        yield from map(fetch, side_by_side(self._try_batch, chosen, threads))
 
     def _try_batch(self, token_ids: Sequence[TokenIds]) -> OnItsWay | None:
         try:

@@ -12,6 +12,7 @@ products. Norms and products are tried on random states first; whatever differs 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,11 +24,11 @@ from torch.autograd.function import once_differentiable
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
 
-class RowSeeds:
+class RowSeeds(threading.local):
     """The seeds of the texts that are in the model at the moment, shared by its dropouts.
 
     They stay until the next are set, so that a backward pass that repeats a forward pass (gradient
-    checkpointing) meets the same masks. None switches dropout off.
+    checkpointing) meets the same masks. None switches dropout off. Every thread has its own.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ N: summed over ranks, losses and gradients are exactly those of one process with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.runtime.threads import side_by_side
 from pipelines.training.config import _LOWEST_TEMPERATURE, LossSettings
 
 
@@ -170,8 +171,10 @@ def backward_in_parts(
     embed: Callable[[list[int]], Tensor],
     batches: Sequence[list[int]],
     objective: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
     *,
     held: int,
+    at_once: int = 1,
 ) -> Tensor:
     """Gradients of ``objective(embed(all texts))`` with only some texts' activations in memory.
 
@@ -184,26 +187,47 @@ def backward_in_parts(
         embed: vectors (len(indices), d) of the texts of these indices.
         batches: indices of the texts, each of 0, 1, … in exactly one batch.
         objective: a scalar of all vectors in the order of their indices.
-        held: how many of the last batches are in memory at once; 0 holds one at a time.
+        parameters: what the vectors are differentiated by.
+        held: how many of the last batches are in memory at once; 0 holds ``at_once``.
+        at_once: how many batches are worked on side by side, in threads. Gradients are added up
+            in the same order whatever it is.
 
     Returns:
         The objective, detached. Gradients are added to the parameters' ``grad``.
     """
-    first = len(batches) - held
-    with torch.no_grad():
-        parts = [embed(batch) for batch in batches[:first]]
-    kept = [embed(batch) for batch in batches[first:]]
+    first, at_once = len(batches) - held, min(at_once, len(batches))
+    parts = list(side_by_side(torch.no_grad()(embed), batches[:first], at_once))
+    kept = list(side_by_side(embed, batches[first:], at_once))
     order = torch.tensor([index for batch in batches for index in batch])
     vectors = torch.cat([*parts, *(part.detach() for part in kept)])[order.argsort()]
     vectors.requires_grad_()
     value = objective(vectors)
     value.backward()
-    assert vectors.grad is not None
-    for batch in reversed(batches[first:]):
-        kept.pop().backward(vectors.grad[batch])
-    for batch in batches[:first]:
-        embed(batch).backward(vectors.grad[batch])
+    rows = vectors.grad
+    assert rows is not None
+
+    def held_gradients(place: int) -> tuple[Tensor | None, ...]:
+        batch, part = batches[first + place], kept[place]
+        return torch.autograd.grad(part, parameters, rows[batch], allow_unused=True)
+
+    def gradients(batch: list[int]) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(embed(batch), parameters, rows[batch], allow_unused=True)
+
+    add_gradients(parameters, side_by_side(held_gradients, range(held), at_once))
+    add_gradients(parameters, side_by_side(gradients, batches[:first], at_once))
     return value.detach()
+
+
+def add_gradients(
+    parameters: Sequence[nn.Parameter], parts: Iterable[Sequence[Tensor | None]]
+) -> None:
+    """Add each part's gradients to the parameters'; None is no gradient."""
+    for part in parts:
+        for parameter, gradient in zip(parameters, part, strict=True):
+            if gradient is not None:
+                parameter.grad = (
+                    gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                )
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

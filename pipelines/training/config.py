@@ -67,6 +67,9 @@ class LoraSettings:
 class TrainerSettings(LoraSettings, LossSettings):
     """What decides a trained adapter, the pairs and the encoder apart."""
 
+    teacher: str | None = None
+    """Encoder that the adapter learns from which texts are alike: a model such as
+    all-mpnet-base-v2, or a folder with encoder.json."""
     max_steps: int = 100
     """Steps at most."""
     learning_rate: float = 5e-4

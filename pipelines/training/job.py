@@ -55,6 +55,7 @@ from pipelines.training.on_ray import (
 from pipelines.training.pair_files import read_pairs
 from pipelines.training.pairs import find_corpus, make_pairs
 from pipelines.training.result import measure_run, summarize, write_result
+from pipelines.training.trainer import describe_teacher
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,15 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     require_quantization(config.quantize, resolve_device(device).type)
     description, start = describe_base(config, device=device)
     check_settings(config, description, start)
+    teacher = None
+    if config.teacher is not None:
+        teacher = describe_teacher(config.teacher, description.dtype, resolve_device(device).type)
     counts, made_by = prepare_batches(config, work)
     state = train_adapter(config, description, start, plan, work)
     metrics = measure_run(state, time.monotonic() - started)
     metrics["start_adapter"] = start
+    if teacher is not None:
+        metrics["teacher_fingerprint"] = teacher.fingerprint
     if made_by:
         metrics["made_by"] = made_by
     write_result(config, description, state, counts, metrics)

@@ -127,9 +127,13 @@ partner by the words that both have, and its clusters may get better while it fi
 def topic_score(row: dict[str, Any]) -> float:
     """How well partners find each other and fall into one cluster, 0 to 1; needs no label.
 
+    With a teacher, how far the adapter agrees with it instead.
+
     Training cannot lower its own objective by it: an adapter that scores less than the encoder it
     starts from has learned something else than topics.
     """
+    if "teacher_agreement" in row:
+        return row["teacher_agreement"]
     return (row.get("mrr", 0.0) + row.get("half_agreement", 0.0)) / 2
 
 

@@ -6,6 +6,10 @@ length of a vector. Vectors need not be normalised; similarity is the cosine.
 The loss is InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with in-batch negatives. Each
 rank takes its own rows against the columns of all ranks, gathered with gradient, and divides by
 N: summed over ranks, losses and gradients are exactly those of one process with the whole batch.
+
+A teacher's vectors, where there are any, add how little the texts' similarities agree with its
+own: one minus the correlation of a text's similarities to all others, as Huang et al. 2022
+(arXiv:2205.10536) match a teacher's answers, whatever their scale and mean.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from torch import Tensor, nn
 
 from pipelines.runtime.threads import side_by_side
 from pipelines.training.config import _LOWEST_TEMPERATURE, LossSettings
+
+TEACHING = 20.0
+"""Weight of how little the texts' similarities agree with a teacher's."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,14 @@ class ContrastiveLoss(nn.Module):
         positives: Tensor,
         keys: PairKeys,
         negatives: Tensor | None = None,
+        taught: Tensor | None = None,
     ) -> Tensor:
         """This rank's share of the mean loss over all pairs, a scalar.
 
         Arguments are those of :meth:`per_pair`.
         """
         everyone = sum(row_counts(len(anchors), anchors.device))
-        return self.per_pair(anchors, positives, keys, negatives).sum() / everyone
+        return self.per_pair(anchors, positives, keys, negatives, taught).sum() / everyone
 
     def per_pair(
         self,
@@ -70,6 +78,7 @@ class ContrastiveLoss(nn.Module):
         positives: Tensor,
         keys: PairKeys,
         negatives: Tensor | None = None,
+        taught: Tensor | None = None,
     ) -> Tensor:
         """The loss of each of this rank's pairs, float (n,).
 
@@ -78,6 +87,8 @@ class ContrastiveLoss(nn.Module):
             positives: float (n, d), in the same order.
             keys: what marks equal texts.
             negatives: float (m, d), this rank's hard negatives; on all ranks or on none.
+            taught: float (2n, t), a teacher's vectors of the anchors, then of the positives; on
+                all ranks or on none.
         """
         counts = row_counts(len(anchors), anchors.device)
         all_anchors, all_positives = gather_rows(anchors), gather_rows(positives)
@@ -97,6 +108,9 @@ class ContrastiveLoss(nn.Module):
             if self.settings.both_directions:
                 back = self._direction(positives, all_anchors, own, forbidden, length)
                 loss = (loss + back) / 2
+            if taught is not None:
+                texts = torch.cat([anchors[:, :length], positives[:, :length]])
+                loss = loss + TEACHING * (1 - agreement(texts, taught))
             losses.append(loss)
         return torch.stack(losses).mean(dim=0)
 
@@ -111,6 +125,31 @@ class ContrastiveLoss(nn.Module):
             cosines = cosines - self.settings.margin * nn.functional.one_hot(own, len(columns))
         logits = (cosines / self.temperature).masked_fill(forbidden, -torch.inf)
         return nn.functional.cross_entropy(logits, own, reduction="none")
+
+
+def agreement(texts: Tensor, taught: Tensor) -> Tensor:
+    """How far two encoders agree what each of this rank's pairs is like, -1 to 1, float (n,).
+
+    The correlation of a text's cosines to all other texts of all ranks' pairs by one encoder with
+    those by the other, the mean of a pair's two texts.
+
+    Args:
+        texts: float (2n, d), this rank's anchors, then its positives.
+        taught: float (2n, t), the same texts by the other encoder.
+    """
+    mine = row_counts(len(texts), texts.device)
+    own = sum(mine[: _rank()]) + torch.arange(len(texts), device=texts.device)
+    others = own[:, None] != torch.arange(sum(mine), device=texts.device)
+    found, wanted = (_centred_cosines(vectors, others) for vectors in (texts, taught))
+    correlation = nn.functional.cosine_similarity(found, wanted, dim=1)
+    return correlation.view(2, -1).mean(dim=0)
+
+
+def _centred_cosines(vectors: Tensor, others: Tensor) -> Tensor:
+    """Cosines (n, c - 1) of this rank's rows to the others of all ranks' rows, less their mean."""
+    rows = nn.functional.normalize(vectors.float(), dim=-1)
+    cosines = (rows @ gather_rows(rows).T)[others].view(len(rows), -1)
+    return cosines - cosines.mean(dim=1, keepdim=True)
 
 
 def shared_keys(rows: Tensor, columns: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from pipelines.runtime.run_record import package_versions
 from pipelines.training.adapter import adapter_files
 from pipelines.training.config import FinetuneConfig
 from pipelines.training.loop import SCORE, TrainingState
+from pipelines.training.loss import TEACHING
 from pipelines.training.trainer import MEASURES, half_agreement
 
 _PANELS = {
@@ -29,6 +30,7 @@ _PANELS = {
     "heldout_loss": ("held-out loss", "#f58518"),
     "mrr": ("held-out retrieval of the partner (MRR)", "#59a14f"),
     "half_agreement": ("held-out agreement of partners' clusters", "#8c6d31"),
+    "teacher_agreement": ("held-out agreement with the teacher", "#76b7b2"),
     "v_measure": ("held-out V-measure", "#b07aa1"),
 }
 _MOST_POINTS = 60
@@ -40,7 +42,8 @@ def plot_history(history: pa.Table, best_step: int) -> bytes:
 
     Args:
         history: columns ``step`` and some of ``loss``, ``heldout_loss``, ``mrr``,
-            ``half_agreement``, ``v_measure``, with nulls where there was no measure.
+            ``half_agreement``, ``teacher_agreement``, ``v_measure``, with nulls where there was
+            no measure.
         best_step: the step of the adapter that is kept.
     """
     steps = history["step"].to_pylist()
@@ -103,6 +106,10 @@ A LoRA adapter trained contrastively, without labels, to place texts of like con
 {{ counts.heldout_pairs }} held out |
 | loss | InfoNCE over {{ config.batch_pairs }} pairs a step, temperature {{ config.temperature }}\
 {{ " at the start, learned" if config.learn_temperature }} |
+{%- if config.teacher %}
+| teacher | `{{ config.teacher }}`, fingerprint {{ metrics.teacher_fingerprint }}: \
+{{ teaching }} times one minus the agreement with it |
+{%- endif %}
 | LoRA | rank {{ config.lora_rank }}, alpha {{ config.lora_alpha }}, dropout \
 {{ config.lora_dropout }}, on {{ config.lora_targets | join(", ") }} |
 | optimizer | AdamW, learning rate {{ config.learning_rate }}, {{ config.warmup_steps }} warm-up \
@@ -123,6 +130,10 @@ steps, then linear decay |
 
 `heldout_loss` is the objective of training on pairs that are held out (lower is better);
 `recall_at_1` and `mrr` ask for a text's partner among all held-out partners (higher is better);
+{% if config.teacher -%}
+`teacher_agreement` is the correlation of a text's cosines to the other texts by this encoder with
+those by the teacher (higher is better);
+{% endif -%}
 `alignment` is the mean squared distance of partners, `uniformity` says how evenly vectors spread
 (lower is better for both).
 
@@ -170,6 +181,7 @@ def write_model_card(
     environment.filters["quote"] = shlex.quote
     return environment.from_string(_TEMPLATE).render(
         config=config,
+        teaching=TEACHING,
         front_matter=ModelCardData(
             base_model=encoder.model,
             library_name="peft",
@@ -194,9 +206,10 @@ _RESAMPLES = 200
 def measure_gain(state: TrainingState) -> dict[str, Any] | None:
     """What the kept adapter gained on held-out pairs, without a label, with standard errors.
 
-    ``heldout_loss``, ``mrr``, ``half_agreement`` and ``topics``, the mean of the latter two, each
-    with ``gain`` (for the loss a gain is negative) and ``error``, over resamples of the pairs that
-    are the same before and after. None for a run that has no measures by pair.
+    ``heldout_loss``, ``mrr``, ``half_agreement``, ``topics``, the mean of these two, and with a
+    teacher ``teacher_agreement``, each with ``gain`` (for the loss a gain is negative) and
+    ``error``, over resamples of the pairs that are the same before and after. None for a run that
+    has no measures by pair.
     """
     if not state.start or not state.best:
         return None
@@ -219,7 +232,8 @@ def _differences(state: TrainingState, places: np.ndarray) -> dict[str, float]:
 
 
 def _means(detail: Mapping[str, Any], places: np.ndarray) -> dict[str, float]:
-    means = {name: float(np.take(detail[name], places).mean()) for name in (SCORE, "mrr")}
+    names = [name for name in (SCORE, "mrr", "teacher_agreement") if name in detail]
+    means = {name: float(np.take(detail[name], places).mean()) for name in names}
     runs = [[np.take(side, places) for side in run] for run in detail["clusters"]]
     agreement = half_agreement(runs)
     return {**means, "half_agreement": agreement, "topics": (means["mrr"] + agreement) / 2}
@@ -235,15 +249,20 @@ def judge_gain(
     Two halves of a headline have little in common: pairs of them that find each other better are
     no sign that labels do.
     """
-    topics = gain["topics"]
+    judged = gain[judged_by(gain)]
     if best_step == 0:
         return "none: no step was better, keep the encoder as it was"
     made_by = made_by or {}
-    if made_by.get("crop", 0) < sum(made_by.values()) / 2:
+    if judged_by(gain) == "topics" and made_by.get("crop", 0) < sum(made_by.values()) / 2:
         return "no proof, as most texts are short: compare with the encoder as it was before use"
-    if topics["gain"] < 2 * topics["error"]:
+    if judged["gain"] < 2 * judged["error"]:
         return "within its error: try both encoders, or more and other text"
     return "more than twice its error: use the adapter"
+
+
+def judged_by(gain: Mapping[str, Any]) -> str:
+    """The gain that decides: in agreement with the teacher, where there is one, else in topics."""
+    return "teacher_agreement" if "teacher_agreement" in gain else "topics"
 
 
 def measure_run(state: TrainingState, seconds: float) -> dict[str, Any]:
@@ -317,8 +336,9 @@ def summarize(
     }
     gain = metrics.get("gain")
     if gain:
-        changes["gain in topics, without labels"] = (
-            f"{gain['topics']['gain']:+.3f} ± {gain['topics']['error']:.3f}, "
+        name = judged_by(gain)
+        changes[f"gain in {name.replace('_', ' ')}, without labels"] = (
+            f"{gain[name]['gain']:+.3f} ± {gain[name]['error']:.3f}, "
             f"{judge_gain(gain, metrics['best_step'], metrics.get('made_by'))}"
         )
     made_by = ", ".join(f"{n:,} by {how}" for how, n in metrics.get("made_by", {}).items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.decoder import check_attention
-from pipelines.encoder.description import EncoderDescription
-from pipelines.encoder.encoder import even_budget, inner_width, token_budget_batches
+from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
+from pipelines.encoder.encoder import Encoder, even_budget, inner_width, token_budget_batches
 from pipelines.encoder.packed import can_pack
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.runtime.files import exists, join
 from pipelines.runtime.threads import side_by_side
 from pipelines.training.adapter import (
     add_adapter,
@@ -40,6 +42,7 @@ from pipelines.training.lean import install_row_dropout, lighten
 from pipelines.training.loss import (
     ContrastiveLoss,
     PairKeys,
+    agreement,
     backward_in_parts,
     gather_rows,
     sum_gradients,
@@ -51,6 +54,7 @@ MEASURES = (
     "recall_at_1",
     "mrr",
     "half_agreement",
+    "teacher_agreement",
     "alignment",
     "uniformity",
     "v_measure",
@@ -179,6 +183,10 @@ class AdapterTrainer:
         if settings.gradient_checkpointing:
             enable_checkpointing(self.model, self._stack)
         self.loss = ContrastiveLoss(settings).to(device)
+        self.teacher: Encoder | None = None
+        if settings.teacher is not None:
+            taught_by = describe_teacher(settings.teacher, description.dtype, device.type)
+            self.teacher = Encoder.load(taught_by, device=str(device))
         self.parameters = {
             name: parameter
             for module in (self.model, self.loss)
@@ -210,11 +218,11 @@ class AdapterTrainer:
         token_ids = self.tokenizer.tokenize(texts)
         counts = None if hard is None else list(map(len, hard))
         seeds = dropout_seeds(self.settings.seed, step, offset, len(pairs), counts)
-        keys = pair_keys(pairs, self.device)
+        keys, taught = pair_keys(pairs, self.device), self._taught(pairs)
 
         def objective(vectors: Tensor) -> Tensor:
             parts = vectors.split([len(pairs), len(pairs), len(negatives)])
-            return self.loss(parts[0], parts[1], keys, None if hard is None else parts[2])
+            return self.loss(parts[0], parts[1], keys, None if hard is None else parts[2], taught)
 
         self.optimizer.zero_grad()
         loss = self._backward(token_ids, seeds, objective)
@@ -249,11 +257,16 @@ class AdapterTrainer:
         each pair, by which two measures are compared pair by pair.
 
         ``heldout_loss`` is the objective of training with all other pairs as negatives, without
-        hard ones; the others are those of :mod:`pipelines.training.trainer`.
+        hard ones; ``teacher_agreement``, where there is a teacher, the mean of what
+        :func:`~pipelines.training.loss.agreement` gives; the others are those of
+        :mod:`pipelines.training.trainer`.
         """
         own = rank_slice(heldout, rank, world_size)
         sides = [self.embed(own[name].to_pylist()) for name in ("anchor", "positive")]
-        losses = self.loss.per_pair(sides[0], sides[1], pair_keys(own, self.device))
+        taught = self._taught(own)
+        keys = pair_keys(own, self.device)
+        losses = self.loss.per_pair(sides[0], sides[1], keys, taught=taught)
+        agreed = None if taught is None else gather_rows(agreement(torch.cat(sides), taught))
         losses, anchors, positives = (gather_rows(rows) for rows in (losses, *sides))
         detail = {
             "heldout_loss": losses.tolist(),
@@ -266,11 +279,21 @@ class AdapterTrainer:
             "half_agreement": half_agreement(detail["clusters"]),
             DETAIL: detail,
         }
+        if agreed is not None:
+            detail["teacher_agreement"] = agreed.tolist()
+            measures["teacher_agreement"] = float(agreed.mean())
         labels = heldout["label"].to_pylist() if "label" in heldout.column_names else []
         known = [place for place, label in enumerate(labels) if label is not None]
         if known and 2 * len(known) >= len(labels):
             measures["v_measure"] = label_measure(anchors[known], [labels[i] for i in known])
         return measures
+
+    def _taught(self, pairs: pa.Table) -> Tensor | None:
+        """The teacher's vectors float32 (2n, t) of anchors and positives; None without one."""
+        if self.teacher is None:
+            return None
+        texts = [*pairs["anchor"].to_pylist(), *pairs["positive"].to_pylist()]
+        return torch.from_numpy(self.teacher.encode(texts)).to(self.device)
 
     def _threads(self, base: Any) -> int:
         """Batches that may be in the model side by side: on a CPU one for each of torch's threads.
@@ -339,6 +362,16 @@ class AdapterTrainer:
             suffix_tokens=self.tokenizer.suffix_tokens,
             skipped_tokens=0 if self.description.pool_prompt else self.tokenizer.prompt_tokens,
         )
+
+
+def describe_teacher(name: str, dtype: str, device: str) -> EncoderDescription:
+    """The encoder of a model, in the given precision, or of a folder with ``encoder.json``.
+
+    Raises :class:`InputError` for a name that is no encoder here.
+    """
+    if exists(join(name, "encoder.json")):
+        return EncoderDescription.load(name)
+    return describe_encoder(EncoderConfig(model=name, dtype=cast(DType, dtype)), device=device)
 
 
 def load_trainable_base(

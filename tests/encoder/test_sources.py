@@ -218,7 +218,18 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_packaged_names_do_not_shadow_the_hub():
-    assert all("/" not in name for name in model_sources._PACKAGED_GGUF)
+    assert all("/" not in name for name in model_sources._PACKAGED)
+
+
+def test_a_sentence_encoder_is_fetched_by_name_unless_a_folder_here_has_it(tmp_path, monkeypatch):
+    fetched = tiny_model(tmp_path / "fetched")
+    monkeypatch.setitem(model_sources.SENTENCE_ENCODERS, "all-MiniLM-L6-v2", lambda: fetched)
+    monkeypatch.chdir(tmp_path)
+    assert fetch_model("all-MiniLM-L6-v2").folder == fetched
+    with pytest.raises(InputError, match="hub ids only"):
+        fetch_model("all-MiniLM-L6-v2", "main")
+    own = tiny_model(tmp_path / "all-MiniLM-L6-v2")
+    assert fetch_model("all-MiniLM-L6-v2").folder == own
 
 
 def test_a_folder_here_that_hides_a_hub_model_is_named(tmp_path, monkeypatch):

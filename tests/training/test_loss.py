@@ -11,8 +11,10 @@ from pipelines.runtime.errors import InputError
 from pipelines.training.config import LossSettings
 from pipelines.training.lean import RowDropout, RowSeeds, row_mask
 from pipelines.training.loss import (
+    TEACHING,
     ContrastiveLoss,
     PairKeys,
+    agreement,
     backward_in_parts,
     gather_rows,
     shared_keys,
@@ -62,7 +64,11 @@ def keys(start, stop):
     return PairKeys(pairs)
 
 
-def gradients(start, stop, batches, held, settings, hard=False, at_once=1):
+def taught_vectors():
+    return torch.randn(2 * PAIRS, 5, generator=torch.Generator().manual_seed(9))
+
+
+def gradients(start, stop, batches, held, settings, hard=False, at_once=1, taught=False):
     """Loss and gradients of the pairs start to stop, on whatever ranks there are."""
     tower = Tower()
     loss = ContrastiveLoss(settings)
@@ -82,7 +88,8 @@ def gradients(start, stop, batches, held, settings, hard=False, at_once=1):
     def objective(vectors):
         pairs = stop - start
         anchors, positives, negatives = vectors.split([pairs, pairs, len(own)])
-        return loss(anchors, positives, known, negatives if hard else None)
+        wanted = taught_vectors()[rows[: 2 * pairs]] if taught else None
+        return loss(anchors, positives, known, negatives if hard else None, wanted)
 
     parameters = [p for p in (*tower.parameters(), *loss.parameters()) if p.requires_grad]
     value = backward_in_parts(embed, batches, objective, parameters, held=held, at_once=at_once)
@@ -90,7 +97,7 @@ def gradients(start, stop, batches, held, settings, hard=False, at_once=1):
     return sum_over_ranks(value), [p.grad.clone() for p in parameters]
 
 
-def plain(settings, hard=False):
+def plain(settings, hard=False, taught=False):
     """The whole batch in one process, written down again from the definition."""
     tower = Tower()
     count = 2 * PAIRS + len(OWNERS) * hard
@@ -116,6 +123,14 @@ def plain(settings, hard=False):
                 own = len([j for j in range(i) if {i, j} != {1, 4}])
                 total = total - torch.stack(logits).log_softmax(dim=0)[own]
     total = total / PAIRS / len(lengths) / (2 if settings.both_directions else 1)
+    for length in lengths if taught else ():
+        unit = nn.functional.normalize(vectors[: 2 * PAIRS, :length], dim=-1)
+        wanted = nn.functional.normalize(taught_vectors(), dim=-1)
+        for i in range(2 * PAIRS):
+            others = [j for j in range(2 * PAIRS) if j != i]
+            ours, theirs = (torch.stack([x[i] @ x[j] for j in others]) for x in (unit, wanted))
+            correlation = torch.corrcoef(torch.stack([ours, theirs]))[0, 1]
+            total = total + TEACHING * (1 - correlation) / (2 * PAIRS) / len(lengths)
     total.backward()
     found = [p.grad.clone() for p in tower.parameters()]
     if settings.learn_temperature:
@@ -165,6 +180,19 @@ def test_hard_negatives_of_some_pairs_equal_the_definition(name, split):
     assert_equal(found, plain(SETTINGS[name], hard=True))
 
 
+@pytest.mark.parametrize("name", ["plain", "matryoshka"])
+def test_a_teachers_similarities_equal_the_definition(name):
+    found = gradients(0, PAIRS, *SPLITS["micro-batches, two held"], SETTINGS[name], taught=True)
+    assert_equal(found, plain(SETTINGS[name], taught=True))
+
+
+def test_agreement_heeds_neither_scale_nor_mean_of_similarities():
+    wanted = taught_vectors()
+    shifted = torch.cat([wanted, torch.ones(len(wanted), 1) * wanted.norm(dim=1, keepdim=True)], 1)
+    assert torch.allclose(agreement(shifted, wanted), torch.ones(PAIRS), atol=1e-5)
+    assert agreement(torch.randn(2 * PAIRS, 3), wanted).abs().max() < 0.9
+
+
 TWO_RANKS = ("plain", "learned temperature, margin", "matryoshka")
 
 
@@ -177,6 +205,8 @@ def _work(rank, world_size, port, results):
     value, found = gradients(start, stop, hard, rank, SETTINGS["plain"], hard=True)
     torch.save([value, *found], f"{results}/hard-{rank}.pt")
     batches = [[0, 5, 2], [1, 3, 4, 6, 7]] if rank == 0 else [[3, 1], [0, 2]]
+    value, found = gradients(start, stop, batches, rank, SETTINGS["plain"], taught=True)
+    torch.save([value, *found], f"{results}/taught-{rank}.pt")
     for name in TWO_RANKS:
         value, found = gradients(start, stop, batches, rank, SETTINGS[name])
         torch.save([value, *found], f"{results}/{name}-{rank}.pt")
@@ -190,10 +220,11 @@ def test_two_ranks_with_micro_batches_equal_one_process(tmp_path, free_port):
         for rank in range(2):
             value, *found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert_equal((value, found), expected)
-    expected = plain(SETTINGS["plain"], hard=True)
-    for rank in range(2):
-        value, *found = torch.load(tmp_path / f"hard-{rank}.pt", weights_only=True)
-        assert_equal((value, found), expected)
+    for name in ("hard", "taught"):
+        expected = plain(SETTINGS["plain"], **{name: True})
+        for rank in range(2):
+            value, *found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
+            assert_equal((value, found), expected)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ in the result file are kept while the recipe is the same, so the script can be s
 ``--encoders none packaged FOLDER gemma3-270m:none ...`` scores the packaged model without an
 adapter, with its own and with those in folders, and other models by MODEL:ADAPTER, beside
 all-MiniLM-L6-v2, on four more corpora too (``labelled_corpora.py``), 600 documents each that no
-recipe was chosen by; ``--seeds`` with nothing after it leaves out the tuning.
+recipe was chosen by; ``--seeds`` with nothing after it leaves out the tuning. ``--own-text FOLDER``
+writes what each corpus has beside the documents that score, without labels, to tune on.
 """
 
 from __future__ import annotations
@@ -130,6 +131,16 @@ def reach_documents() -> Texts:
         print(f"{name}: left out, Debian's package index is not to be had here")
         del others[name]
     return test_documents() | {name: cut_documents(rows) for name, rows in others.items()}
+
+
+def write_own_text(folder: Path) -> None:
+    """A Parquet file ``text`` of each corpus: training documents, or all that do not score."""
+    texts = {name: by_hash(name, "train", "") for name in CORPORA}
+    texts |= {name: load()[:-DOCUMENTS] for name, load in OTHER_CORPORA.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in texts.items():
+        table = pa.table({"text": [row["text"] for row in rows]})
+        pq.write_table(table, folder / f"{name}.parquet")
 
 
 def without_folders(name: str) -> str:
@@ -258,8 +269,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", default=[], choices=list(VARIANTS))
     parser.add_argument("--encoders", nargs="*", default=[], help="none, packaged, folders")
+    parser.add_argument("--own-text", type=Path)
     arguments = parser.parse_args()
     configure_logging()
+    if arguments.own_text is not None:
+        write_own_text(arguments.own_text)
+        return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     recipe = json.loads(json.dumps(RECIPE))
     if results.get("recipe") != recipe:

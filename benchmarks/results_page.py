@@ -129,20 +129,41 @@ def mean_and_deviation(scores: dict[str, Any]) -> str:
     return f"{scores['mean']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
+ON_OWN_TEXT = "tuned-on-"
+"""How adapters are named that went on from the packaged one on a corpus's own text."""
+
+
 def reach() -> str:
     """Encoders on corpora that the packaged adapter has read nothing of, with their means."""
     found = read("adapter_quality")["reach"]
     names = list(next(iter(found.values()))["v_measure"])
-    titles = {"none": "packaged model, no adapter", "packaged": "packaged model, its adapter"}
+    titles = {
+        "none": "packaged model, no adapter",
+        "packaged": "packaged model, its adapter",
+        "all-mpnet-base-v2:none": "all-mpnet-base-v2, the adapter's teacher",
+    }
     rows = []
     for name, run in found.items():
+        if name.startswith(ON_OWN_TEXT):
+            continue
         scores = [run["v_measure"][corpus] for corpus in names]
         cells = [f"{score:.3f}" for score in [*scores, sum(scores) / len(scores)]]
         model, _, adapter = name.rpartition(":")
         tuned = "tuned by its recipe without the teacher"
         of_other = f"{model}, {'no adapter' if adapter == 'none' else tuned}"
-        rows.append([of_other if model else titles.get(name, name), *cells])
+        rows.append([titles.get(name, of_other if model else name), *cells])
     return table(["encoder", *names, "mean"], rows)
+
+
+def own_text() -> str:
+    """Adapters that went on from the packaged one with a teacher, on one corpus's own text."""
+    found = read("adapter_quality")["reach"]
+    rows = []
+    for name, run in found.items():
+        if name in ("all-MiniLM-L6-v2", "packaged") or name.startswith(ON_OWN_TEXT):
+            title = name.replace(ON_OWN_TEXT, "tuned on ").replace("packaged", "packaged adapter")
+            rows.append([title, *(f"{score:.3f}" for score in run["v_measure"].values())])
+    return table(["encoder", *found["packaged"]["v_measure"]], rows)
 
 
 def adapter_variants() -> str:
@@ -241,6 +262,7 @@ TABLES = {
     "adapters": adapters,
     "adapter-variants": adapter_variants,
     "reach": reach,
+    "own-text": own_text,
     "selection": selection,
     "selection-ranks": selection_ranks,
     "selection-cost": selection_cost,

@@ -2,8 +2,8 @@
 
 A contestant is given as a folder with an ``encoder.json`` (the output of embedding, fine-tuning
 or selection), as ``NAME=VALUE`` settings of an encoder such as ``prompt=cluster,pooling=mean``, as
-a baseline (``tf-idf``, ``all-MiniLM-L6-v2``), as the folder of a sentence-transformers model, or
-as a base model.
+a baseline (``tf-idf``, ``all-MiniLM-L6-v2``, ``all-mpnet-base-v2``), as the folder of a
+sentence-transformers model, or as a base model.
 """
 
 from __future__ import annotations

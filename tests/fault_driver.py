@@ -16,8 +16,9 @@ from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.job import embed_corpus
 from pipelines.runtime.run_record import RunRecord, read_run
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fault_driver"])
+# Not forked: a process that imported ray.data leaves its children one and the same random state, by
+# which Ray's ids are drawn, and two of them on one node end each other.
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Driver:

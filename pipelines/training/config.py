@@ -69,7 +69,7 @@ class TrainerSettings(LoraSettings, LossSettings):
 
     teacher: str | None = None
     """Encoder that the adapter learns from which texts are alike: a model such as
-    all-mpnet-base-v2, or a folder with encoder.json."""
+    all-mpnet-base-v2, or a folder with encoder.json. Short texts of a corpus then stay whole."""
     max_steps: int = 100
     """Steps at most."""
     learning_rate: float = 5e-4
@@ -109,6 +109,8 @@ class PairsConfig(CorpusOptions):
     """How the two sides of a pair are made; auto takes for each text what its length allows."""
     crop_words: tuple[int, int] = (16, 32)
     """Fewest and most words of a crop."""
+    halves: bool = True
+    """With auto, pair the halves of a text too short for two crops; else it and its noisy copy."""
     noise_rate: float = 0.1
     """Share of words that are deleted, of those swapped, and of those mistyped."""
     pairs_per_document: int = 1
@@ -258,6 +260,7 @@ class FinetuneConfig(CorpusOptions, TrainerSettings, EncoderConfig):
             id_column=self.id_column,
             label_column=self.label_column,
             crop_words=self.crop_words,
+            halves=self.teacher is None,
             seed=self.seed,
             **asdict(self.reading),
         )

@@ -23,7 +23,13 @@ from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.decoder import check_attention
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
-from pipelines.encoder.encoder import Encoder, even_budget, inner_width, token_budget_batches
+from pipelines.encoder.encoder import (
+    Encoder,
+    even_budget,
+    inner_width,
+    keep_freed_memory,
+    token_budget_batches,
+)
 from pipelines.encoder.packed import can_pack
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
@@ -167,6 +173,7 @@ class AdapterTrainer:
         Raises :class:`InputError` for targets that the model does not have, for an adapter of
         another base model, and for a quantized base where the hardware does not allow one.
         """
+        keep_freed_memory()
         self.settings = settings
         self.description = description
         self.device = device

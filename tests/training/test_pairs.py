@@ -26,7 +26,7 @@ from pipelines.training.batches import (
     sketch,
     write_batches,
 )
-from pipelines.training.config import PairsConfig
+from pipelines.training.config import FinetuneConfig, PairsConfig
 from pipelines.training.pair_files import read_pairs
 from pipelines.training.pairs import (
     crop_pair,
@@ -201,6 +201,16 @@ def test_each_text_gives_the_pair_that_its_length_allows(tmp_path, local_ray):
             assert " ".join(sides) == text
             assert min(len(side.split()) for side in sides) >= lengths[row["id"]] // 3
         assert sides[0] != sides[1]
+
+
+def test_without_halves_a_short_text_stays_whole_beside_its_noisy_copy():
+    config = PairsConfig(halves=False)
+    short, long = " ".join(TEXT.split()[:9]), " ".join(TEXT.split() * 4)
+    pair, made_by = suited_pair(short, document_generator(0, short), config)
+    assert made_by == "noise" and pair[0] == short != pair[1]
+    assert suited_pair(long, document_generator(0, long), config)[1] == "crop"
+    assert not FinetuneConfig(corpus="texts", teacher="any").pairs_config.halves
+    assert FinetuneConfig(corpus="texts").pairs_config.halves
 
 
 @given(

@@ -55,7 +55,7 @@ class DenseRegions:
         alike = _structureless(regions.sample, seed)
         nobody = np.zeros(len(alike), dtype=bool)
         limit = max(np.median(finder.reach_of(alike, nobody)), high + _FENCE * (high - low))
-        return cls(regions.sample, regions.orders, float(np.float32(limit)))
+        return cls(regions.sample, regions.orders, float(limit))
 
     def table(self) -> pa.Table:
         """``noise.parquet``: limit, the same in every row, order and vector of the sample."""

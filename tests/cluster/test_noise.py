@@ -77,6 +77,16 @@ def test_documents_all_alike_or_too_few_are_no_noise(points):
     assert not noise.any()
 
 
+def test_documents_on_the_limit_are_no_noise():
+    bits = np.random.default_rng(0).integers(0, 2, (3_000, 32)).astype(np.float32)
+    orders = hashes(len(bits))
+    regions = DenseRegions.learn(bits, orders, 0)
+    finder = NoiseFinder(DenseRegions.from_table(regions.table()))
+    on_limit = finder.reach(bits, orders) == regions.limit
+    assert on_limit.sum() > 500
+    assert not finder.find(bits, orders)[on_limit].any()
+
+
 def write(folder, points, labels, start=0):
     flat = pa.array(points.ravel())
     table = pa.table(

@@ -197,7 +197,7 @@ def _train_once(
         vectors.shape[1],
         k,
         niter=options.max_iterations,
-        seed=seed + 1,
+        seed=(seed + 1) % 2**31,  # FAISS takes 31 bits
         spherical=options.unit_norm,
         # Only used without a start: a chain that approximates k-means++ where k is large.
         init_method=faiss.ClusteringInitMethod_AFK_MC2,

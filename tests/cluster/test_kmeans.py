@@ -105,3 +105,9 @@ def test_as_many_clusters_as_vectors_leaves_no_distance():
     fit = fit_in_memory(CORNERS, 8, FitOptions())
     assert fit.inertia == 0
     assert sorted(fit.centroids.tolist()) == sorted(CORNERS.tolist())
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_the_largest_seeds_are_seeds_like_any_other(back):
+    options = FitOptions(seed=2**31 - back, restarts=5)
+    assert fit_in_memory(CORNERS, 3, options).centroids.tolist() == [[1, 1], [10, 11], [11, 0]]

@@ -162,7 +162,9 @@ def cluster_candidate(
     sample = scan.sample.head(config.sample_documents)
     starts = {}
     if earlier is not None and config.warm:
-        starts = split_starts(edits, earlier.version, earlier.parts, candidate, sample, when)
+        starts = split_starts(
+            edits, earlier.version, earlier.parts, candidate, sample, when, source.unit_norm
+        )
     choice = None if fitted_at is not None else choose_levels(scan, settings)
     if fitted_at is not None:
         assert earlier is not None

@@ -50,12 +50,13 @@ def split_starts(
     candidate: Candidate,
     sample: Sample,
     when: datetime,
+    unit_norm: bool,
 ) -> dict[int, np.ndarray]:
     """For each edit that splits and has not been applied: (place of the part, two centroids).
 
     They are those of the sample's documents that changed last before ``when``: what is new tonight
     is not what was to be split. A cluster with fewer than two different vectors of them waits. Keys
-    are places of parts, values float32 (2, d).
+    are places of parts, values float32 (2, d), of length 1 with ``unit_norm``, as vectors are then.
     """
     done = splits_done(base)
     waiting = [e for e in edits if e.action == "split" and e.number not in done]
@@ -74,7 +75,8 @@ def split_starts(
             there = pc.is_in(ids, value_set=untouched.combine_chunks()).to_numpy(False)
             own = sample.vectors[rows[there]]
             if len(np.unique(own, axis=0)) >= _LEAST_SPLIT:
-                starts[place] = fit_in_memory(own, 2, FitOptions(restarts=3)).centroids
+                options = FitOptions(restarts=3, unit_norm=unit_norm)
+                starts[place] = fit_in_memory(own, 2, options).centroids
     return starts
 
 

@@ -78,7 +78,8 @@ class Novelty:
     table: pa.Table
     """id, place (of the nearest centroid), distance, group (of those alike; null for others)."""
     centroids: np.ndarray
-    """float32 (g, d), the mean of each group that is large enough to be a cluster."""
+    """float32 (g, d), the mean of each group that is large enough to be a cluster; by cosine that
+    of its vectors' directions, of length 1."""
     sizes: list[int]
     """Documents of each group."""
 
@@ -117,7 +118,7 @@ def find_novelty(
 
 def _group(config: NightConfig, candidate: Candidate, novel: pa.Table) -> Novelty:
     """Novel documents by how alike they are (average linkage of cosines)."""
-    kind = candidate.schema.field(EMBEDDING).type
+    kind, is_cosine = candidate.schema.field(EMBEDDING).type, config.metric == "cosine"
     groups: list[int | None] = [None] * len(novel)
     centroids: list[np.ndarray] = []
     sizes: list[int] = []
@@ -125,19 +126,21 @@ def _group(config: NightConfig, candidate: Candidate, novel: pa.Table) -> Novelt
         ids = novel["id"].slice(0, GROUPED_DOCUMENTS).to_pylist()
         table = candidate.take(ids, ["id", EMBEDDING]).sort_by("id")
         vectors = column_to_vectors(table[EMBEDDING])
+        directions = unit(vectors)
         from sklearn.cluster import AgglomerativeClustering  # slow to load
 
         alike = AgglomerativeClustering(
             None, metric="euclidean", linkage="average",
             distance_threshold=float(np.sqrt(2 - 2 * config.novel_similarity)),
         )  # fmt: skip
-        labels = alike.fit_predict(unit(vectors))
+        labels = alike.fit_predict(directions)
         for label, size in zip(*np.unique(labels, return_counts=True), strict=True):
             if size >= config.novel_documents:
                 rows = np.flatnonzero(labels == label)
                 for row in rows.tolist():
                     groups[row] = len(sizes)
-                centroids.append(vectors[rows].mean(axis=0))
+                centroids.append((directions if is_cosine else vectors)[rows].mean(axis=0))
                 sizes.append(int(size))
     found = np.array(centroids, np.float32).reshape(-1, kind.list_size)
+    found = unit(found) if is_cosine else found
     return Novelty(novel.append_column("group", pa.array(groups, pa.int32())), found, sizes)

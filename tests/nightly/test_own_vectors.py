@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nights import night, rows_of, text_of
+from nights import centroids_of, night, rows_of, text_of
 from trivial_workers import tokens_of, topic_vector_of
 
 from pipelines.embedding import job as embed
@@ -16,6 +16,8 @@ from pipelines.nightly.config import NightConfig
 from pipelines.nightly.job import reindex
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
+from pipelines.store.config import EditConfig
+from pipelines.store.edits import edit_store
 from pipelines.store.search import embed_query
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
@@ -162,6 +164,21 @@ def test_another_vector_of_the_same_text_is_a_change(tmp_path):
     assert rows[7]["last_changed"] > before[7]["last_changed"]
     assert rows[7]["first_seen"] == before[7]["first_seen"]
     assert rows[20]["last_changed"] == before[20]["last_changed"]
+
+
+def test_by_cosine_centroids_that_a_night_adds_have_length_one_too(tmp_path):
+    write(tmp_path / "corpus", TEXTS, {n: 10 * v for n, v in vectors_of(TEXTS).items()})
+    run(tmp_path, metric="cosine")
+    edit_store(EditConfig(store=str(tmp_path / "store"), split=0))
+    texts = TEXTS | {1000 + n: text_of(n, "q") for n in range(30)}
+    write(tmp_path / "corpus", texts, {n: 10 * v for n, v in vectors_of(texts).items()})
+    assign = {"metric": "cosine", "clusters": "assign", "novel_documents": 10}
+    assert not run(tmp_path, accept=("novel", "score"), **assign).refusals
+    rows, centroids = rows_of(tmp_path / "store"), centroids_of(tmp_path / "store")
+    (born,) = {rows[1000 + n]["cluster_id"] for n in range(30)}
+    assert {row["cluster_id"] for n, row in rows.items() if n < COUNT} == centroids.keys() - {born}
+    assert len(centroids) == 7
+    assert np.linalg.norm(list(centroids.values()), axis=1) == pytest.approx(1, abs=1e-5)
 
 
 def test_documents_of_one_text_keep_their_own_vectors(tmp_path):

@@ -104,6 +104,36 @@ class Census:
         squares = np.divide(sums, self.sizes, out=np.full(len(sums), np.nan), where=self.sizes > 0)
         return np.sqrt(np.maximum(squares - self.mean_distances() ** 2, 0))
 
+    def joined(self, places: np.ndarray) -> Census:
+        """The same of one level, with clusters at the same place of ``places``, int (k,), as one.
+
+        Documents nearest and farthest are those of all that became one.
+        """
+        k = int(places.max()) + 1
+
+        def add(counts: np.ndarray) -> np.ndarray:
+            sums = np.zeros(k, np.int64)
+            np.add.at(sums, places, counts)
+            return sums
+
+        def at_places(documents: pa.Table | None) -> pa.Table | None:
+            if documents is None:
+                return None
+            column = documents.schema.get_field_index("cluster_id")
+            found = pa.array(places[documents["cluster_id"].to_numpy()])
+            return documents.set_column(column, "cluster_id", found)
+
+        return replace(
+            self,
+            plan=self.plan.of_level(k),
+            sizes=add(self.sizes),
+            distance_sums=add(self.distance_sums),
+            square_sums=add(self.square_sums),
+            labels={label: add(counts) for label, counts in self.labels.items()},
+            nearest=at_places(self.nearest),
+            farthest=at_places(self.farthest),
+        )
+
     def to_tables(self) -> dict[str, pa.Table]:
         """The same as Arrow tables, to travel between workers and driver."""
         tables = {

@@ -81,12 +81,10 @@ def describe_clusters(
         keywords = find_keywords([text or "" for text in sample.texts.to_pylist()], cluster_ids, k)
     central = _examples_by_cluster(census.nearest, k)
     members = split_by(np.arange(len(cluster_ids)), cluster_ids, k)
-    labels = list(census.labels)
-    counts = np.array([census.labels[label] for label in labels]).reshape(len(labels), k)
+    tops = top_labels(census)
     descriptions = []
     for cluster in range(k):
-        size, labelled = int(census.sizes[cluster]), int(counts[:, cluster].sum())
-        top = int(counts[:, cluster].argmax()) if labelled else None
+        size = int(census.sizes[cluster])
         rows = members[cluster]
         picked = rows[pick_diverse(sample.vectors[rows], distances[rows], 4)]
         descriptions.append(
@@ -98,11 +96,20 @@ def describe_clusters(
                 central[cluster],
                 [_sampled_example(sample, int(row), distances) for row in picked],
                 float(means[cluster]) if size else None,
-                labels[top] if top is not None else None,
-                float(counts[top, cluster] / labelled) if top is not None else None,
+                *tops[cluster],
             )
         )
     return descriptions
+
+
+def top_labels(census: Census) -> list[tuple[str, float] | tuple[None, None]]:
+    """Of every cluster the most frequent label and its share of the labelled documents there."""
+    labels, k = list(census.labels), len(census.sizes)
+    counts = np.array([census.labels[label] for label in labels]).reshape(len(labels), k)
+    return [
+        (labels[row.argmax()], float(row.max() / row.sum())) if row.sum() else (None, None)
+        for row in counts.T
+    ]
 
 
 def split_words(text: str) -> Iterator[str]:

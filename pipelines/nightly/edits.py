@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.assign import NearestCentroids
-from cluster.describe import Description
+from cluster.describe import Description, top_labels
 from cluster.identity import Identity
 from cluster.kmeans import FitOptions, fit_in_memory
 from cluster.outcome import Outcome
@@ -81,7 +81,7 @@ def split_starts(
 
 
 def describe_published(outcome: Outcome, published: Published, names: Sequence[str]) -> Outcome:
-    """The outcome by published clusters; descriptions of the parts of one become one."""
+    """The outcome by published clusters; counts and descriptions of the parts of one become one."""
     outcome = outcome.with_ids(published.parts.ids)
     finest = outcome.levels[-1]
     merged: dict[int, Description] = {}
@@ -91,11 +91,19 @@ def describe_published(outcome: Outcome, published: Published, names: Sequence[s
             description if first is None else _join_descriptions(first, description)
         )
     total = max(1, int(published.new.sizes.sum()))
-    rows = zip(published.identity.ids.tolist(), published.new.sizes.tolist(), names, strict=True)
+    ids = published.identity.ids
+    place_of = {i: place for place, i in enumerate(ids.tolist())}
+    places = np.array([place_of[i] for i in published.parts.ids.tolist()])
+    census = finest.census.joined(places)
+    rows = zip(ids.tolist(), published.new.sizes.tolist(), names, top_labels(census), strict=True)
     clusters = [
-        replace(merged[i], size=size, share=size / total, name=name) for i, size, name in rows
+        replace(
+            merged[i], size=size, share=size / total, name=name, top_label=top, top_label_share=part
+        )
+        for i, size, name, (top, part) in rows
     ]
-    return replace(outcome, levels=[*outcome.levels[:-1], replace(finest, clusters=clusters)])
+    finest = replace(finest, census=census, clusters=clusters)
+    return replace(outcome, levels=[*outcome.levels[:-1], finest], ids=ids)
 
 
 def _join_descriptions(first: Description, second: Description) -> Description:

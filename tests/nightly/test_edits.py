@@ -116,6 +116,32 @@ def test_merged_clusters_stay_one_through_fits_until_the_merge_is_undone(edit, t
     check_sound(store)
 
 
+def page_of(store):
+    """What the script of the published version's report draws, and the page."""
+    page = Store.open(str(store)).version().read("report.html").decode()
+    return json.loads(re.search(r'id="report-data">(.*?)</script>', page)[1]), page
+
+
+def test_a_merged_cluster_counts_the_labels_of_all_its_parts(edit, tonight, store):
+    a, b, c = (cluster_of(store, topic).pop() for topic in "abc")
+    edit(merge=(a, b))
+    edit(merge=(a, c))
+    labels = {n: "first" if n % 5 == 0 else "other" for n in range(DOCUMENTS)}
+    assert not tonight(texts_of({1, 2}), labels, accept=("score",)).refusals
+    row = next(r for r in table_of(store, "clusters.parquet") if r["cluster_id"] == a)
+    assert (row["size"], row["top_label"]) == (120, "other")
+    assert row["top_label_share"] == pytest.approx(2 / 3)
+    data, page = page_of(store)
+    assert "200 documents into 3 clusters" in page
+    assert data["numClusters"] == 3
+    assert sorted(data["sizes"]) == [40, 40, 120]
+    confusion = data["confusion"]
+    assert len(set(confusion["clusters"])) == len(confusion["clusters"]) == 3
+    place = confusion["clusters"].index(a)
+    counts = [row[place] for row in confusion["counts"]]
+    assert dict(zip(confusion["labels"], counts, strict=True)) == {"first": 40, "other": 80}
+
+
 def test_a_merge_outlives_another_encoder(edit, tonight, store):
     first, second = cluster_of(store, "a").pop(), cluster_of(store, "b").pop()
     edit(merge=(first, second))

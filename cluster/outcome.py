@@ -139,6 +139,8 @@ class Outcome:
     def fitted_on(self) -> str:
         """Which vectors the centroids were fitted on, in words."""
         fitted, rows = self.fit.vectors, self.scan.rows
+        if not fitted:
+            return "vectors of an earlier time, and left as they were"
         return f"all {rows:,} vectors" if fitted == rows else f"{fitted:,} of {rows:,} vectors"
 
     def counts(self) -> dict[str, int]:

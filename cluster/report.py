@@ -120,8 +120,11 @@ def _facts(outcome: Outcome, settings: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "vectors": f"{outcome.scan.rows:,} of {fit.centroids.shape[1]:,} numbers each",
         "centroids fitted on": outcome.fitted_on(),
-        "iterations": str(fit.iterations),
-        "empty clusters re-seeded while fitting": str(fit.reseeded),
+    }
+    if fit.vectors:
+        facts["iterations"] = str(fit.iterations)
+        facts["empty clusters re-seeded while fitting"] = str(fit.reseeded)
+    facts |= {
         "inertia": f"{outcome.census.inertia:,.6g} (squared distances, all documents)",
         "imbalance": f"{outcome.scores['imbalance']:.2f} (1 when all clusters are equal)",
     }

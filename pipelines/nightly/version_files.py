@@ -30,6 +30,7 @@ from pipelines.nightly.checks import Check
 from pipelines.nightly.clusters import NightClusters, vanished_texts
 from pipelines.nightly.config import NightConfig
 from pipelines.nightly.edits import applied_table
+from pipelines.nightly.fits import fitted_at
 from pipelines.nightly.night import Night
 from pipelines.nightly.novelty import NOVEL
 from pipelines.nightly.parts import CENTROIDS, CLUSTERS
@@ -93,6 +94,7 @@ def write_artifacts(
     for name in list_files(rejected):
         candidate.put(f"rejected/{name}", read_bytes(join(rejected, name)))
     settings = {"embeddings": night.config.store, **asdict(night.config)}
+    settings["clusters_fitted_at"] = fitted_at(night)  # None, and so not shown, where tonight
     layout = lay_out(
         outcome.documents.head(night.config.map_documents).vectors,
         night.config.seed,

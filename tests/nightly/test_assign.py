@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 
 import pyarrow as pa
@@ -60,6 +61,19 @@ def test_old_documents_and_centroids_stay_where_they_are(assigned, store):
         assert (centroid == centroids[cluster]).all()
     assert novel_of(store) == []
     assert verify_store(Store.open(str(store))) == []
+
+
+def test_a_report_says_when_clusters_that_were_left_alone_were_fitted(assigned, tonight, store):
+    fitted = Store.open(str(store)).version().record.details["fitted_at"].replace("T", " ")
+    assert not assigned(texts_of(extra=1)).refusals
+    page = Store.open(str(store)).version().read("report.html").decode()
+    said = "fitted on vectors of an earlier time, and left as they were; every document"
+    assert said in page
+    assert re.search(rf"clusters fitted at\W.{{0,40}}{re.escape(fitted)}", page, re.DOTALL)
+    assert not tonight(texts_of(extra=2), max_drift=1.0).refusals
+    page = Store.open(str(store)).version().read("report.html").decode()
+    assert "fitted on all 202 vectors" in page
+    assert "clusters fitted at" not in page
 
 
 def test_documents_that_fit_nowhere_are_novel_and_few_are_published(assigned, store):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -56,11 +57,13 @@ from pipelines.runtime.files import (
     open_filesystem,
     read_bytes,
     read_table,
+    state_mark,
     write_bytes,
 )
 from pipelines.runtime.machines import find_nodes
 from pipelines.runtime.run_record import RunRecord, deciding_settings
 from pipelines.runtime.table_view import TableView
+from pipelines.runtime.tables import lance_state, open_lance
 
 log = logging.getLogger(__name__)
 
@@ -219,17 +222,31 @@ def kept_fit(
 
 
 def digest_of(source: VectorSource) -> str:
-    """SHA-256 of the state of all files: path, size and time of change, or Lance's version."""
+    """SHA-256 of the state of all files: path, size and time of change, of Lance its version too.
+
+    Where a filesystem tells neither times of change nor ETags, it is another every time: nothing
+    says then that the files are as they were.
+    """
     filesystem, _ = open_filesystem(source.uri)
     pieces = {piece.path: piece for shard in source.shards for piece in shard.pieces}
     plain = [path for path, piece in pieces.items() if piece.version is None]
     about = {info.path: info for info in filesystem.get_file_info(plain)}
+    marks = {path: state_mark(filesystem, info) for path, info in about.items()}
+    untimed = [path for path, mark in marks.items() if mark is None]
+    if untimed:
+        log.warning(
+            "%s tells no time of change of %d files, such as %s: whether they are as they were is "
+            "not known, so a stopped run begins again and a complete one is of other vectors",
+            source.uri, len(untimed), untimed[0],
+        )  # fmt: skip
     state = [
-        [path, piece.version]
+        [path, piece.version, *lance_state(open_lance(path, piece.version))]
         if piece.version is not None
-        else [path, about[path].size, about[path].mtime_ns, *(piece.view or TableView()).state]
+        else [path, about[path].size, marks[path], *(piece.view or TableView()).state]
         for path, piece in sorted(pieces.items())
     ]
+    if untimed:
+        state.append([uuid.uuid4().hex])
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 

@@ -50,6 +50,7 @@ _S3_ATTEMPTS = 20
 _S3_SETTINGS = {"endpoint_override", "scheme", "region"}
 _PATIENCE_SECONDS = 30.0
 
+_MARKS = ("blob_id", "ETag", "etag", "Content-MD5")
 _OPTIONS = re.compile(r"\?\w+=[^&]*(&\w+=[^&]*)*$")
 
 Item = TypeVar("Item")
@@ -94,6 +95,17 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
             f"cannot open {path!r}: {first_line(error)}. Check the {scheme}:// address, "
             "the network and the credentials"
         ) from error
+
+
+def state_mark(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> int | str | None:
+    """What is another once a file is: its time of change in nanoseconds, or its service's own mark.
+
+    None where the filesystem tells neither.
+    """
+    if info.mtime_ns is not None or not isinstance(filesystem, pafs.PyFileSystem):
+        return info.mtime_ns
+    about = filesystem.handler.fs.info(info.path)
+    return next((str(about[name]) for name in _MARKS if about.get(name)), None)
 
 
 def join(folder: str, *parts: str) -> str:

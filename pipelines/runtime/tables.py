@@ -411,12 +411,20 @@ def _lance_version_at(dataset: Any, time: datetime.datetime) -> int:
 
 def _lance_files(address: str, version: str) -> Iterator[TableFile]:
     dataset = open_lance(address, version)
+    size, time = lance_state(dataset)
+    said = f"version {dataset.version}"
+    yield TableFile(address, size or 1, time, TableView(version=dataset.version, table=said))
+
+
+def lance_state(dataset: Any) -> tuple[int, int]:
+    """Bytes of a Lance dataset's version, and when it was written, in nanoseconds.
+
+    A dataset that was deleted and written again has the same numbers of versions, from 1 on.
+    """
     written = next(v for v in dataset.versions() if v["version"] == dataset.version)["timestamp"]
     size = sum(
         file.file_size_bytes or 0
         for fragment in dataset.get_fragments()
         for file in fragment.metadata.files
     )
-    time = int(written.timestamp() * 1_000_000) * 1000
-    said = f"version {dataset.version}"
-    yield TableFile(address, size or 1, time, TableView(version=dataset.version, table=said))
+    return size, int(written.timestamp() * 1_000_000) * 1000

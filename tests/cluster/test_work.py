@@ -1,7 +1,10 @@
 """A stopped clustering goes on; a finished one is confirmed; nothing foreign is deleted."""
 
 import json
+import shutil
 
+import fsspec
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +14,7 @@ from inline_ray import run_inline
 from cluster import clustering, vectors, work
 from cluster.clustering import cluster_corpus
 from cluster.config import ClusterConfig
+from cluster.vectors import Columns
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 
@@ -140,6 +144,54 @@ def test_vectors_that_changed_meanwhile_are_clustered_anew(tmp_path, monkeypatch
     assert len(done) == 4
     names = sorted(path.name for path in (tmp_path / "out" / "assignments").iterdir())
     assert names == ["mine.parquet", "part-00000.parquet", "part-00001.parquet"]
+
+
+def write_lance(path, seed):
+    random = np.random.default_rng(seed)
+    points = np.eye(6)[random.integers(0, 6, 400)] + random.normal(0, 0.1, (400, 6))
+    flat = pa.array(points.astype(np.float32).ravel())
+    table = pa.table({"id": range(400), "embedding": pa.FixedSizeListArray.from_arrays(flat, 6)})
+    shutil.rmtree(path, ignore_errors=True)
+    lance.write_dataset(table, str(path), max_rows_per_file=100)
+
+
+def test_a_lance_dataset_that_was_written_anew_is_another(tmp_path, monkeypatch):
+    write_lance(tmp_path / "in.lance", 0)
+    stop_after(monkeypatch, "assign", 3)
+    config = config_of(tmp_path, embeddings=str(tmp_path / "in.lance"))
+    with pytest.raises(PoweredOffError):
+        run(config)
+    write_lance(tmp_path / "in.lance", 1)
+    done = count_shards(monkeypatch)
+    run(config)
+    assert len(done) == 8
+    assert "input unchanged" in run(config).summary["nothing to do"]
+    write_lance(tmp_path / "in.lance", 2)
+    with pytest.raises(InputError, match="it has changed since: choose another --output"):
+        run(config)
+
+
+def test_files_that_tell_no_time_of_change_are_never_taken_for_unchanged(tmp_path, caplog):
+    memory = fsspec.filesystem("memory")
+    digests = []
+    for seed in (0, 1, 1):
+        write_vectors(tmp_path / "in", files=1, seed=seed)
+        memory.pipe("/untimed/0.parquet", (tmp_path / "in" / "0.parquet").read_bytes())
+        digests.append(clustering.digest_of(vectors.open_vectors("memory://untimed", Columns())))
+    assert len(set(digests)) == 3
+    assert "tells no time of change of 1 files, such as /untimed/0.parquet" in caplog.text
+
+
+def test_files_without_a_time_of_change_are_told_apart_by_their_etags(tmp_path, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    write_vectors(tmp_path / "in", files=1)
+    memory.pipe("/tagged/0.parquet", (tmp_path / "in" / "0.parquet").read_bytes())
+    source = vectors.open_vectors("memory://tagged", Columns())
+    plain, digests = type(memory).info, []
+    for tag in ("one", "one", "two"):
+        monkeypatch.setattr(type(memory), "info", lambda *a, t=tag: {**plain(*a), "ETag": t})
+        digests.append(clustering.digest_of(source))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_complete_result_is_confirmed_and_foreign_files_stay(tmp_path, monkeypatch):

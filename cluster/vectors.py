@@ -187,7 +187,7 @@ def _document_kind(schemas: Sequence[pa.Schema], name: str | None) -> str | None
 
 
 def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -> Iterator[Block]:
-    """The rows of ``shard`` in order, as blocks of about 32 MiB of vectors.
+    """The rows of ``shard`` in order, as blocks of about 32 MiB of vectors; at least one block.
 
     Raises :class:`InputError` naming the file and the first bad row for vectors that are null,
     of another length, not finite, or (where they are scaled to unit length) zero, and naming a
@@ -197,10 +197,11 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
     columns = source.columns
     if not with_text:
         columns = replace(columns, text=None, keep=(), document=None)
-    block_rows = max(1, BLOCK_BYTES // (4 * source.dimension))
+    block_rows, found = max(1, BLOCK_BYTES // (4 * source.dimension)), False
     for piece in shard.pieces:
         try:
             for batch in read_batches(filesystem, piece, columns, block_rows):
+                found = True
                 yield _checked_block(batch, piece.path, source, columns)
         except (OSError, pa.ArrowException) as error:
             if piece.read is not None:
@@ -209,6 +210,23 @@ def read_blocks(source: VectorSource, shard: Shard, *, with_text: bool = True) -
             raise InputError(
                 f"{piece.path} cannot be read to its end: {first_line(error)}"
             ) from error
+    if not found:  # a table may have deleted every row of its file
+        yield _empty_block(source, columns)
+
+
+def _empty_block(source: VectorSource, columns: Columns) -> Block:
+    ids, strings = pa.array([], source.id_kind), pa.array([], pa.string())
+    return Block(
+        ids,
+        np.empty((0, source.dimension), np.float32),
+        strings if columns.text else None,
+        strings if columns.label else None,
+        pa.table({"id": ids, "reason": strings}),
+        pa.table({f.name: pa.array([], plain_type(f.type)) for f in source.kept})
+        if columns.keep
+        else None,
+        pa.array([], source.document_kind) if columns.document is not None else None,
+    )
 
 
 def read_centroids(uri: str) -> tuple[np.ndarray, str | None]:

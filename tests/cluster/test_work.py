@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import fsspec
 import lance
@@ -17,6 +18,7 @@ from cluster.config import ClusterConfig
 from cluster.vectors import Columns
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
+from pipelines.runtime.table_view import TableView, pack_rows
 
 
 class PoweredOffError(Exception):
@@ -237,6 +239,27 @@ def test_centroids_of_another_encoder_are_refused(tmp_path):
     write_vectors(tmp_path / "in", fingerprint="b" * 64)
     with pytest.raises(InputError, match=r"vectors with fingerprint aaa.*vectors with bbb"):
         cluster_corpus(config_of(tmp_path, "other", initial_centroids=start))
+
+
+@pytest.mark.parametrize("fit", ["sample:200000", "all"])
+def test_a_shard_of_deleted_rows_is_a_valid_empty_file(tmp_path, monkeypatch, fit):
+    write_vectors(tmp_path / "in")
+    find_source = clustering.find_source
+
+    def without_second(config):
+        source = find_source(config)
+        first, second, *others = source.shards
+        view = TableView(deleted=pack_rows(np.arange(100)))
+        second = replace(second, pieces=(replace(second.pieces[0], view=view),))
+        return replace(source, shards=(first, second, *others))
+
+    monkeypatch.setattr(clustering, "find_source", without_second)
+    result = run(config_of(tmp_path, fit=fit, noise=True))
+    assert result.counts["documents"] == 300
+    files = [tmp_path / "out" / "assignments" / f"part-0000{n}.parquet" for n in range(4)]
+    assert [pq.read_table(path).num_rows for path in files] == [100, 0, 100, 100]
+    assert pq.read_schema(files[1]).equals(pq.read_schema(files[0]))
+    assert pq.read_table(tmp_path / "out" / "map.parquet").num_rows == 300
 
 
 @pytest.mark.parametrize("settings", [{"restarts": 7}, {"two_level": "yes"}])

@@ -74,7 +74,7 @@ def describe_clusters(
     ``cluster_ids``, int (n,), and ``distances``, float (n,), to the centroids are those of the
     documents of ``sample``; sizes, labels and central documents are those of all documents.
     """
-    k, total = len(census.sizes), int(census.sizes.sum())
+    k, total = len(census.sizes), max(1, int(census.sizes.sum()))  # 0 where all are noise
     means = census.mean_distances()
     keywords: list[list[str]] = [[] for _ in range(k)]
     if sample.texts is not None:

@@ -325,7 +325,7 @@ def level_scores(levels: Sequence[Level]) -> list[dict[str, Any]]:
             counts = shared[coarser.k]
             row |= {
                 "in_level_of": coarser.k,
-                "nested_share": float(counts.max(axis=0).sum() / counts.sum()),
+                "nested_share": float(counts.max(axis=0).sum() / max(1, counts.sum())),
             }
         rows.append(row)
     return rows
@@ -338,7 +338,9 @@ def find_notices(scan: Scan, census: Census, documents: Sample) -> list[str]:
     if uneven:
         notices.append(uneven)
     empty = int((census.sizes == 0).sum())
-    if empty:
+    if not census.sizes.any():
+        notices.append("All documents are noise, and no cluster holds any: leave --noise out.")
+    elif empty:
         notices.append(
             f"Empty clusters: {empty}. Ask for fewer clusters, or fit on more vectors."
             if census.noise is None or not census.noise.sizes[0]

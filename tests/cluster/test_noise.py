@@ -1,7 +1,7 @@
 """Strangers in no dense region are noise in every table, and nobody else is."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -156,6 +156,24 @@ def test_clusters_of_nothing_but_noise_are_said_to_be_so(tmp_path, monkeypatch):
     assert set(empty) <= set(nearest)
     told = f"Empty clusters: {len(empty)}. At most noise lies nearest to them."
     assert told in result.summary.values()
+
+
+def test_where_all_is_noise_clusters_are_empty_and_it_is_said(tmp_path, monkeypatch):
+    run_inline(monkeypatch)
+    learn = DenseRegions.learn
+    monkeypatch.setattr(DenseRegions, "learn", lambda *given: replace(learn(*given), limit=-1.0))
+    write(tmp_path / "in", *draw(100))
+    result = cluster(tmp_path, noise=True)
+    assert result.counts["noise"] == 100
+    rows = pq.read_table(tmp_path / "out" / "clusters.parquet").to_pylist()
+    assert [(row["size"], row["share"], row["top_label"]) for row in rows] == 4 * [(0, 0, None)]
+    assert set(pq.read_table(tmp_path / "out" / "assignments")["cluster_id"].to_pylist()) == {-1}
+    told = "All documents are noise, and no cluster holds any: leave --noise out."
+    assert told in result.summary.values()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["noise"]["share"] == 1
+    assert scores["levels"][1]["nested_share"] == 0
+    assert told in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_who_is_noise_does_not_depend_on_files_or_levels(tmp_path, monkeypatch):

@@ -125,8 +125,8 @@ class Candidate:
 
         Each file is written by one call under ``run`` (workers write, the driver commits).
         ``first_seen`` and, until assignments are set, ``cluster_id`` of documents that the base
-        has are kept, and ``last_changed`` where the text is the same. Ids must be unique in all
-        files together. Returns the number of documents.
+        has are kept, and ``last_changed`` where the text is the same and so, under one encoder, is
+        the vector. Ids must be unique in all files together. Returns the number of documents.
         """
         self._lease.check()
         maker = RowMaker(schema, when, keep_unchanged=True)

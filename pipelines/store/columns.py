@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.runtime.arrow import FINGERPRINT_KEY, fingerprint_of
+from pipelines.runtime.arrow import FINGERPRINT_KEY, column_to_vectors, fingerprint_of
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import open_filesystem
 
@@ -141,14 +141,15 @@ class RowMaker:
     schema: pa.Schema
     when: datetime
     keep_unchanged: bool
-    """Leave ``last_changed`` of documents whose text is the same."""
+    """Leave ``last_changed`` of documents whose text is the same, and vector where it is known."""
 
     def rows(self, batch: pa.RecordBatch, known: pa.Table) -> pa.Table:
         """Rows of the store, in the batch's order.
 
         Args:
             batch: id, text, text_sha256, embedding and kept columns.
-            known: the columns :data:`CARRIED` of those of its ids that the store has.
+            known: the columns :data:`CARRIED` of those of its ids that the store has, and their
+                vectors where these are compared.
         """
         count = batch.num_rows
         own = {
@@ -160,6 +161,8 @@ class RowMaker:
         now = pa.array([self.when] * count, TIME)
         hashes = batch.column("text_sha256").cast(pa.string())
         same = pc.fill_null(pc.equal(own["text_sha256"], hashes), False)
+        if EMBEDDING in known.column_names and len(known):
+            same = pc.and_(same, self._has_vectors(batch, known))
         changed = pc.if_else(same, own["last_changed"], now) if self.keep_unchanged else now
         added = {
             "cluster_id": own["cluster_id"],
@@ -172,6 +175,14 @@ class RowMaker:
             for field in self.schema
         ]
         return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def _has_vectors(self, batch: pa.RecordBatch, known: pa.Table) -> pa.Array:
+        """bool (n,): whether ``known`` has a document's vector, as the schema rounds it."""
+        kind = self.schema.field(EMBEDDING).type.value_type.to_pandas_dtype()
+        now = column_to_vectors(batch.column(EMBEDDING)).astype(kind)
+        stored = column_to_vectors(known[EMBEDDING]).astype(kind)
+        places = self._places(batch, known).fill_null(-1).to_numpy()
+        return pa.array((places >= 0) & (now == stored[places]).all(axis=1))
 
     def _places(self, batch: pa.RecordBatch, known: pa.Table) -> pa.Array:
         ids = batch.column("id").cast(self.schema.field("id").type)

@@ -24,7 +24,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from pipelines.runtime.arrow import column_to_vectors
+from pipelines.runtime.arrow import column_to_vectors, fingerprint_of
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import first_line
 from pipelines.runtime.tables import lance_options, plain_uri
@@ -145,13 +145,16 @@ def write_documents(
         path: the Parquet file.
     """
     known = None if known_version is None else Documents(address, _open(address, known_version))
-    rows = 0
+    rows, names = 0, CARRIED
+    if known is not None and fingerprint_of(known.schema) == fingerprint_of(maker.schema):
+        names = (*CARRIED, EMBEDDING)
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal rows
         for batch in read_sources([path]):
             rows += batch.num_rows
-            stored = _no_rows(maker.schema) if known is None else known.lookup(batch.column("id"))
+            ids = batch.column("id")
+            stored = _no_rows(maker.schema) if known is None else known.lookup(ids, names)
             yield from maker.rows(batch, stored).to_batches()
 
     fragments = lance.fragment.write_fragments(
@@ -261,9 +264,9 @@ class Documents:
         """The documents at these positions, int64 (n,), of :meth:`batches`."""
         return self._dataset.take(positions.tolist(), columns=list(columns))
 
-    def lookup(self, ids: pa.Array) -> pa.Table:
+    def lookup(self, ids: pa.Array, columns: Sequence[str] = CARRIED) -> pa.Table:
         """What the store adds to the documents of these ids that are there."""
-        return self.take(ids.cast(self.schema.field("id").type).to_pylist(), CARRIED)
+        return self.take(ids.cast(self.schema.field("id").type).to_pylist(), columns)
 
     def nearest(
         self,

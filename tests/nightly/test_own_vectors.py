@@ -166,6 +166,24 @@ def test_another_vector_of_the_same_text_is_a_change(tmp_path):
     assert rows[20]["last_changed"] == before[20]["last_changed"]
 
 
+@pytest.mark.parametrize("float16", [False, True])
+def test_another_vector_is_a_change_where_all_documents_are_written_too(tmp_path, float16):
+    vectors = vectors_of(TEXTS)
+    write(tmp_path / "corpus", TEXTS, vectors)
+    run(tmp_path)
+    before = rows_of(tmp_path / "store")
+    vectors[7] = np.roll(vectors[7], 1)
+    write(tmp_path / "corpus", TEXTS, vectors)
+    path = tmp_path / "corpus" / "part.parquet"
+    pq.write_table(pq.read_table(path).append_column("date", pa.array(range(COUNT))), path)
+    assert not run(tmp_path, keep_columns=("date",), float16=float16).refusals
+    assert counts_of(tmp_path)["changed"] == 1
+    rows = rows_of(tmp_path / "store")
+    changed = [n for n in rows if rows[n]["last_changed"] > before[n]["last_changed"]]
+    assert changed == [7]
+    assert [row["first_seen"] for row in rows.values()] == [before[n]["first_seen"] for n in rows]
+
+
 def test_by_cosine_centroids_that_a_night_adds_have_length_one_too(tmp_path):
     write(tmp_path / "corpus", TEXTS, {n: 10 * v for n, v in vectors_of(TEXTS).items()})
     run(tmp_path, metric="cosine")

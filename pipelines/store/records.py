@@ -176,14 +176,26 @@ def version_before(
 ) -> int | None:
     """The version that was published before ``current`` and is still ``present``.
 
-    A rollback does not count as a publication: rolling back twice goes back two versions.
+    A rollback does not count as a publication: rolling back twice goes back two versions. Every
+    publication is gone back over once, also where one version was published several times.
     """
-    earlier: int | None = current
-    seen = set()
-    while earlier is not None and earlier not in seen:
-        seen.add(earlier)
-        entries = [p for p in publications if p.version == earlier and p.action == "publish"]
-        earlier = entries[-1].previous if entries else None
-        if earlier in present and earlier != current:
-            return earlier
-    return None
+    latest: dict[int, _Step] = {}  # by version, where it was published last
+    for entry in publications:
+        step: _Step | None = None
+        if entry.previous is not None:
+            step = latest.get(entry.previous, (entry.previous, None))
+        if entry.action == "publish":
+            latest[entry.version] = (entry.version, step)
+            continue
+        while step is not None and step[0] != entry.version:
+            step = step[1]
+        if step is not None:
+            latest[entry.version] = step
+    back = latest.get(current)
+    while back is not None and (back[0] == current or back[0] not in present):
+        back = back[1]
+    return None if back is None else back[0]
+
+
+_Step = tuple[int, "_Step | None"]
+"""A version that was published, and the one that was before it."""

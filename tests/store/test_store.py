@@ -289,6 +289,31 @@ def test_rolling_back_twice_goes_back_two_versions(published):
     assert texts_of(published.version()) == TEXTS
 
 
+def test_rolling_back_ends_where_a_version_was_published_twice(published):
+    publish_night(published, {"d1": "second text"}, night=1)
+    publish_night(published, {"d1": "third text"}, night=2)
+    with published.take_lease("test") as lease:
+        published.publish(1, lease)
+        assert [published.rollback(lease).number for _ in range(3)] == [3, 2, 1]
+        with pytest.raises(InputError, match="no version published before 1 is left"):
+            published.rollback(lease)
+        published.publish(3, lease)
+        published.publish(2, lease)
+        assert [published.rollback(lease).number for _ in range(2)] == [3, 1]
+
+
+def test_a_rollback_that_was_recorded_and_not_done_is_done_again(published, monkeypatch):
+    publish_night(published, {"d1": "second text"}, night=1)
+    publish_night(published, {"d1": "third text"}, night=2)
+    with published.take_lease("test") as lease:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module.Documents, "tag", None)
+            with pytest.raises(TypeError):
+                published.rollback(lease)
+        assert published.version().number == 3
+        assert [published.rollback(lease).number for _ in range(2)] == [2, 1]
+
+
 def test_the_night_after_a_rollback_starts_from_what_is_published(published):
     publish_night(published, {"d1": "wrong text"}, ["d2"])
     with published.take_lease("test") as lease:

@@ -38,6 +38,14 @@ def same_clustering(config: NightConfig, base: Version) -> bool:
     return not set(changed_fields(earlier, asdict(config))) & decides_clusters()
 
 
+def has_fit_to_do(config: NightConfig, base: Version) -> bool:
+    """Whether a night without ``--clusters assign`` finds clusters that earlier nights left alone.
+
+    It then fits them, also where the corpus is as it was.
+    """
+    return config.clusters == "refit" and int(base.record.details.get(_SINCE_FIT, 0)) > 0
+
+
 def fitted_at(night: Night) -> datetime | None:
     """When the clusters were fitted that documents join this night; None where they are fitted.
 

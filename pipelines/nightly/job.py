@@ -46,6 +46,7 @@ from pipelines.nightly.fits import (
     describe_refit,
     fit_details,
     fitted_at,
+    has_fit_to_do,
     same_clustering,
     spread_of,
 )
@@ -348,7 +349,7 @@ def is_settled(
     if config.name_model is not None and TITLES not in base.record.artifacts:
         return False
     newest = edits[-1].number if edits else 0
-    if config.warm and has_split_to_do(base):
+    if (config.warm and has_split_to_do(base)) or has_fit_to_do(config, base):
         return False
     return newest == known_edits(base) and same_clustering(config, base)
 

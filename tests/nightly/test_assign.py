@@ -177,6 +177,16 @@ def test_a_fit_is_due_after_as_many_nights_as_are_asked_for(assigned, store):
             assert "a fit is due in 2 nights" in result.summary["novel"]
 
 
+def test_one_night_that_refits_does_so_where_nothing_changed(assigned, tonight, store):
+    texts = texts_of() | {n: text_of(n, version=1) for n in range(5)}
+    assert not assigned(texts).refusals
+    assert "nothing changed" in assigned(texts).summary
+    assert not tonight(texts).refusals
+    version = Store.open(str(store)).version()
+    assert (version.number, version.record.details["nights_since_fit"]) == (3, 0)
+    assert "nothing changed" in tonight(texts).summary
+
+
 def test_a_fit_is_due_when_documents_have_drifted_from_their_centroids(assigned, store):
     fits = []
     for extra in (1, 2, 30, 31, 32):

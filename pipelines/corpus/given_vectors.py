@@ -27,13 +27,14 @@ class GivenVectors:
     """The column ``column`` of vectors of ``dimension`` numbers.
 
     With ``is_unit`` their encoder scales them to length 1; with ``is_half`` they are stored in half
-    precision.
+    precision; with ``is_direction`` their angles are compared, and zeros have none.
     """
 
     column: str
     dimension: int
     is_unit: bool
     is_half: bool
+    is_direction: bool = False
 
     @property
     def type(self) -> pa.DataType:
@@ -56,6 +57,9 @@ class GivenVectors:
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         for row in np.flatnonzero(lengths > LONGEST_VECTOR):
             reasons[row] = reasons[row] or f"its vector is longer than {LONGEST_VECTOR:g}"
+        if self.is_direction:
+            for row in np.flatnonzero(lengths == 0):
+                reasons[row] = reasons[row] or "its vector is zero, so it has no direction"
         if self.is_unit:
             for row in np.flatnonzero(np.abs(lengths - 1) > _UNIT_TOLERANCE):
                 reasons[row] = reasons[row] or "its vector is not of length 1, as its encoder's are"

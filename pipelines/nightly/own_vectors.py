@@ -101,10 +101,19 @@ def given_vectors(config: NightConfig, description: EncoderDescription) -> Given
     if not config.vector_column:
         return None
     return GivenVectors(
-        config.vector_column, description.dimension, description.normalize, config.float16
+        config.vector_column,
+        description.dimension,
+        description.normalize,
+        config.float16,
+        config.metric == "cosine",
     )
 
 
 def source_of(config: NightConfig, fingerprint: str) -> str:
-    """What tells vectors apart beside their texts: the encoder, or the column they come in."""
-    return f"{fingerprint} in {config.vector_column}" if config.vector_column else fingerprint
+    """What tells vectors apart beside their texts: the encoder, or the column they come in.
+
+    By cosine other vectors of a column are rejected.
+    """
+    if not config.vector_column:
+        return fingerprint
+    return f"{fingerprint} in {config.vector_column} by {config.metric}"

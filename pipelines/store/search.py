@@ -92,7 +92,10 @@ def embed_query(version: Version, text: str, prompt: str = "") -> np.ndarray:
 
 
 def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
-    """The vector, float32 (d,), of a document and its id, in the id's own type."""
+    """The vector, float32 (d,), of a document and its id, in the id's own type.
+
+    Raises :class:`InputError` for an id that there is not, and for a vector of zeros.
+    """
     kind = version.schema.field("id").type
     own: Any = wanted
     if pa.types.is_integer(kind):
@@ -103,7 +106,13 @@ def find_document(version: Version, wanted: str) -> tuple[np.ndarray, Any]:
     table = version.take([own], ["id", EMBEDDING])
     if not len(table):
         raise InputError(f"version {version.number} has no document with id {wanted!r}")
-    return column_to_vectors(table[EMBEDDING])[0], own
+    vector = column_to_vectors(table[EMBEDDING])[0]
+    if not vector.any():
+        raise InputError(
+            f"document {wanted!r} of version {version.number} has a vector of zeros: search goes "
+            "by cosine, and zeros have no direction, so nothing is similar to it. Name another"
+        )
+    return vector, own
 
 
 def _answer(

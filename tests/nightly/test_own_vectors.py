@@ -18,7 +18,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import read_run
 from pipelines.store.config import EditConfig
 from pipelines.store.edits import edit_store
-from pipelines.store.search import embed_query
+from pipelines.store.search import embed_query, find_document
 from pipelines.store.store import Store
 from pipelines.store.verify import verify_store
 
@@ -229,6 +229,27 @@ def test_rows_without_a_usable_vector_are_rejected_with_the_reason(tmp_path):
         "4": "its vector is not finite",
         "5": "its vector is longer than 1e+18",
     }
+
+
+def test_a_zero_vector_is_stored_but_not_found_and_by_cosine_rejected(tmp_path):
+    vectors = vectors_of(TEXTS)
+    vectors[7] = np.zeros(WIDTH)
+    write(tmp_path / "corpus", TEXTS, vectors)
+    os.utime(tmp_path / "corpus" / "part.parquet", (1_700_000_000, 1_700_000_000))
+    assert not run(tmp_path).refusals
+    check(tmp_path, TEXTS, vectors)
+    version = Store.open(str(tmp_path / "store")).version()
+    with pytest.raises(InputError, match="document '7' of version 1 has a vector of zeros"):
+        find_document(version, "7")
+    assert not run(tmp_path, metric="cosine", max_drift=1.0).refusals
+    check(tmp_path, {n: text for n, text in TEXTS.items() if n != 7}, vectors)
+    assert counts_of(tmp_path)["rejected"] == 1
+    version = Store.open(str(tmp_path / "store")).version()
+    name = next(n for n in version.artifacts() if n.startswith("rejected/"))
+    rejected = pq.read_table(pa.BufferReader(version.read(name))).to_pylist()
+    said = {row["id"]: row["reason"] for row in rejected}
+    assert said == {"7": "its vector is zero, so it has no direction"}
+    assert "nothing changed" in run(tmp_path, metric="cosine").summary
 
 
 def test_the_store_decides_the_width_of_the_next_nights(tmp_path):

@@ -187,6 +187,7 @@ def cluster_candidate(
         if len(novelty.centroids) and "novel" in config.accept:
             fit = Fit.standing(np.vstack([fit.centroids, novelty.centroids]))
             counted = count(fit)
+            novelty = novelty.placed(counted.joined)
     outcome = describe_outcome(
         scan,
         {len(fit.centroids): fit},

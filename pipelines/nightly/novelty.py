@@ -8,7 +8,7 @@ documents that are many and alike are proposed as new clusters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,16 @@ class Novelty:
     of its vectors' directions, of length 1."""
     sizes: list[int]
     """Documents of each group."""
+
+    def placed(self, joined: Sequence[Joined]) -> Novelty:
+        """The same with the documents where other centroids have them."""
+        since = pa.concat_tables([part.since for part in joined])
+        rows = pc.index_in(self.table["id"], value_set=since["id"].combine_chunks())
+        table = self.table
+        for name in ("place", "distance"):
+            column = table.schema.get_field_index(name)
+            table = table.set_column(column, name, since[name].take(rows))
+        return replace(self, table=table)
 
     def artifact(self, ids: np.ndarray) -> pa.Table:
         """``novel.parquet``: id, cluster_id, distance, group; ``ids`` are clusters by place."""

@@ -145,7 +145,8 @@ def write_documents(
         path: the Parquet file.
     """
     known = None if known_version is None else Documents(address, _open(address, known_version))
-    rows, names = 0, CARRIED
+    rows = 0
+    names: Sequence[str] = CARRIED
     if known is not None and fingerprint_of(known.schema) == fingerprint_of(maker.schema):
         names = (*CARRIED, EMBEDDING)
 

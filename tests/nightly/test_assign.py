@@ -97,6 +97,8 @@ def test_many_that_are_alike_are_proposed_and_made_a_cluster_when_accepted(assig
     after = rows_of(store)
     (born,) = {after[1000 + n]["cluster_id"] for n in range(30)}
     assert born == 5
+    novel = {row["id"]: (row["cluster_id"], row["distance"]) for row in novel_of(store)}
+    assert novel == {1000 + n: (born, after[1000 + n]["distance"]) for n in range(30)}
     assert all(after[n]["cluster_id"] == before[n]["cluster_id"] for n in range(DOCUMENTS))
     assert verify_store(Store.open(str(store))) == []
 

@@ -108,14 +108,17 @@ def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> Co
         metadata, own = parquet.metadata, parquet.schema_arrow
     about = file_columns(own, file.view)
     seen = replace(file, columns=_names_of(file, about, columns))
-    read = {path.split(".")[0] for path in about.paths(columns.wanted(seen))}
+    read = set(about.paths(columns.wanted(seen)).values())
+    read_parts = tuple(f"{source}." for source in read)
     bounds = [0]
     total = pending = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         chunks = (group.column(c) for c in range(group.num_columns))
         size = sum(
-            c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in read
+            c.total_uncompressed_size
+            for c in chunks
+            if c.path_in_schema in read or c.path_in_schema.startswith(read_parts)
         )
         if pending and pending + size > shard_bytes:
             bounds.append(index)
@@ -151,7 +154,7 @@ def _inspect_lance(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corp
 def _lance_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     dataset = open_lance(shard.file.path, shard.file.view.version)
     about = file_columns(dataset.schema, shard.file.view)
-    names = list(dict.fromkeys(path.split(".")[0] for path in about.paths(wanted)))
+    names = list(dict.fromkeys(about.paths(wanted).values()))
     for fragment in dataset.get_fragments()[shard.start : shard.stop]:
         yield from fragment.to_batches(columns=names, batch_size=rows)
 
@@ -194,7 +197,7 @@ def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corp
 def _arrow_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Batches of the columns wanted: of a record batch, which is held whole, no others are read."""
     about = columns_of(shard.file)
-    names = {path.split(".")[0] for path in about.paths(wanted)}
+    names = set(about.paths(wanted).values())
     fields = [place for place, name in enumerate(about.own.names) if name in names]
     with _open_arrow(shard.file, fields) as reader:
         if hasattr(reader, "num_record_batches"):

@@ -314,9 +314,9 @@ class FileColumns:
                 kind = kind.field(part).type
         return kind
 
-    def paths(self, wanted: Sequence[str]) -> list[str]:
-        """What to read of the file for these columns."""
-        paths = []
+    def paths(self, wanted: Sequence[str]) -> dict[str, str]:
+        """What to read of the file for these columns: each path, and the file's column it is in."""
+        paths: dict[str, str] = {}
         for name in wanted:
             first = name if name in self.schema.names else name.split(".")[0]
             source = first if self.view.names is None else self.view.names.get(first)
@@ -329,8 +329,9 @@ class FileColumns:
             if source is None or source not in self.own.names:
                 continue
             if self.type_of(name) is not None:  # a struct that has such a field
-                paths.append(source if first == name else ".".join([source, *name.split(".")[1:]]))
-        return list(dict.fromkeys(paths))
+                path = source if first == name else ".".join([source, *name.split(".")[1:]])
+                paths[path] = source
+        return paths
 
     def select(self, table: pa.Table, wanted: Sequence[str], first_row: int) -> pa.Table:
         """The columns wanted of a batch read from the file, nulls for those that are nowhere."""
@@ -419,10 +420,10 @@ def read_parquet(
         deleted = unpack_rows(view.deleted) if view and view.deleted else None
         paths = columns.paths(wanted)
         if paths:
-            kinds = [columns.own.field(path.split(".")[0]).type for path in paths]
+            kinds = [columns.own.field(source).type for source in paths.values()]
             alone = any(map(_has_inner_dictionary, kinds))
             batches: Iterator[pa.RecordBatch] = itertools.chain.from_iterable(
-                parquet.iter_batches(batch_rows, row_groups=some, columns=paths)
+                parquet.iter_batches(batch_rows, row_groups=some, columns=list(paths))
                 for some in ([[group] for group in groups] if alone else [list(groups)])
             )
         else:

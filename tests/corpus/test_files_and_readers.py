@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writers import write_arrow
 
 from pipelines.corpus import streams
 from pipelines.corpus.documents import Checker, check_id, check_text, read_documents
@@ -325,3 +326,25 @@ def test_kept_parquet_columns_keep_their_types(tmp_path):
     pq.write_table(pa.table({"text": ["b"], "n": ["x"]}), tmp_path / "c.parquet")
     with pytest.raises(InputError, match=r"c\.parquet"):
         parquet_schema(inspected(tmp_path), ("n",))
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_column_whose_name_holds_a_dot_is_read_whole(tmp_path, form):
+    dotted = {"meta.lang": ["de", "en"], "doc": [{"lang": "fr", "n": 1}, {"lang": "it", "n": 2}]}
+    table = pa.table({"id": ["a", "b"], "text": ["t", "u"], **dotted, "doc.lang": ["x", "y"]})
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    else:
+        write_arrow(tmp_path, table, 1)
+    columns = Columns("meta.lang", keep=("meta.lang", "doc.n", "doc.lang"))
+    batches = [
+        batch
+        for file in inspected(tmp_path, columns)
+        for shard in file.shards()
+        for batch in read_shard(shard, columns)
+    ]
+    assert [text for batch in batches for text in batch.texts] == [b"de", b"en"]
+    assert [row for batch in batches for row in batch.kept.to_pylist()] == [
+        {"meta.lang": "de", "doc.n": 1, "doc.lang": "x"},
+        {"meta.lang": "en", "doc.n": 2, "doc.lang": "y"},
+    ]

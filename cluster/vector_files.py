@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from pipelines.runtime.arrow import (
     id_column,
     id_kind,
     open_parquet,
+    parquet_columns,
     plain_column,
     read_parquet,
     vectors_to_column,
@@ -201,7 +202,7 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
     try:
         with filesystem.open_input_file(path) as stream:
             parquet = open_parquet(stream)
-            about = file_columns(parquet.schema_arrow, file.view)
+            about = parquet_columns(parquet, file.view)
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         id_kind = _check_columns(about, columns, path)
         dimension = vector_length(about, columns.embedding, path)
@@ -264,7 +265,7 @@ def _describe_lance(file: VectorFile, columns: Columns) -> FileSummary:
 
 
 def _kept_types(about: FileColumns, columns: Columns) -> pa.Schema:
-    nulls = file_columns(about.own, about.view, pa.null())
+    nulls = replace(about, null=pa.null())
     return pa.schema([(name, nulls.type_of(name)) for name in columns.keep])
 
 

@@ -21,6 +21,7 @@ from pipelines.runtime.arrow import (
     file_columns,
     id_kind,
     open_parquet,
+    parquet_columns,
     read_parquet,
 )
 from pipelines.runtime.errors import InputError
@@ -42,7 +43,7 @@ def columns_of(file: CorpusFile, null: pa.DataType = _STRING) -> FileColumns:
     filesystem, inner = open_filesystem(file.path)
     if file.format == "parquet":
         with open_parquet(inner, filesystem=filesystem) as parquet:
-            return file_columns(parquet.schema_arrow, file.view, null)
+            return parquet_columns(parquet, file.view, null)
     if file.format == "lance":
         return file_columns(open_lance(file.path, file.view.version).schema, file.view, null)
     with _open_arrow(file) as reader:
@@ -105,8 +106,7 @@ def _is_text(kind: pa.DataType) -> bool:
 def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
     filesystem, inner = open_filesystem(file.path)
     with open_parquet(inner, filesystem=filesystem) as parquet:
-        metadata, own = parquet.metadata, parquet.schema_arrow
-    about = file_columns(own, file.view)
+        metadata, about = parquet.metadata, parquet_columns(parquet, file.view)
     seen = replace(file, columns=_names_of(file, about, columns))
     read = set(about.paths(columns.wanted(seen)).values())
     read_parts = tuple(f"{source}." for source in read)

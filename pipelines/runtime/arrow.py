@@ -363,15 +363,25 @@ class FileColumns:
 
 
 def file_columns(
-    own: pa.Schema, view: TableView | None = None, null: pa.DataType = _STRING
+    own: pa.Schema,
+    view: TableView | None = None,
+    null: pa.DataType = _STRING,
+    rows: int | None = None,
 ) -> FileColumns:
-    """The columns of a file with this schema; ``null`` as in :func:`plain_type`."""
-    index = {} if view and view.names is not None else _pandas_index(own)
-    return FileColumns(own, view or TableView(), index, null)
+    """The columns of a file with this schema; ``null`` as in :func:`plain_type`.
+
+    pandas' index in the metadata is a column of a file of ``rows``, if it has as many numbers.
+    """
+    index = {} if rows is None or (view and view.names is not None) else _pandas_index(own)
+    whole = {name: numbers for name, numbers in index.items() if len(numbers) == rows}
+    return FileColumns(own, view or TableView(), whole, null)
 
 
 def _pandas_index(schema: pa.Schema) -> dict[str, range]:
-    """An evenly spaced index with a name, which pandas keeps in the metadata only."""
+    """An evenly spaced index with a name, which pandas keeps in the metadata only.
+
+    Writers of several files give each the metadata of the whole table.
+    """
     try:
         columns = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
     except (ValueError, KeyError, TypeError):
@@ -379,8 +389,8 @@ def _pandas_index(schema: pa.Schema) -> dict[str, range]:
     return {
         about["name"]: range(about["start"], about["stop"], about["step"])
         for about in columns
-        if isinstance(about, dict) and about.get("kind") == "range" and about.get("name")
-        if about["name"] not in schema.names
+        if isinstance(about, dict) and about.get("kind") == "range"
+        if isinstance(about.get("name"), str) and about["name"] not in ("", *schema.names)
     }
 
 
@@ -391,6 +401,13 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
     room for years before 1678 or after 2261 and give others instead.
     """
     return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **options)
+
+
+def parquet_columns(
+    parquet: pq.ParquetFile, view: TableView | None = None, null: pa.DataType = _STRING
+) -> FileColumns:
+    """The columns of an open Parquet file, pandas' index among them."""
+    return file_columns(parquet.schema_arrow, view, null, parquet.metadata.num_rows)
 
 
 def read_parquet(
@@ -414,7 +431,7 @@ def read_parquet(
     # Pages are held instead of the row group's whole columns, which pyarrow reads ahead by default.
     options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
     with open_parquet(inner, filesystem=filesystem, **options) as parquet:
-        columns = file_columns(parquet.schema_arrow, view)
+        columns = parquet_columns(parquet, view)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(groups.stop)]
         row = sum(sizes[: groups.start])
         deleted = unpack_rows(view.deleted) if view and view.deleted else None

@@ -17,6 +17,7 @@ import lance
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -496,6 +497,28 @@ def test_ids_in_the_index_of_pandas(tmp_path):
     frame = pd.DataFrame({"id": range(100, 400, 10), "text": TEXTS}).set_index("id")
     frame.to_parquet(tmp_path / "a.parquet", row_group_size=7)
     assert list(ids_and_texts(tmp_path)) == [str(n) for n in range(100, 400, 10)]
+
+
+def test_an_index_of_pandas_that_does_not_fit_the_file_is_no_column(tmp_path):
+    frame = pd.DataFrame({"text": TEXTS, "part": ["x", "y"] * 15})
+    frame.index.name = "id"
+    frame.to_parquet(tmp_path / "folders", partition_cols=["part"])
+    table = pa.Table.from_pandas(frame)
+    pads.write_dataset(
+        table, tmp_path / "files", format="parquet", max_rows_per_file=10, max_rows_per_group=10
+    )
+    for name, write in (("arrow", write_arrow), ("lance", write_lance)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, table, 7)
+    for name in ("folders", "files", "arrow", "lance"):
+        rows, rejected = read(tmp_path / name)
+        assert {row["text"] for row in rows} == set(TEXTS)
+        assert {row["id"] for row in rows} == {None}
+        assert not rejected
+        with pytest.raises(InputError, match="has no id column 'id'"):
+            read(tmp_path / name, row_id="id")
+    frame.rename_axis(5).to_parquet(tmp_path / "number.parquet")
+    assert len(read(tmp_path / "number.parquet")[0]) == 30
 
 
 def test_class_labels_are_kept_by_name(tmp_path):

@@ -57,7 +57,13 @@ from pipelines.embedding.keys import (
     scan_corpus,
     settle_corpus,
 )
-from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
+from pipelines.embedding.plan import (
+    WORK_FOLDER,
+    ScanResult,
+    WorkPlan,
+    count_partitions,
+    short_digest,
+)
 from pipelines.embedding.progress import duration
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
@@ -266,6 +272,7 @@ def settle_run(
         or any(config.columns.id_of(f) is not None for f in seen if not f.problem),
         cut=None if cuts is None else EncoderCuts(cuts, json.dumps(description.to_json())),
     )
+    scan = replace(scan, keys=(join(work, short_digest(scan.reading(seen))), "keys"))
     return EmbedRun(config, work, seen, description, actors, plan, scan)
 
 

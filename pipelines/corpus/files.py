@@ -79,7 +79,7 @@ class CorpusOptions:
     csv_quote: str = ""
     """Quotation mark of CSV and TSV, or `none`; found by default."""
     csv_escape: str = ""
-    """What stands before a quotation mark of the text, a backslash or `none`; found by default."""
+    """What stands before a quotation mark of the text, a mark or `none`; found by default."""
     csv_header: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV whose first row is data already."""
 

@@ -335,6 +335,29 @@ def test_the_dialect_can_be_said(tmp_path):
         read(tmp_path, csv_delimiter="~", csv_quote="'", csv_header=("a", "b", "c"))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (r"""1,'it\'s "so"; C:\\dir'""", {"csv_quote": "'", "csv_escape": "\\"}),
+        (r'''1,"it's ""so""; C:\dir"''', {"csv_quote": '"'}),
+        (r'''1,"it's ^"so^"; C:\dir"''', {"csv_escape": "^"}),
+        (r'''1,"it's ]"so]"; C:\dir"''', {"csv_escape": "]"}),
+        (
+            r"""1;it's "so"\; C:\\dir""",
+            {"csv_quote": "none", "csv_escape": "\\", "csv_delimiter": ";"},
+        ),
+        (
+            r"""1;it's "so"^; C:\dir""",
+            {"csv_quote": "none", "csv_escape": "^", "csv_delimiter": ";"},
+        ),
+    ],
+)
+def test_any_mark_can_be_the_quotation_mark_or_the_escape(tmp_path, content, said):
+    mark = said.get("csv_delimiter", ",")
+    (tmp_path / "a.csv").write_text(f"id{mark}text\n{content}\n2{mark}plain\n")
+    assert ids_and_texts(tmp_path, **said) == {"1": r"""it's "so"; C:\dir""", "2": "plain"}
+
+
 def test_rows_that_a_quote_glues_together_are_rejected_line_by_line(tmp_path):
     texts = [*TEXTS]
     texts[5], texts[25] = '"from here', 'to here"'

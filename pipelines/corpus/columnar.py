@@ -60,8 +60,9 @@ def read_columnar(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     """The rows of a shard in order: columns of :meth:`Columns.wanted`, nulls where one is not."""
     file = shard.file
     wanted = columns.wanted(file)
-    rows = max(1, file.rows or 1)
-    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, file.text_bytes)))
+    batch_rows = BATCH_ROWS  # at most; batches of Arrow are cut by their own size
+    if file.rows:
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * file.rows // max(1, file.text_bytes)))
     filesystem, inner = open_filesystem(file.path)
     if file.format == "parquet":
         groups = range(shard.start, shard.stop)
@@ -185,10 +186,12 @@ def _ends_with_magic(source: Any) -> bool:
 def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
     with _open_arrow(file) as reader:
         names = _names_of(file, file_columns(reader.schema, file.view), columns)
-        count = getattr(reader, "num_record_batches", 0)
+        count = getattr(reader, "num_record_batches", None)
     seen = replace(file, columns=names, text_bytes=file.size_bytes)
-    if not count:
+    if count is None:
         return seen  # a stream is read in one go
+    if not count:
+        return replace(seen, rows=0, bounds=(0, 0))
     require_memory(file.path, file.size_bytes // count, _IN_MORE_BATCHES)
     step = max(1, round(shard_bytes * count / file.size_bytes))
     return replace(seen, bounds=(*range(0, count, step), count))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from writers import write_arrow
 
 from pipelines.corpus import streams
+from pipelines.corpus.columnar import BATCH_BYTES
 from pipelines.corpus.documents import Checker, check_id, check_text, read_documents
 from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_corpus, find_files
 from pipelines.corpus.kept_columns import (
@@ -219,6 +220,26 @@ def test_parquet_shards_follow_row_groups(tmp_path):
     (file,) = inspected(tmp_path, shard_bytes=20_000)
     assert len(file.shards()) > 3
     assert texts_of(tmp_path, shard_bytes=20_000) == table["text"].to_pylist()
+
+
+def test_an_arrow_file_without_a_record_batch_has_no_row(tmp_path):
+    table = pa.table({"text": pa.array([], pa.string())})
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema):
+        pass
+    assert texts_of(tmp_path) == []
+    with pa.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as writer:
+        writer.write_table(pa.table({"text": ["one"]}))
+    assert texts_of(tmp_path) == ["one"]
+
+
+def test_a_large_arrow_file_is_read_in_large_batches(tmp_path):
+    texts = [f"text {number} " * 100 for number in range(10_000)]
+    write_arrow(tmp_path, pa.table({"text": texts}), 20_000)
+    (file,) = inspected(tmp_path)
+    assert file.size_bytes > BATCH_BYTES
+    sizes = [len(batch.texts) for batch in read_shard(file.shards()[0], Columns())]
+    assert sizes == [4096, 4096, 1808]
+    assert texts_of(tmp_path) == texts
 
 
 def test_a_shard_is_named_by_the_state_of_its_file(tmp_path):

@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 from pipelines.corpus.streams import read_head
 from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
+    exists,
     in_threads,
     open_filesystem,
     read_bytes,
@@ -261,7 +262,8 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
     files, metadata = _without_metadata(files, alone=len(infos) == 1)
     passed_over |= metadata
     if options.text_unit == "file":
-        files = [_as_document(file, corpus) for file in files]
+        root = _root_of(corpus)
+        files = [_as_document(file, root) for file in files]
     empty = {file.path: "0 bytes" for file in files if _holds_no_row(file)}
     if len(empty) < len(files):
         files = [file for file in files if file.path not in empty]
@@ -331,14 +333,19 @@ def _holds_no_row(file: CorpusFile) -> bool:
     return not (file.size_bytes or file.compression) and file.format in LINES
 
 
-def _as_document(file: CorpusFile, corpus: str) -> CorpusFile:
+def _root_of(corpus: str) -> str:
+    """The folder, a slash behind it, below which a corpus lies: of a glob that before its marks."""
+    inner = open_filesystem(corpus)[1].rstrip("/") + "/"
+    if not exists(corpus):
+        inner = re.split(r"[*?\[]", inner)[0]
+    return inner.rpartition("/")[0] + "/"
+
+
+def _as_document(file: CorpusFile, root: str) -> CorpusFile:
     if file.format != "document":
         return file
-    root = open_filesystem(corpus)[1]
-    root = re.split(r"[*?\[]", root)[0] if re.search(r"[*?\[]", root) else root + "/"
     inner = open_filesystem(file.path)[1]
-    folder = root.rpartition("/")[0] + "/"
-    name = inner.removeprefix(folder) if inner.startswith(folder) else inner.rpartition("/")[2]
+    name = inner.removeprefix(root) if inner.startswith(root) else inner.rpartition("/")[2]
     constants = {**file.view.constants, DEFAULT_ID_COLUMN: name, "path": name}
     return replace(file, view=TableView(constants=constants))
 

@@ -701,6 +701,21 @@ def test_a_file_can_be_a_document(tmp_path):
     }
 
 
+def test_the_id_of_a_file_is_its_path_below_the_corpus_however_that_is_written(tmp_path, s3_server):
+    s3_server.create_bucket(Bucket="shoal-texts")
+    for folder in ("x", "y"):
+        (tmp_path / "docs[1]" / folder).mkdir(parents=True)
+        (tmp_path / "docs[1]" / folder / "readme.md").write_text(folder)
+        s3_server.put_object(
+            Bucket="shoal-texts", Key=f"docs/{folder}/readme.md", Body=folder.encode()
+        )
+    expected = {"x/readme.md": "x", "y/readme.md": "y"}
+    local, remote = f"{tmp_path}/docs[1]", "s3://shoal-texts/docs"
+    for corpus in (local, f"{local}/", remote, f"{remote}/", f"{remote}/*"):
+        assert ids_and_texts(corpus, text_unit="file") == expected, corpus
+    assert ids_and_texts(f"{local}/x/readme.md", text_unit="file") == {"readme.md": "x"}
+
+
 @pytest.mark.parametrize("unit", ["line", "file"])
 def test_a_kept_column_of_a_folder_is_null_for_texts_beside_it(tmp_path, unit):
     (tmp_path / "lang=en").mkdir()

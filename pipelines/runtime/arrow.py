@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,39 +130,56 @@ def plain_column(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         # not by dictionary_decode, which has no way with views
         return plain_column(column.dictionary).take(column.indices)
-    if pa.types.is_run_end_encoded(kind):
-        return plain_column(pc.run_end_decode(column))
+    if pa.types.is_run_end_encoded(kind):  # not by run_end_decode, which has none with dictionaries
+        rows = np.arange(column.offset, column.offset + len(column))
+        runs = np.searchsorted(column.run_ends.to_numpy(), rows, side="right")
+        return plain_column(column.values).take(pa.array(runs))
     if pa.types.is_string_view(kind):  # by way of bytes, which need not be UTF-8
         return column.cast(pa.binary_view()).cast(pa.binary()).view(pa.string())
     if pa.types.is_null(kind):
         return pa.nulls(len(column), pa.string())
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        return _nested(column, target)  # pyarrow's own cast of a slice has broken offsets
-    try:
-        return column.cast(target)
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        return _nested(column, target)
+    return with_children(column, plain_column) if pa.types.is_nested(kind) else column.cast(target)
 
 
-def _nested(column: pa.Array, target: pa.DataType) -> pa.Array:
-    """A nested column value by value, where pyarrow has no cast for what it holds."""
-    values = column.to_pylist()
-    if pa.types.is_map(column.type):
-        values = [
-            None if pairs is None else [{"key": k, "value": v} for k, v in pairs]
-            for pairs in values
-        ]
-    return pa.array([_without_uuids(value) for value in values], target)
+def with_children(column: pa.Array, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """A nested column with what is within changed; its kind of list or struct as in plain types.
 
-
-def _without_uuids(value: Any) -> Any:
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if isinstance(value, list):
-        return [_without_uuids(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_uuids(item) for name, item in value.items()}
-    return value
+    pyarrow's own casts take the bytes of a UUID for text, and have no way with some types.
+    """
+    kind, count = column.type, len(column)
+    bits = None
+    if column.null_count:  # copied, so that its first bit is the first row's
+        bits = pa.array(column.is_valid().to_numpy(zero_copy_only=False)).buffers()[1]
+    if pa.types.is_struct(kind):
+        parts = [change(column.field(place)) for place in range(kind.num_fields)]
+        fields = [f.with_type(part.type) for f, part in zip(kind, parts, strict=True)]
+        return pa.Array.from_buffers(pa.struct(fields), count, [bits], children=parts)
+    if pa.types.is_fixed_size_list(kind):
+        size = kind.list_size
+        values = change(column.values.slice(column.offset * size, count * size))
+        if not _is_no_number(values.type):
+            return pa.Array.from_buffers(
+                pa.list_(values.type, size), count, [bits], children=[values]
+            )
+        offsets = np.arange(count + 1) * size
+    elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        sizes = np.where(column.is_valid(), column.sizes, 0)
+        offsets = np.append(0, np.cumsum(sizes))
+        places = np.repeat(np.asarray(column.offsets) - offsets[:-1], sizes)
+        values = change(column.values.take(pa.array(places + np.arange(offsets[-1]))))
+    else:
+        offsets = np.asarray(column.offsets)
+        if pa.types.is_map(kind):
+            pairs = {"key": column.keys, "value": column.items}
+            values = pa.StructArray.from_arrays(pairs.values(), pairs)
+        else:
+            values = column.values
+        values = change(values.slice(offsets[0], offsets[-1] - offsets[0]))
+        offsets = offsets - offsets[0]
+    is_large = pa.types.is_large_list(kind)
+    plain = pa.large_list(values.type) if is_large else pa.list_(values.type)
+    starts = pa.py_buffer(offsets.astype(np.int64 if is_large else np.int32))
+    return pa.Array.from_buffers(plain, count, [bits, starts], children=[values])
 
 
 def uuid_strings(column: pa.Array) -> pa.Array:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
 from pipelines.corpus.files import CorpusFile
-from pipelines.runtime.arrow import plain_type, unstorable
+from pipelines.runtime.arrow import plain_type, unstorable, valid_strings
 from pipelines.runtime.column_types import fit_column, unify_columns
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, with_retries
@@ -114,17 +114,11 @@ def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise
-            column = pa.chunked_array([decode_strings(column, "replace")], pa.string())
+            chunks = [valid_strings(chunk) for chunk in column.chunks]
+            column = pa.chunked_array(chunks, column.type)
+            column.validate(full=True)
         columns.append(fit_column(field.name, column, kind))
     return pa.table(columns, names=schema.names)
-
-
-def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
-    """A string column as Python strings without trusting its bytes."""
-    raw = column.cast(pa.large_binary()).to_pylist()
-    return [None if value is None else value.decode("utf-8", errors) for value in raw]
 
 
 def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:

@@ -182,6 +182,16 @@ def with_children(column: pa.Array, change: Callable[[pa.Array], pa.Array]) -> p
     return pa.Array.from_buffers(plain, count, [bits, starts], children=[values])
 
 
+def valid_strings(column: pa.Array) -> pa.Array:
+    """A column of plain type in whose strings undecodable bytes are U+FFFD."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return pa.array(
+            [v if v is None else v.decode("utf-8", "replace") for v in raw], column.type
+        )
+    return with_children(column, valid_strings) if pa.types.is_nested(column.type) else column
+
+
 def uuid_strings(column: pa.Array) -> pa.Array:
     """16 bytes a value, as the 36 characters of a UUID."""
     values = column.to_pylist()

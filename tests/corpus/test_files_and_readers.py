@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,7 @@ from pipelines.corpus.kept_columns import (
     resolve_type,
     values_to_json,
 )
-from pipelines.corpus.readers import inspect_files, read_shard
+from pipelines.corpus.readers import RowBatch, inspect_files, read_shard
 from pipelines.runtime.errors import InputError
 
 
@@ -310,6 +311,41 @@ def test_a_parquet_file_with_invalid_utf8_loses_only_that_row(tmp_path):
     assert accepted["text"].to_pylist() == ["good", "also good"]
     assert rejected["id"].to_pylist() == ["2"]
     assert checker.reasons == {"text is not valid UTF-8": 1}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_invalid_utf8_within_a_kept_column_costs_no_row(tmp_path, beside):
+    raw = [{"tags": [b"good", b"\xff"], "n": 1}, {"tags": None, "n": 2}]
+    kind = pa.struct([("tags", pa.list_(pa.string())), ("n", pa.int64())])
+    about = pa.array(raw, pa.struct([("tags", pa.list_(pa.binary())), ("n", pa.int64())]))
+    table = pa.table({"id": ["a", "b"], "text": ["t", "u"], "about": about.view(kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    if beside:
+        write(tmp_path / "b.jsonl", '{"id": "c", "text": "v", "about": null}\n')
+    columns = Columns(keep=("about",))
+    files = inspected(tmp_path, columns)
+    checker = Checker(columns.keep, parquet_schema(files, columns.keep), 1000)
+    shards = [shard for file in files for shard in file.shards()]
+    tables = [checker.check(batch)[0] for s in shards for batch in read_shard(s, columns)]
+    kept = [value for table in tables for value in table["kept.about"].to_pylist()]
+    if beside:
+        kept = [value and json.loads(value) for value in kept[:2]]
+    assert kept == [{"tags": ["good", "\ufffd"], "n": 1}, {"tags": None, "n": 2}]
+
+
+def test_a_batch_that_cannot_be_read_is_not_counted():
+    broken = pa.Array.from_buffers(
+        pa.list_(pa.int8()),
+        2,
+        [None, pa.py_buffer(np.array([0, 9, 1], np.int32))],
+        children=[pa.array([1], pa.int8())],
+    )
+    checker = Checker(("k",), pa.schema([("k", pa.list_(pa.int8()))]), 1000)
+    batch = RowBatch(["a", "b"], [None, None], None, pa.table({"k": broken}))
+    with pytest.raises(pa.ArrowInvalid):
+        checker.check(batch)
+    assert (checker.rows, checker.documents, checker.hashed_ids) == (0, 0, 0)
+    assert not checker.id_kinds
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import valid_table, value_kind, values_to_json
 from pipelines.corpus.passages import Cutter, passage_rows
 from pipelines.corpus.readers import ABSENT, RowBatch, read_shard
-from pipelines.runtime.arrow import valid_strings
+from pipelines.runtime.arrow import valid_strings, with_children
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import check_store
 
@@ -285,6 +285,22 @@ def _plain_list(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = column.cast(pa.large_binary())
-    elif pa.types.is_nested(kind):
-        column = pa.chunked_array([valid_strings(chunk) for chunk in column.chunks], kind)
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    except (UnicodeDecodeError, OverflowError):
+        parts = [chunk[place : place + 1] for chunk in column.chunks for place in range(len(chunk))]
+        return [_plain_value(part) for part in parts]
+
+
+def _plain_value(column: pa.Array) -> Any:
+    """The one value of a column; times beyond Python's as text, bad bytes in strings as U+FFFD."""
+    try:
+        return column[0].as_py()
+    except (UnicodeDecodeError, OverflowError):
+        return _without_times(valid_strings(column))[0].as_py()
+
+
+def _without_times(column: pa.Array) -> pa.Array:
+    if pa.types.is_temporal(column.type):
+        return column.cast(pa.string())
+    return with_children(column, _without_times) if pa.types.is_nested(column.type) else column

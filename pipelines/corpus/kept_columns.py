@@ -65,11 +65,15 @@ def values_to_json(values: Iterable[Any], kinds: set[str]) -> pa.Array:
     for value in values:
         plain = value if isinstance(value, bool | int | float | str | list | dict) else None
         if plain is None and value is not None:
-            plain = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            plain = _as_text(value)
         kind = value_kind(plain)
         kinds.add(_LONG if kind == "int" and plain not in _EXACT else kind)
-        texts.append(None if plain is None else json.dumps(plain, default=str))
+        texts.append(None if plain is None else json.dumps(plain, default=_as_text))
     return pa.array(texts, pa.large_string())
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def value_kind(value: Any) -> str:

@@ -333,6 +333,24 @@ def test_invalid_utf8_within_a_kept_column_costs_no_row(tmp_path, beside):
     assert kept == [{"tags": ["good", "\ufffd"], "n": 1}, {"tags": None, "n": 2}]
 
 
+def test_values_that_python_does_not_hold_are_kept_beside_json_as_text(tmp_path):
+    far = pa.array([0, 400_000 * 10**12], pa.timestamp("us"))
+    within = pa.StructArray.from_arrays([far, pa.array([b"plain", b"b\xff"])], ["at", "raw"])
+    columns = {"id": ["a", "b"], "text": ["t", "u"], "at": far, "both": within}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    write(tmp_path / "b.jsonl", '{"id": "c", "text": "v"}\n')
+    wanted = Columns(keep=("at", "both"))
+    (file, _) = inspected(tmp_path, wanted)
+    checker = Checker(wanted.keep, None, 1000)
+    (table,) = (checker.check(batch)[0] for batch in read_shard(file.shards()[0], wanted))
+    times = ["1970-01-01 00:00:00", "14645-06-30 15:06:40.000000"]
+    assert [json.loads(text) for text in table["kept.at"].to_pylist()] == times
+    assert [json.loads(text) for text in table["kept.both"].to_pylist()] == [
+        {"at": times[0], "raw": "plain"},
+        {"at": times[1], "raw": "b\ufffd"},
+    ]
+
+
 def test_a_batch_that_cannot_be_read_is_not_counted():
     broken = pa.Array.from_buffers(
         pa.list_(pa.int8()),

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.corpus.streams import read_head
+from pipelines.corpus.streams import UTF_8, encoding_by_mark, line_end, read_head
 from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     exists,
@@ -62,6 +62,8 @@ WHOLE_SCHEMA = ("parquet", "arrow", "lance", "csv", "tsv")
 """Formats in which a file says all its columns."""
 LINES = ("jsonl", "csv", "tsv", "text")
 DEFAULT_ID_COLUMN = "id"
+_JSON_LINES = 50
+"""By so many first lines a ``.json`` file is told."""
 _METADATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 log = logging.getLogger(__name__)
@@ -390,8 +392,7 @@ def _json_problem(file: CorpusFile) -> str | None:
     if not file.size_bytes:
         return None
     try:
-        read = partial(read_head, file.path, file.compression)
-        head = with_retries(read, file.path, decodes=True)
+        head = with_retries(partial(_head_of, file), file.path, decodes=True)
     except StorageError:
         raise
     except (OSError, pa.ArrowException):
@@ -399,14 +400,28 @@ def _json_problem(file: CorpusFile) -> str | None:
     text = head.decode("utf-8-sig", "replace").lstrip()
     if text.startswith("["):
         return JSON_ARRAY
-    lines = text.split("\n", 1)
-    try:
-        first = json.loads(lines[0])
-    except (ValueError, RecursionError):
-        return "JSON over several lines; it must be JSON lines, one object a line"
-    if not isinstance(first, dict):
+    lines = [line for line in text.split(line_end(head))[:_JSON_LINES] if line.strip()]
+    first = _is_object(lines[0] if lines else "")
+    if first is False:
         return "JSON, but not of objects"
-    return None if len(lines) > 1 and lines[1].strip() else _ONE_OBJECT
+    # of one value over several lines at most a few are an object each
+    if not first and 2 * sum(map(bool, map(_is_object, lines))) < max(1, len(lines)):
+        return "JSON over several lines; it must be JSON lines, one object a line"
+    return None if len(lines) > 1 else _ONE_OBJECT
+
+
+def _head_of(file: CorpusFile) -> bytes:
+    head = read_head(file.path, file.compression)
+    encoding = encoding_by_mark(head)
+    return head if encoding == UTF_8 else read_head(file.path, file.compression, encoding)
+
+
+def _is_object(line: str) -> bool | None:
+    """Whether a line of JSON holds an object; None where it is none of JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _saved_datasets(files: Iterable[CorpusFile]) -> dict[str, set[str]]:

@@ -77,6 +77,8 @@ EXPECTED = {str(row["id"]): row["text"] for row in ROWS}
     [
         ("a.json", bytes),
         ("c4-train.00000-of-01024.json.gz", gzip.compress),
+        ("old.json", lambda data: data.replace(b"\n", b"\r")),
+        ("utf16.json", lambda data: data.decode().encode("utf-16")),
         ("a.jsonl.xz", lzma.compress),
         ("two.jsonl.xz", lambda data: lzma.compress(data[:100]) + lzma.compress(data[100:])),
         ("a.jsonl.bz2", bz2.compress),
@@ -151,6 +153,17 @@ def test_json_that_describes_data_is_no_document(tmp_path, caplog):
     assert [Path(file.path).name for file in listing.files] == ["a.jsonl"]
     assert len(listing.passed_over) == 3
     assert "dataset_info.json" in caplog.text
+
+
+def test_a_first_line_of_json_that_is_cut_costs_itself_only(tmp_path):
+    (tmp_path / "a.json").write_text('{"id": 30, "text": "cut\n' + LINES)
+    rows, rejected = read(tmp_path)
+    assert {row["id"]: row["text"] for row in rows} == EXPECTED
+    assert rejected == {"malformed JSON line": 1}
+    for content in ('{"docs": [\n{"text": "a"},\n{"text": "b"}\n]}', '{"a":\n{"text": "b"}\n}'):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(InputError, match="JSON over several lines"):
+            find_files(str(tmp_path / "a.json"))
 
 
 def test_a_key_that_not_every_line_or_file_has_is_null_there(tmp_path):

@@ -62,6 +62,7 @@ WHOLE_SCHEMA = ("parquet", "arrow", "lance", "csv", "tsv")
 """Formats in which a file says all its columns."""
 LINES = ("jsonl", "csv", "tsv", "text")
 DEFAULT_ID_COLUMN = "id"
+_CACHE_OR_STATE = re.compile(r"cache-.*\.arrow$|state\.json$")
 _JSON_LINES = 50
 """By so many first lines a ``.json`` file is told."""
 _METADATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -360,7 +361,7 @@ def _without_metadata(
 ) -> tuple[list[CorpusFile], dict[str, str]]:
     """The files that hold documents, ``.json`` as JSON lines, and what the others are."""
     passed_over: dict[str, str] = {}
-    shards = _saved_datasets(files)
+    shards = {} if alone else _saved_datasets(files)
     kept = []
     is_only_kind = all(file.format == "json" for file in files)
     unsure = [file for file in files if file.format == "json"]
@@ -425,16 +426,18 @@ def _is_object(line: str) -> bool | None:
 
 
 def _saved_datasets(files: Iterable[CorpusFile]) -> dict[str, set[str]]:
-    """Folders that ``save_to_disk`` wrote, and the names of their data files."""
+    """Folders that ``save_to_disk`` wrote, and the names of their data files.
+
+    A glob of Arrow files does not match the file that says these: a cache's name asks for it.
+    """
+    places = [file.path.rpartition("/") for file in files]
     shards = {}
-    for file in files:
-        folder, _, name = file.path.rpartition("/")
-        if name == "state.json":
-            try:
-                parts = json.loads(read_bytes(file.path)).get("_data_files", [])
-                shards[folder] = {part["filename"] for part in parts}
-            except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
-                continue
+    for folder in dict.fromkeys(f for f, _, name in places if _CACHE_OR_STATE.match(name)):
+        try:
+            parts = json.loads(read_bytes(f"{folder}/state.json")).get("_data_files", [])
+            shards[folder] = {part["filename"] for part in parts}
+        except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
+            continue
     return shards
 
 

@@ -634,6 +634,9 @@ def test_save_to_disk_is_read_without_its_caches(tmp_path):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
     assert ids_and_texts(tmp_path / "saved") == EXPECTED
+    assert ids_and_texts(f"{tmp_path}/saved/*.arrow") == EXPECTED
+    (alone,) = find_files(f"{tmp_path}/saved/cache-1.arrow")
+    assert alone.path.endswith("cache-1.arrow")
 
 
 @pytest.mark.parametrize("kind", ["file", "stream", "polars"])

@@ -213,14 +213,14 @@ def _kept_beside(text: bytes, columns: Columns, constants: Mapping[str, Any]) ->
 def _read_json(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
     constants = shard.file.view.constants
     text_name, absent = columns.text, None if columns.id else ABSENT
-    absent = constants.get(id_name or "", absent)
+    absent, of_folder = constants.get(id_name or "", absent), constants.get(text_name)
     wanted = [(name, constants.get(name)) for name in columns.keep]
     is_plain = not any("." in name for name in (text_name, id_name or "", *columns.keep))
 
     def values_of(value: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         get = value.get if is_plain else partial(_value_of, value)
         row_id = None if id_name is None else get(id_name, absent)
-        return get(text_name, None), row_id, [get(name, other) for name, other in wanted]
+        return get(text_name, of_folder), row_id, [get(name, other) for name, other in wanted]
 
     for line in _lines(shard):
         if line is None:
@@ -279,7 +279,6 @@ def _read_delimited(
     file = shard.file
     places = {name: place for place, name in enumerate(file.columns)}
     constants = file.view.constants
-    text_place = places[columns.text]
     wanted = [name for name in columns.wanted(file) if name in places]
     for rows in read_blocks(file, wanted):
         if isinstance(rows, pa.Table):
@@ -297,12 +296,11 @@ def _read_delimited(
         if isinstance(row, BadRow):
             yield _Problem(f"line {row.line}" if row.line else "", row.problem, row.lines)
             continue
-        row_id = row[places[id_name]] if id_name in places else constants.get(id_name or "")
-        kept = [
-            _readable(row[places[name]]) if name in places else constants.get(name)
-            for name in columns.keep
-        ]
-        yield row[text_place], row_id, kept, sum(len(field or "") for field in row)
+        text, row_id, *kept = (
+            row[places[name]] if name in places else constants.get(name)
+            for name in (columns.text, id_name or "", *columns.keep)
+        )
+        yield text, row_id, list(map(_readable, kept)), sum(len(field or "") for field in row)
 
 
 def _readable(text: str | None) -> str | None:

@@ -598,6 +598,18 @@ def test_folders_named_key_equals_value_are_columns(tmp_path):
     assert {row["kept.lang"] for row in rows} == {"en"}
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_text_can_be_the_name_of_a_folder(tmp_path, form):
+    folder = tmp_path / "text=some words"
+    folder.mkdir()
+    if form == "parquet":
+        pq.write_table(pa.table({"id": ["a", "b"]}), folder / "a.parquet")
+    else:
+        lines = {"csv": 'id,x\na,"1"\nb,"2"\n', "jsonl": '{"id": "a"}\n{"id": "b"}\n'}
+        (folder / f"a.{form}").write_text(lines[form])
+    assert ids_and_texts(tmp_path) == {"a": "some words", "b": "some words"}
+
+
 def test_a_first_file_of_nothing_but_nulls_and_a_column_that_one_file_lacks(tmp_path):
     pq.write_table(pa.table({"text": ["a"], "label": pa.nulls(1)}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "label": ["x"]}), tmp_path / "b.parquet")

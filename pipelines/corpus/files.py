@@ -21,14 +21,13 @@ import pyarrow.fs as pafs
 from pipelines.corpus.streams import UTF_8, encoding_by_mark, line_end, read_head
 from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
-    exists,
     in_threads,
     open_filesystem,
     read_bytes,
     with_inner_path,
     with_retries,
 )
-from pipelines.runtime.listing import match_files
+from pipelines.runtime.listing import match_files, root_of
 from pipelines.runtime.table_folders import LANCE_SUFFIX, refuse_files_of_tables, require_table
 from pipelines.runtime.table_view import TableView, hive_view
 from pipelines.runtime.tables import table_files
@@ -249,23 +248,20 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
     refuse_files_of_tables(corpus, infos)
     require_table(options.version, corpus, infos)
     places = [with_inner_path(corpus, info.path) for info in infos]
+    root = root_of(corpus)
     files: list[CorpusFile] = []
     passed_over: dict[str, str] = {}
     for info, path in zip(infos, places, strict=True):
         if info.type == pafs.FileType.Directory:
             files += _table(path, options)
         elif known := known_format(info.path, options.text_unit):
-            files.append(
-                CorpusFile(
-                    path, info.size or 0, info.mtime_ns or 0, *known, view=hive_view(info.path)
-                )
-            )
+            view = hive_view(info.path, root)
+            files.append(CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known, view=view))
         else:
             passed_over[path] = _why_unknown(info.path)
     files, metadata = _without_metadata(files, alone=len(infos) == 1)
     passed_over |= metadata
     if options.text_unit == "file":
-        root = _root_of(corpus)
         files = [_as_document(file, root) for file in files]
     empty = {file.path: "0 bytes" for file in files if _holds_no_row(file)}
     if len(empty) < len(files):
@@ -334,14 +330,6 @@ def _table(path: str, options: CorpusOptions) -> list[CorpusFile]:
 def _holds_no_row(file: CorpusFile) -> bool:
     """Whether it is a file of lines without one, as Spark leaves for parts that had no row."""
     return not (file.size_bytes or file.compression) and file.format in LINES
-
-
-def _root_of(corpus: str) -> str:
-    """The folder, a slash behind it, below which a corpus lies: of a glob that before its marks."""
-    inner = open_filesystem(corpus)[1].rstrip("/") + "/"
-    if not exists(corpus):
-        inner = re.split(r"[*?\[]", inner)[0]
-    return inner.rpartition("/")[0] + "/"
 
 
 def _as_document(file: CorpusFile, root: str) -> CorpusFile:

@@ -598,6 +598,21 @@ def test_folders_named_key_equals_value_are_columns(tmp_path):
     assert {row["kept.lang"] for row in rows} == {"en"}
 
 
+def test_only_folders_below_the_corpus_are_columns(tmp_path):
+    corpus = tmp_path / "id=7" / "corpus"
+    (corpus / "lang=en").mkdir(parents=True)
+    (corpus / "lang=en" / "a.jsonl").write_text('{"text": "t"}\n{"text": "u"}\n')
+    (corpus / "lang=en" / "b.csv").write_text("text,n\nv,1\n")
+    for path in (corpus, f"{corpus}/", f"{corpus}/*", f"{corpus}/lang=*/*"):
+        rows, rejected = read(path, keep=["lang"])
+        assert [(row["id"], row["text"], row["kept.lang"]) for row in rows] == [
+            (None, text, "en") for text in "tuv"
+        ]
+        assert not rejected
+    with pytest.raises(InputError, match="no kept column 'lang'"):
+        read(corpus / "lang=en" / "a.jsonl", keep=["lang"])
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_a_text_can_be_the_name_of_a_folder(tmp_path, form):
     folder = tmp_path / "text=some words"

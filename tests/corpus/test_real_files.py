@@ -102,6 +102,14 @@ def test_json_lines_under_every_usual_name(tmp_path, name, pack):
     assert ids_and_texts(tmp_path) == EXPECTED
 
 
+def test_a_folder_of_any_name_is_read_by_its_address(tmp_path):
+    folder = tmp_path / "50% of #1, what?"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(LINES)
+    assert ids_and_texts(f"file://{folder}") == EXPECTED
+    assert ids_and_texts(f"file://{tmp_path}/*/a.jsonl") == EXPECTED
+
+
 def test_a_zstd_frame_with_a_long_window_is_read(tmp_path):
     parameters = zstandard.ZstdCompressionParameters(window_log=28)
     packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()

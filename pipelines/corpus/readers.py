@@ -449,11 +449,18 @@ def _with_dialects(files: list[CorpusFile], sniffed: Mapping[str, Sniffed]) -> l
             (dialect,) = shown
             if dialect != file.dialect:
                 head = read_head(file.path, file.compression, file.encoding)
-                files[place] = _with_header(file, head, dialect)
+                if not _shows_another_delimiter(head, file.dialect, dialect):
+                    files[place] = _with_header(file, head, dialect)
     counts = Counter((f.format, f.dialect) for f in files if f.dialect and not f.problem)
     for (form, dialect), count in counts.items():
         log.info("%s, %d files: %s", form, count, describe_dialect(dialect))
     return files
+
+
+def _shows_another_delimiter(head: bytes, own: Dialect | None, other: Dialect) -> bool:
+    """Whether the first line holds the delimiter found for the file, and not the others'."""
+    first = head.decode("utf-8-sig", "replace").split("\n", 1)[0]
+    return own is not None and own.delimiter in first and other.delimiter not in first
 
 
 def describe_dialect(dialect: Dialect) -> str:

@@ -346,6 +346,17 @@ def test_backslashes_of_a_dump_without_nulls_stay_as_they_are(tmp_path):
     assert ids_and_texts(tmp_path) == {"1": "a \\\\ b and \\textbf", "2": '"a title"'}
 
 
+def test_a_file_that_shows_another_delimiter_keeps_it(tmp_path):
+    (tmp_path / "a.csv").write_text('id;text\n1;"say ""hi""; there"\n')
+    (tmp_path / "b.csv").write_text("id,text\n2,plain; and simple\n")
+    (tmp_path / "c.csv").write_text("id;text, long\n3;one, two\n")
+    rows, rejected = read(tmp_path / "[ab].csv")
+    assert [row["text"] for row in rows] == ['say "hi"; there', "plain; and simple"]
+    rows, _ = read(tmp_path / "[ac].csv", text="id")
+    assert [row["text"] for row in rows] == ["1", "3"]
+    assert not rejected
+
+
 def test_the_dialect_can_be_said(tmp_path):
     (tmp_path / "a.csv").write_text("1~'it''s, so'\n2~plain\n")
     rows, _ = read(

@@ -27,7 +27,7 @@ def describe_corpus(
     files: Sequence[CorpusFile], columns: Columns, passed_over: Mapping[str, str]
 ) -> dict[str, str]:
     """Each kind of file with its columns and its first rows, then what is not read and why."""
-    readable = [file for file in files if not file.problem]
+    readable = [file for file in files if file.readable]
     kinds: dict[str, list[CorpusFile]] = {}
     for file in readable:
         kinds.setdefault(_kind_of(file), []).append(file)

@@ -188,6 +188,11 @@ class CorpusFile:
         """Its columns, and those that its place gives it."""
         return tuple(dict.fromkeys([*self.columns, *self.view.constants]))
 
+    @property
+    def readable(self) -> bool:
+        """Whether there is something of it to read."""
+        return not self.problem and len(self.bounds) > 1
+
     def has(self, name: str) -> bool:
         """Whether there is such a column, or ``column.field`` may be a field of one."""
         return name in self.all_columns or (

@@ -45,7 +45,7 @@ def parquet_schema(
     nulls in all files has the null type. Raises :class:`InputError` where two files' types have no
     common one.
     """
-    readable = [file for file in files if not file.problem]
+    readable = [file for file in files if file.readable]
     if not readable or any(file.format not in TYPED_FORMATS for file in readable):
         return None
     schemas = in_threads(lambda file: _kept_schema(file, keep, text), readable)

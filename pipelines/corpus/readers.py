@@ -8,6 +8,7 @@ its place, with a problem; only a file that cannot be read any further raises.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -64,6 +65,7 @@ _COMPRESSED_GROWTH = 4
 _LARGEST_INTEGER = 2.0**63
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _DELIMITED = ("csv", "tsv")
+_EMPTY = "the file is empty"
 
 log = logging.getLogger(__name__)
 
@@ -365,6 +367,12 @@ def inspect_files(
     sniffed: dict[str, Sniffed] = {}
     inspection = Inspection(columns, shard_bytes, options, sniffed)
     seen = _with_dialects(in_threads(inspection.inspect, list(files)), sniffed)
+    blank = [file.path for file in seen if len(file.bounds) == 1]
+    if any(file.readable for file in seen):
+        if blank:
+            log.warning("not read: %d files of not one line, %s", len(blank), blank[0])
+    else:
+        seen = [replace(f, problem=_EMPTY) if f.path in blank else f for f in seen]
     check_columns(seen, columns)
     return seen
 
@@ -381,7 +389,7 @@ class Inspection:
     def inspect(self, file: CorpusFile) -> CorpusFile:
         """One file looked into; where that fails its ``problem`` says why."""
         if not file.size_bytes and file.format != "document":
-            return replace(file, problem="the file is empty")
+            return replace(file, problem=_EMPTY)
         if file.format in ("document", "wet"):
             names = (self.columns.text,) if file.format == "document" else WET_COLUMNS
             growth = _COMPRESSED_GROWTH if file.compression else 1
@@ -410,6 +418,8 @@ class Inspection:
             newline=line_end(head),
             head_is_all=len(head) < HEAD_BYTES,
         )
+        if file.format in _DELIMITED and not head.removeprefix(codecs.BOM_UTF8).strip(b"\r\n"):
+            return replace(seen, text_bytes=0, rows=0, bounds=(0,))  # as empty as one of 0 bytes
         if file.format in _DELIMITED:
             self.sniffed[file.path] = sniff(head, file.format, self.options)
             return _with_header(seen, head, self.sniffed[file.path].dialect)
@@ -489,7 +499,7 @@ def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
     Each file must have the text, and the id where one is named, if its header says all its
     columns. Kept columns, and keys of JSON lines, are null where a file or a line has none.
     """
-    files = [file for file in files if not file.problem]
+    files = [file for file in files if file.readable]
     for file in files:
         counts = Counter(file.columns)
         if twice := [name for name in columns.wanted(file) if counts[name] > 1]:

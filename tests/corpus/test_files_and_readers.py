@@ -149,6 +149,22 @@ def test_an_empty_file_among_others_holds_no_row(tmp_path, name):
     assert find_corpus(str(tmp_path)).passed_over == {str(tmp_path / name): "0 bytes"}
 
 
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("name", ["part.csv.gz", "part.tsv"])
+def test_csv_without_a_line_holds_no_row(tmp_path, name, content, caplog):
+    write(tmp_path / name, content or b"\n")
+    (alone,) = inspected(tmp_path)
+    assert alone.problem == "the file is empty"
+    write(tmp_path / name, content)
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "b.parquet")
+    columns = Columns(keep=("n",))
+    files = inspected(tmp_path, columns)
+    assert not [file.problem for file in files if file.problem]
+    assert texts_of(tmp_path, columns=columns) == ["a"]
+    assert parquet_schema(files, ("n",)).field("n").type == pa.int64()
+    assert f"{tmp_path}/{name}" in caplog.text
+
+
 def test_a_file_that_is_a_document_and_empty_is_rejected_alone(tmp_path):
     write(tmp_path / "a.md", "")
     write(tmp_path / "b.md", "words")

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
+from pipelines.corpus.dialects import describe_dialect
 from pipelines.corpus.documents import check_rows
 from pipelines.corpus.files import Columns, CorpusFile
-from pipelines.corpus.readers import describe_dialect, read_shard
+from pipelines.corpus.readers import read_shard
 
 SAMPLE_ROWS = 3
 _SHOWN_CHARACTERS = 60

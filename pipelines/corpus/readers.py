@@ -32,7 +32,7 @@ from pipelines.corpus.columnar import (
 )
 from pipelines.corpus.delimited import BadRow, parse_rows
 from pipelines.corpus.delimited_blocks import read_blocks
-from pipelines.corpus.dialects import Sniffed, sniff
+from pipelines.corpus.dialects import Sniffed, describe_dialect, shows_another_delimiter, sniff
 from pipelines.corpus.files import (
     JSON_ARRAY,
     WHOLE_SCHEMA,
@@ -459,25 +459,12 @@ def _with_dialects(files: list[CorpusFile], sniffed: Mapping[str, Sniffed]) -> l
             (dialect,) = shown
             if dialect != file.dialect:
                 head = read_head(file.path, file.compression, file.encoding)
-                if not _shows_another_delimiter(head, file.dialect, dialect):
+                if not shows_another_delimiter(head, file.dialect, dialect):
                     files[place] = _with_header(file, head, dialect)
     counts = Counter((f.format, f.dialect) for f in files if f.dialect and not f.problem)
     for (form, dialect), count in counts.items():
         log.info("%s, %d files: %s", form, count, describe_dialect(dialect))
     return files
-
-
-def _shows_another_delimiter(head: bytes, own: Dialect | None, other: Dialect) -> bool:
-    """Whether the first line holds the delimiter found for the file, and not the others'."""
-    first = head.decode("utf-8-sig", "replace").split("\n", 1)[0]
-    return own is not None and own.delimiter in first and other.delimiter not in first
-
-
-def describe_dialect(dialect: Dialect) -> str:
-    """A dialect in words, for people."""
-    quote = f"quoted with {dialect.quote}" if dialect.quote else "not quoted"
-    escape = f", escaped with {dialect.escape}" if dialect.escape else ""
-    return f"fields parted by {dialect.delimiter!r}, {quote}{escape}"
 
 
 def _json_keys(head: bytes) -> dict[str, None]:

@@ -14,7 +14,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -101,23 +101,6 @@ class ScanSettings:
     def keys_place(self) -> tuple[str, str]:
         """Folder and name of where the keys are."""
         return self.keys or (self.work, "keys")
-
-    def reading(self, files: Sequence[CorpusFile]) -> list[Any]:
-        """All that decides the keys of a shard beside the state of its file, as JSON has it.
-
-        Types of kept columns and dialects come of all ``files``: one that is mended or removed can
-        change how the others are read.
-        """
-        ways = {repr((f.format, f.dialect, f.encoding, f.newline)) for f in files if not f.problem}
-        return [
-            asdict(self.columns),
-            str(self.kept_schema),
-            [self.partitions, self.clip_characters, self.max_tokens, self.prompt_tokens],
-            self.has_ids,
-            sorted(ways),
-            *([] if self.vectors is None else [asdict(self.vectors)]),
-            *([] if self.cut is None else [repr(self.cut)]),
-        ]
 
     def checker(self, cut: Cutter | None = None) -> Checker:
         """Checks the rows of one shard; ``cut`` knows its passages already."""

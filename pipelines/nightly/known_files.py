@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.config import EmbedConfig
-from pipelines.embedding.job import EmbedRun
+from pipelines.embedding.job import EmbedRun, reading_of
 from pipelines.embedding.plan import short_digest
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.files import (
@@ -71,7 +71,7 @@ def corpus_digest(
 def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
     """All that decides the keys of a file beside its state."""
     kinds = sorted((name, str(kind)) for name, kind in types.items())
-    return [*run.scan.reading(run.files), kinds]
+    return [*reading_of(run.scan, run.files), kinds]
 
 
 def _tidy(root: str, reading: str, files: Sequence[CorpusFile], *, spare_others: bool) -> None:

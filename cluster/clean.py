@@ -20,7 +20,7 @@ from cluster.matrix_files import MATRIX_SUFFIXES
 from cluster.vector_files import Piece, read_batches
 from cluster.vectors import VectorSource
 from cluster.work import remove_stale
-from pipelines.runtime.arrow import file_columns, id_column, open_parquet, read_parquet
+from pipelines.runtime.arrow import id_column, open_parquet, parquet_columns, read_parquet
 from pipelines.runtime.files import (
     atomic_output,
     join,
@@ -96,11 +96,11 @@ def _whole_parquet(
 ) -> Iterator[pa.RecordBatch]:
     with filesystem.open_input_file(piece.path) as stream:
         file = open_parquet(stream, buffer_size=4 << 20)
-        own = file.schema_arrow
+        own, about = file.schema_arrow, parquet_columns(file, piece.view)
         if piece.view in (None, TableView()) and source.columns.id in own.names:
             yield from file.iter_batches(_ROWS_AT_A_TIME, [piece.part])
             return
-    names = file_columns(own, piece.view).schema.names
+    names = about.schema.names
     part = range(piece.part, piece.part + 1)
     for table in read_parquet(filesystem, piece.path, piece.view, names, part, _ROWS_AT_A_TIME):
         yield from table.replace_schema_metadata(own.metadata).combine_chunks().to_batches()

@@ -48,7 +48,7 @@ from cluster.vectors import (
     hash_ids,
     shorten_texts,
 )
-from pipelines.runtime.arrow import file_columns, open_parquet, plain_column
+from pipelines.runtime.arrow import open_parquet, parquet_columns, plain_column
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import first_line, join, make_folder, open_filesystem
 from pipelines.runtime.segments import read_segment, write_segments
@@ -80,7 +80,7 @@ def open_texts(uri: str, columns: Columns) -> VectorSource:
         try:
             with filesystem.open_input_file(path) as stream:
                 file = open_parquet(stream)
-                schema, metadata = file_columns(file.schema_arrow, place.view).schema, file.metadata
+                schema, metadata = parquet_columns(file, place.view).schema, file.metadata
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
                 f"{path} is not a readable Parquet file, which --method text needs: "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from pipelines.runtime.arrow import (
     id_column,
     id_kind,
     open_parquet,
+    parquet_columns,
     plain_column,
     read_parquet,
     vectors_to_column,
@@ -39,7 +40,7 @@ from pipelines.runtime.files import (
     split_options,
     with_inner_path,
 )
-from pipelines.runtime.listing import EMBEDDINGS_FOLDER, match_files
+from pipelines.runtime.listing import EMBEDDINGS_FOLDER, match_files, root_of
 from pipelines.runtime.table_folders import LANCE_SUFFIX, refuse_files_of_tables, require_table
 from pipelines.runtime.table_view import TableView, hive_view
 from pipelines.runtime.tables import STORE_DOCUMENTS, STORE_MARK, open_lance, table_files
@@ -144,7 +145,8 @@ def find_files(uri: str, version: str = "") -> list[VectorFile]:
     """
     inside = STORE_DOCUMENTS if exists(join(uri, STORE_MARK)) else EMBEDDINGS_FOLDER
     results = join(uri, inside)
-    infos = match_files(results if exists(results) else uri, datasets=(LANCE_SUFFIX,))
+    place = results if exists(results) else uri
+    infos, root = match_files(place, datasets=(LANCE_SUFFIX,)), root_of(place)
     refuse_files_of_tables(uri, infos)
     require_table(version, uri, infos)
     if len(infos) == 1 and infos[0].type == pafs.FileType.File:
@@ -157,11 +159,11 @@ def find_files(uri: str, version: str = "") -> list[VectorFile]:
             for file in table_files(address, version):
                 usual.append(VectorFile(open_filesystem(file.path)[1], file.path, file.view))
         elif info.path.endswith(_USUAL) or len(infos) == 1:
-            usual.append(VectorFile(info.path, address, hive_view(info.path)))
+            usual.append(VectorFile(info.path, address, hive_view(info.path, root)))
         elif info.path.endswith(MATRIX_SUFFIXES) or (
             is_lines(info.path) and info.size and not info.path.endswith(_DESCRIPTIONS)
         ):
-            others.append(VectorFile(info.path, address, hive_view(info.path)))
+            others.append(VectorFile(info.path, address, hive_view(info.path, root)))
     if not usual and not others:
         known = ", ".join((*_USUAL, *MATRIX_SUFFIXES[1:], *LINE_SUFFIXES))
         arrow = any(info.path.endswith(_ARROW) for info in infos)
@@ -201,7 +203,7 @@ def describe_file(filesystem: pafs.FileSystem, file: VectorFile, columns: Column
     try:
         with filesystem.open_input_file(path) as stream:
             parquet = open_parquet(stream)
-            about = file_columns(parquet.schema_arrow, file.view)
+            about = parquet_columns(parquet, file.view)
             groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         id_kind = _check_columns(about, columns, path)
         dimension = vector_length(about, columns.embedding, path)
@@ -264,7 +266,7 @@ def _describe_lance(file: VectorFile, columns: Columns) -> FileSummary:
 
 
 def _kept_types(about: FileColumns, columns: Columns) -> pa.Schema:
-    nulls = file_columns(about.own, about.view, pa.null())
+    nulls = replace(about, null=pa.null())
     return pa.schema([(name, nulls.type_of(name)) for name in columns.keep])
 
 

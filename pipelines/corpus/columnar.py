@@ -21,6 +21,7 @@ from pipelines.runtime.arrow import (
     file_columns,
     id_kind,
     open_parquet,
+    parquet_columns,
     read_parquet,
 )
 from pipelines.runtime.errors import InputError
@@ -42,7 +43,7 @@ def columns_of(file: CorpusFile, null: pa.DataType = _STRING) -> FileColumns:
     filesystem, inner = open_filesystem(file.path)
     if file.format == "parquet":
         with open_parquet(inner, filesystem=filesystem) as parquet:
-            return file_columns(parquet.schema_arrow, file.view, null)
+            return parquet_columns(parquet, file.view, null)
     if file.format == "lance":
         return file_columns(open_lance(file.path, file.view.version).schema, file.view, null)
     with _open_arrow(file) as reader:
@@ -59,8 +60,9 @@ def read_columnar(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     """The rows of a shard in order: columns of :meth:`Columns.wanted`, nulls where one is not."""
     file = shard.file
     wanted = columns.wanted(file)
-    rows = max(1, file.rows or 1)
-    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, file.text_bytes)))
+    batch_rows = BATCH_ROWS  # at most; batches of Arrow are cut by their own size
+    if file.rows:
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * file.rows // max(1, file.text_bytes)))
     filesystem, inner = open_filesystem(file.path)
     if file.format == "parquet":
         groups = range(shard.start, shard.stop)
@@ -105,17 +107,19 @@ def _is_text(kind: pa.DataType) -> bool:
 def _inspect_parquet(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
     filesystem, inner = open_filesystem(file.path)
     with open_parquet(inner, filesystem=filesystem) as parquet:
-        metadata, own = parquet.metadata, parquet.schema_arrow
-    about = file_columns(own, file.view)
+        metadata, about = parquet.metadata, parquet_columns(parquet, file.view)
     seen = replace(file, columns=_names_of(file, about, columns))
-    read = {path.split(".")[0] for path in about.paths(columns.wanted(seen))}
+    read = set(about.paths(columns.wanted(seen)).values())
+    read_parts = tuple(f"{source}." for source in read)
     bounds = [0]
     total = pending = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         chunks = (group.column(c) for c in range(group.num_columns))
         size = sum(
-            c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in read
+            c.total_uncompressed_size
+            for c in chunks
+            if c.path_in_schema in read or c.path_in_schema.startswith(read_parts)
         )
         if pending and pending + size > shard_bytes:
             bounds.append(index)
@@ -151,7 +155,7 @@ def _inspect_lance(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corp
 def _lance_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     dataset = open_lance(shard.file.path, shard.file.view.version)
     about = file_columns(dataset.schema, shard.file.view)
-    names = list(dict.fromkeys(path.split(".")[0] for path in about.paths(wanted)))
+    names = list(dict.fromkeys(about.paths(wanted).values()))
     for fragment in dataset.get_fragments()[shard.start : shard.stop]:
         yield from fragment.to_batches(columns=names, batch_size=rows)
 
@@ -182,10 +186,12 @@ def _ends_with_magic(source: Any) -> bool:
 def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> CorpusFile:
     with _open_arrow(file) as reader:
         names = _names_of(file, file_columns(reader.schema, file.view), columns)
-        count = getattr(reader, "num_record_batches", 0)
+        count = getattr(reader, "num_record_batches", None)
     seen = replace(file, columns=names, text_bytes=file.size_bytes)
-    if not count:
+    if count is None:
         return seen  # a stream is read in one go
+    if not count:
+        return replace(seen, rows=0, bounds=(0, 0))
     require_memory(file.path, file.size_bytes // count, _IN_MORE_BATCHES)
     step = max(1, round(shard_bytes * count / file.size_bytes))
     return replace(seen, bounds=(*range(0, count, step), count))
@@ -194,7 +200,7 @@ def _inspect_arrow(file: CorpusFile, columns: Columns, shard_bytes: int) -> Corp
 def _arrow_batches(shard: Shard, wanted: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Batches of the columns wanted: of a record batch, which is held whole, no others are read."""
     about = columns_of(shard.file)
-    names = {path.split(".")[0] for path in about.paths(wanted)}
+    names = set(about.paths(wanted).values())
     fields = [place for place, name in enumerate(about.own.names) if name in names]
     with _open_arrow(shard.file, fields) as reader:
         if hasattr(reader, "num_record_batches"):

@@ -6,9 +6,11 @@ In: lines and their dialect. Out: each row's fields, or why it has none and how 
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipelines.corpus.files import Dialect
 from pipelines.corpus.streams import LONGEST_LINE_BYTES
@@ -18,9 +20,30 @@ BACKSLASH = "\\"
 NOT_CLOSED = "a quotation mark is not closed"
 _FEWEST_GLUED = {2: 8}
 _COPY_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "b": "\b", "f": "\f", "v": "\v"}
-_COPY_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_QUOTED_ESCAPE = re.compile(r'\\(["\\]|\r?\n)')
-_UP_TO_QUOTE = re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+class _Patterns(NamedTuple):
+    """What fields of one dialect consist of, where it has an escape."""
+
+    up_to_quote: re.Pattern[str]
+    """The rest of a quoted field."""
+    in_quotes: re.Pattern[str]
+    """What the escape stands before there; elsewhere it is itself."""
+    field: re.Pattern[str]
+    """A field that is not quoted, with the delimiter behind it."""
+    escaped: re.Pattern[str]
+    """What the escape stands before in such a field."""
+
+
+@functools.cache
+def _patterns_of(delimiter: str, quote: str, escape: str) -> _Patterns:
+    delimiter, quote, escape = map(re.escape, (delimiter, quote, escape))
+    return _Patterns(
+        re.compile(f"(?:[^{quote}{escape}]|{escape}.)*{quote}", re.DOTALL),
+        re.compile(rf"{escape}([{quote}{escape}]|\r?\n)"),
+        re.compile(f"((?:[^{delimiter}{escape}]|{escape}.)*){delimiter}?", re.DOTALL),
+        re.compile(f"{escape}(.)", re.DOTALL),
+    )
 
 
 @dataclass(frozen=True)
@@ -82,24 +105,26 @@ def _doubled_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[Row]:
 
 
 def _escaped_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[Row]:
-    r"""Rows whose quoted fields hold ``\"`` and ``\\``; elsewhere a backslash is itself."""
-    quote, delimiter = dialect.quote, dialect.delimiter
+    r"""Rows whose quoted fields hold ``\"`` and ``\\``; elsewhere the escape is itself."""
+    quote, delimiter, null = dialect.quote, dialect.delimiter, f"{dialect.escape}N"
+    patterns = _patterns_of(*dialect[:3])
     numbered = enumerate(lines, 1)
     for first, line in numbered:
         number, row, problem = first, [], None
         if quote not in line:
-            yield [_or_null(field) for field in without_line_end(line).split(delimiter)]
+            fields = without_line_end(line).split(delimiter)
+            yield [None if field == null else field for field in fields]
             continue
         place = 0
         while problem is None and place <= len(line):
             if not line.startswith(quote, place):
                 stop = line.find(delimiter, place)
                 field = line[place:stop] if stop >= 0 else without_line_end(line[place:])
-                row.append(_or_null(field))
+                row.append(None if field == null else field)
                 place = stop + 1 if stop >= 0 else len(line) + 1
                 continue
             parts, size, place = [], 0, place + 1
-            while not (closed := _UP_TO_QUOTE.match(line, place)):
+            while not (closed := patterns.up_to_quote.match(line, place)):
                 parts.append(line[place:])
                 size += len(parts[-1])
                 number, line = next(numbered, (number, ""))
@@ -109,7 +134,7 @@ def _escaped_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[Row]:
                     break
             else:
                 parts.append(line[place : closed.end() - 1])
-                row.append(_QUOTED_ESCAPE.sub(r"\1", "".join(parts)))
+                row.append(patterns.in_quotes.sub(r"\1", "".join(parts)))
                 rest = line[closed.end() : closed.end() + 1]
                 place = closed.end() + 1
                 if rest in ("", "\r", "\n"):
@@ -122,27 +147,26 @@ def _escaped_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[Row]:
 
 
 def _unquoted_rows(lines: Iterable[str], dialect: Dialect) -> Iterator[Row]:
-    delimiter = dialect.delimiter
-    split = re.compile(rf"((?:[^{re.escape(delimiter)}\\]|\\.)*){re.escape(delimiter)}?", re.DOTALL)
+    delimiter, escape = dialect.delimiter, dialect.escape
     numbered = enumerate(lines, 1)
     for number, line in numbered:
         if len(line) > LONGEST_LINE_BYTES:
             yield BadRow(number, f"line longer than {LONGEST_LINE_BYTES >> 20} MiB")
-        elif not dialect.escape or BACKSLASH not in line:
+        elif not escape or escape not in line:
             yield [*without_line_end(line).split(delimiter)]
         else:
-            while _ends_escaped(without_line_end(line)) and (more := next(numbered, None)):
+            while _ends_escaped(without_line_end(line), escape) and (more := next(numbered, None)):
                 line = f"{without_line_end(line)}\n{more[1]}"
             text = without_line_end(line)
             if text != "\\.":  # PostgreSQL's end of data
-                yield [_copied(field) for field in _split_escaped(split, text)]
+                yield [_copied(field, dialect) for field in _split_escaped(text, dialect)]
 
 
-def _split_escaped(split: re.Pattern[str], text: str) -> Iterator[str]:
-    place = 0
+def _split_escaped(text: str, dialect: Dialect) -> Iterator[str]:
+    split, place = _patterns_of(*dialect[:3]).field, 0
     while place <= len(text):
         field = split.match(text, place)
-        if field is None or (field.end() == place and place < len(text)):  # a last lone backslash
+        if field is None or (field.end() == place and place < len(text)):  # a last lone escape
             yield text[place:]
             return
         yield field[1]
@@ -153,18 +177,17 @@ def _split_escaped(split: re.Pattern[str], text: str) -> Iterator[str]:
         place = field.end()
 
 
-def _ends_escaped(text: str) -> bool:
-    return (len(text) - len(text.rstrip(BACKSLASH))) % 2 == 1
+def _ends_escaped(text: str, escape: str) -> bool:
+    return (len(text) - len(text.rstrip(escape))) % 2 == 1
 
 
-def _copied(field: str) -> str | None:
-    if field == "\\N":
+def _copied(field: str, dialect: Dialect) -> str | None:
+    if field == f"{dialect.escape}N":
         return None
-    return _COPY_ESCAPE.sub(lambda found: _COPY_ESCAPES.get(found[1], found[1]), field)
-
-
-def _or_null(field: str) -> str | None:
-    return None if field == "\\N" else field
+    meant = _COPY_ESCAPES if dialect.escape == BACKSLASH else {}
+    return _patterns_of(*dialect[:3]).escaped.sub(
+        lambda found: meant.get(found[1], found[1]), field
+    )
 
 
 def without_line_end(line: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.corpus.delimited import BACKSLASH, BadRow, Row, check_row, parse_rows
+from pipelines.corpus.delimited import BadRow, Row, check_row, parse_rows
 from pipelines.corpus.files import CorpusFile, Dialect
 from pipelines.corpus.streams import BLOCK_BYTES, open_stream
 
@@ -218,7 +218,7 @@ class _Parser:
         returns = block.has(b"\r") and block.count(b"\r")
         if returns and returns != block.count(b"\r\n"):
             return None
-        if dialect.escape and block.has(BACKSLASH.encode()):
+        if dialect.escape and block.has(dialect.escape.encode()):
             return None
         quotes, newlines = block.places(dialect.quote), block.newlines
         ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0] if len(quotes) else newlines

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
+from pipelines.corpus.dialects import describe_dialect
 from pipelines.corpus.documents import check_rows
 from pipelines.corpus.files import Columns, CorpusFile
-from pipelines.corpus.readers import describe_dialect, read_shard
+from pipelines.corpus.readers import read_shard
 
 SAMPLE_ROWS = 3
 _SHOWN_CHARACTERS = 60
@@ -27,7 +28,7 @@ def describe_corpus(
     files: Sequence[CorpusFile], columns: Columns, passed_over: Mapping[str, str]
 ) -> dict[str, str]:
     """Each kind of file with its columns and its first rows, then what is not read and why."""
-    readable = [file for file in files if not file.problem]
+    readable = [file for file in files if file.readable]
     kinds: dict[str, list[CorpusFile]] = {}
     for file in readable:
         kinds.setdefault(_kind_of(file), []).append(file)

@@ -73,6 +73,19 @@ def sniff(head: bytes, kind: str, options: CorpusOptions) -> Sniffed:
     return Sniffed(usual, False)
 
 
+def shows_another_delimiter(head: bytes, own: Dialect | None, other: Dialect) -> bool:
+    """Whether the first line holds the delimiter found for the file, and not the others'."""
+    first = head.decode("utf-8-sig", "replace").split("\n", 1)[0]
+    return own is not None and own.delimiter in first and other.delimiter not in first
+
+
+def describe_dialect(dialect: Dialect) -> str:
+    """A dialect in words, for people."""
+    quote = f"quoted with {dialect.quote}" if dialect.quote else "not quoted"
+    escape = f", escaped with {dialect.escape}" if dialect.escape else ""
+    return f"fields parted by {dialect.delimiter!r}, {quote}{escape}"
+
+
 def _delimiter_of(text: str, usual: str) -> str:
     lines = [without_line_end(line) for line in io.StringIO(text[: 1 << 16]).readlines()[:50]]
     if not lines or usual in lines[0]:

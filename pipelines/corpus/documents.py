@@ -20,6 +20,7 @@ from pipelines.corpus.given_vectors import GivenVectors
 from pipelines.corpus.kept_columns import valid_table, value_kind, values_to_json
 from pipelines.corpus.passages import Cutter, passage_rows
 from pipelines.corpus.readers import ABSENT, RowBatch, read_shard
+from pipelines.runtime.arrow import valid_strings, with_children
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import check_store
 
@@ -64,10 +65,14 @@ class Checker:
     kept_kinds: dict[str, set[str]] = field(default_factory=dict)
 
     def check(self, batch: RowBatch) -> tuple[pa.Table, pa.Table]:
-        """Accepted documents (:data:`DOCUMENT_FIELDS`, kept columns) and rejected rows."""
+        """Accepted documents (:data:`DOCUMENT_FIELDS`, kept columns) and rejected rows.
+
+        What cannot be read raises ``pyarrow.ArrowException``, and none of the batch is counted.
+        """
         accepted: dict[str, list[Any]] = {name.name: [] for name in DOCUMENT_FIELDS}
         rejected: list[tuple[str | None, str, str]] = []
-        places = []
+        places: list[int] = []
+        id_kinds: set[str] = set()
         given = None
         if self.vectors is not None:
             given, batch.problems = self._given(batch, self.vectors)
@@ -75,23 +80,24 @@ class Checker:
             if row.reason:
                 rejected.append((row.id, row.reason, excerpt_of(batch.texts[place])))
                 continue
-            self.id_kinds.add("str" if row.own_id is None else value_kind(row.own_id))
-            self.hashed_ids += row.id is None
+            id_kinds.add("str" if row.own_id is None else value_kind(row.own_id))
             accepted["row"].append(self.rows + place)
             accepted["id"].append(row.id)
             accepted["text_sha256"].append(hashlib.sha256(row.raw).digest())
             whole = self.cut is not None
             accepted["text"].append(row.text if whole else row.text[: self.clip_characters])
             places.append(place)
-        self.rows += len(batch.texts)
-        self.documents += len(places)
-        self.reasons.update(reason for _, reason, _ in rejected)
         table = pa.table(accepted, schema=pa.schema(DOCUMENT_FIELDS))
         for name, column in self._kept_columns(batch, places).items():
             table = table.append_column(f"kept.{name}", column)
         if self.vectors is not None and given is not None:
             column = self.vectors.to_column(given[places])
             table = table.append_column(f"kept.{self.vectors.column}", column)
+        self.rows += len(batch.texts)
+        self.documents += len(places)
+        self.hashed_ids += accepted["id"].count(None)
+        self.id_kinds |= id_kinds
+        self.reasons.update(reason for _, reason, _ in rejected)
         return self._cut(table), rejected_table(rejected)
 
     def _cut(self, documents: pa.Table) -> pa.Table:
@@ -279,4 +285,22 @@ def _plain_list(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    except (UnicodeDecodeError, OverflowError):
+        parts = [chunk[place : place + 1] for chunk in column.chunks for place in range(len(chunk))]
+        return [_plain_value(part) for part in parts]
+
+
+def _plain_value(column: pa.Array) -> Any:
+    """The one value of a column; times beyond Python's as text, bad bytes in strings as U+FFFD."""
+    try:
+        return column[0].as_py()
+    except (UnicodeDecodeError, OverflowError):
+        return _without_times(valid_strings(column))[0].as_py()
+
+
+def _without_times(column: pa.Array) -> pa.Array:
+    if pa.types.is_temporal(column.type):
+        return column.cast(pa.string())
+    return with_children(column, _without_times) if pa.types.is_nested(column.type) else column

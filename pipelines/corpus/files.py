@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.corpus.streams import read_head
+from pipelines.corpus.streams import UTF_8, encoding_by_mark, line_end, read_head
 from pipelines.runtime.errors import InputError, StorageError
 from pipelines.runtime.files import (
     in_threads,
@@ -27,7 +27,7 @@ from pipelines.runtime.files import (
     with_inner_path,
     with_retries,
 )
-from pipelines.runtime.listing import match_files
+from pipelines.runtime.listing import match_files, root_of
 from pipelines.runtime.table_folders import LANCE_SUFFIX, refuse_files_of_tables, require_table
 from pipelines.runtime.table_view import TableView, hive_view
 from pipelines.runtime.tables import table_files
@@ -61,6 +61,9 @@ WHOLE_SCHEMA = ("parquet", "arrow", "lance", "csv", "tsv")
 """Formats in which a file says all its columns."""
 LINES = ("jsonl", "csv", "tsv", "text")
 DEFAULT_ID_COLUMN = "id"
+_CACHE_OR_STATE = re.compile(r"cache-.*\.arrow$|state\.json$")
+_JSON_LINES = 50
+"""By so many first lines a ``.json`` file is told."""
 _METADATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 log = logging.getLogger(__name__)
@@ -79,7 +82,7 @@ class CorpusOptions:
     csv_quote: str = ""
     """Quotation mark of CSV and TSV, or `none`; found by default."""
     csv_escape: str = ""
-    """What stands before a quotation mark of the text, a backslash or `none`; found by default."""
+    """What stands before a quotation mark of the text, a mark or `none`; found by default."""
     csv_header: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV whose first row is data already."""
 
@@ -185,6 +188,11 @@ class CorpusFile:
         """Its columns, and those that its place gives it."""
         return tuple(dict.fromkeys([*self.columns, *self.view.constants]))
 
+    @property
+    def readable(self) -> bool:
+        """Whether there is something of it to read."""
+        return not self.problem and len(self.bounds) > 1
+
     def has(self, name: str) -> bool:
         """Whether there is such a column, or ``column.field`` may be a field of one."""
         return name in self.all_columns or (
@@ -245,23 +253,21 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
     refuse_files_of_tables(corpus, infos)
     require_table(options.version, corpus, infos)
     places = [with_inner_path(corpus, info.path) for info in infos]
+    root = root_of(corpus)
     files: list[CorpusFile] = []
     passed_over: dict[str, str] = {}
     for info, path in zip(infos, places, strict=True):
         if info.type == pafs.FileType.Directory:
             files += _table(path, options)
         elif known := known_format(info.path, options.text_unit):
-            files.append(
-                CorpusFile(
-                    path, info.size or 0, info.mtime_ns or 0, *known, view=hive_view(info.path)
-                )
-            )
+            view = hive_view(info.path, root)
+            files.append(CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known, view=view))
         else:
             passed_over[path] = _why_unknown(info.path)
     files, metadata = _without_metadata(files, alone=len(infos) == 1)
     passed_over |= metadata
     if options.text_unit == "file":
-        files = [_as_document(file, corpus) for file in files]
+        files = [_as_document(file, root) for file in files]
     empty = {file.path: "0 bytes" for file in files if _holds_no_row(file)}
     if len(empty) < len(files):
         files = [file for file in files if file.path not in empty]
@@ -331,14 +337,11 @@ def _holds_no_row(file: CorpusFile) -> bool:
     return not (file.size_bytes or file.compression) and file.format in LINES
 
 
-def _as_document(file: CorpusFile, corpus: str) -> CorpusFile:
+def _as_document(file: CorpusFile, root: str) -> CorpusFile:
     if file.format != "document":
         return file
-    root = open_filesystem(corpus)[1]
-    root = re.split(r"[*?\[]", root)[0] if re.search(r"[*?\[]", root) else root + "/"
     inner = open_filesystem(file.path)[1]
-    folder = root.rpartition("/")[0] + "/"
-    name = inner.removeprefix(folder) if inner.startswith(folder) else inner.rpartition("/")[2]
+    name = inner.removeprefix(root) if inner.startswith(root) else inner.rpartition("/")[2]
     constants = {**file.view.constants, DEFAULT_ID_COLUMN: name, "path": name}
     return replace(file, view=TableView(constants=constants))
 
@@ -351,7 +354,7 @@ def _without_metadata(
 ) -> tuple[list[CorpusFile], dict[str, str]]:
     """The files that hold documents, ``.json`` as JSON lines, and what the others are."""
     passed_over: dict[str, str] = {}
-    shards = _saved_datasets(files)
+    shards = {} if alone else _saved_datasets(files)
     kept = []
     is_only_kind = all(file.format == "json" for file in files)
     unsure = [file for file in files if file.format == "json"]
@@ -383,8 +386,7 @@ def _json_problem(file: CorpusFile) -> str | None:
     if not file.size_bytes:
         return None
     try:
-        read = partial(read_head, file.path, file.compression)
-        head = with_retries(read, file.path, decodes=True)
+        head = with_retries(partial(_head_of, file), file.path, decodes=True)
     except StorageError:
         raise
     except (OSError, pa.ArrowException):
@@ -392,27 +394,43 @@ def _json_problem(file: CorpusFile) -> str | None:
     text = head.decode("utf-8-sig", "replace").lstrip()
     if text.startswith("["):
         return JSON_ARRAY
-    lines = text.split("\n", 1)
-    try:
-        first = json.loads(lines[0])
-    except (ValueError, RecursionError):
-        return "JSON over several lines; it must be JSON lines, one object a line"
-    if not isinstance(first, dict):
+    lines = [line for line in text.split(line_end(head))[:_JSON_LINES] if line.strip()]
+    first = _is_object(lines[0] if lines else "")
+    if first is False:
         return "JSON, but not of objects"
-    return None if len(lines) > 1 and lines[1].strip() else _ONE_OBJECT
+    # of one value over several lines at most a few are an object each
+    if not first and 2 * sum(map(bool, map(_is_object, lines))) < max(1, len(lines)):
+        return "JSON over several lines; it must be JSON lines, one object a line"
+    return None if len(lines) > 1 else _ONE_OBJECT
+
+
+def _head_of(file: CorpusFile) -> bytes:
+    head = read_head(file.path, file.compression)
+    encoding = encoding_by_mark(head)
+    return head if encoding == UTF_8 else read_head(file.path, file.compression, encoding)
+
+
+def _is_object(line: str) -> bool | None:
+    """Whether a line of JSON holds an object; None where it is none of JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _saved_datasets(files: Iterable[CorpusFile]) -> dict[str, set[str]]:
-    """Folders that ``save_to_disk`` wrote, and the names of their data files."""
+    """Folders that ``save_to_disk`` wrote, and the names of their data files.
+
+    A glob of Arrow files does not match the file that says these: a cache's name asks for it.
+    """
+    places = [file.path.rpartition("/") for file in files]
     shards = {}
-    for file in files:
-        folder, _, name = file.path.rpartition("/")
-        if name == "state.json":
-            try:
-                parts = json.loads(read_bytes(file.path)).get("_data_files", [])
-                shards[folder] = {part["filename"] for part in parts}
-            except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
-                continue
+    for folder in dict.fromkeys(f for f, _, name in places if _CACHE_OR_STATE.match(name)):
+        try:
+            parts = json.loads(read_bytes(f"{folder}/state.json")).get("_data_files", [])
+            shards[folder] = {part["filename"] for part in parts}
+        except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
+            continue
     return shards
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines.corpus.columnar import TYPED_FORMATS, columns_of
 from pipelines.corpus.files import CorpusFile
-from pipelines.runtime.arrow import plain_type, unstorable
+from pipelines.runtime.arrow import plain_type, unstorable, valid_strings
 from pipelines.runtime.column_types import fit_column, unify_columns
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import in_threads, with_retries
@@ -45,7 +45,7 @@ def parquet_schema(
     nulls in all files has the null type. Raises :class:`InputError` where two files' types have no
     common one.
     """
-    readable = [file for file in files if not file.problem]
+    readable = [file for file in files if file.readable]
     if not readable or any(file.format not in TYPED_FORMATS for file in readable):
         return None
     schemas = in_threads(lambda file: _kept_schema(file, keep, text), readable)
@@ -65,11 +65,15 @@ def values_to_json(values: Iterable[Any], kinds: set[str]) -> pa.Array:
     for value in values:
         plain = value if isinstance(value, bool | int | float | str | list | dict) else None
         if plain is None and value is not None:
-            plain = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            plain = _as_text(value)
         kind = value_kind(plain)
         kinds.add(_LONG if kind == "int" and plain not in _EXACT else kind)
-        texts.append(None if plain is None else json.dumps(plain, default=str))
+        texts.append(None if plain is None else json.dumps(plain, default=_as_text))
     return pa.array(texts, pa.large_string())
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def value_kind(value: Any) -> str:
@@ -114,17 +118,11 @@ def valid_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise
-            column = pa.chunked_array([decode_strings(column, "replace")], pa.string())
+            chunks = [valid_strings(chunk) for chunk in column.chunks]
+            column = pa.chunked_array(chunks, column.type)
+            column.validate(full=True)
         columns.append(fit_column(field.name, column, kind))
     return pa.table(columns, names=schema.names)
-
-
-def decode_strings(column: pa.ChunkedArray, errors: str) -> list[str | None]:
-    """A string column as Python strings without trusting its bytes."""
-    raw = column.cast(pa.large_binary()).to_pylist()
-    return [None if value is None else value.decode("utf-8", errors) for value in raw]
 
 
 def _kept_schema(file: CorpusFile, keep: Sequence[str], text: str) -> pa.Schema:

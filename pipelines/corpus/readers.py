@@ -8,6 +8,7 @@ its place, with a problem; only a file that cannot be read any further raises.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -31,7 +32,7 @@ from pipelines.corpus.columnar import (
 )
 from pipelines.corpus.delimited import BadRow, parse_rows
 from pipelines.corpus.delimited_blocks import read_blocks
-from pipelines.corpus.dialects import Sniffed, sniff
+from pipelines.corpus.dialects import Sniffed, describe_dialect, shows_another_delimiter, sniff
 from pipelines.corpus.files import (
     JSON_ARRAY,
     WHOLE_SCHEMA,
@@ -64,6 +65,7 @@ _COMPRESSED_GROWTH = 4
 _LARGEST_INTEGER = 2.0**63
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _DELIMITED = ("csv", "tsv")
+_EMPTY = "the file is empty"
 
 log = logging.getLogger(__name__)
 
@@ -213,14 +215,14 @@ def _kept_beside(text: bytes, columns: Columns, constants: Mapping[str, Any]) ->
 def _read_json(shard: Shard, columns: Columns, id_name: str | None) -> Iterator[_Row]:
     constants = shard.file.view.constants
     text_name, absent = columns.text, None if columns.id else ABSENT
-    absent = constants.get(id_name or "", absent)
+    absent, of_folder = constants.get(id_name or "", absent), constants.get(text_name)
     wanted = [(name, constants.get(name)) for name in columns.keep]
     is_plain = not any("." in name for name in (text_name, id_name or "", *columns.keep))
 
     def values_of(value: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         get = value.get if is_plain else partial(_value_of, value)
         row_id = None if id_name is None else get(id_name, absent)
-        return get(text_name, None), row_id, [get(name, other) for name, other in wanted]
+        return get(text_name, of_folder), row_id, [get(name, other) for name, other in wanted]
 
     for line in _lines(shard):
         if line is None:
@@ -279,7 +281,6 @@ def _read_delimited(
     file = shard.file
     places = {name: place for place, name in enumerate(file.columns)}
     constants = file.view.constants
-    text_place = places[columns.text]
     wanted = [name for name in columns.wanted(file) if name in places]
     for rows in read_blocks(file, wanted):
         if isinstance(rows, pa.Table):
@@ -297,12 +298,11 @@ def _read_delimited(
         if isinstance(row, BadRow):
             yield _Problem(f"line {row.line}" if row.line else "", row.problem, row.lines)
             continue
-        row_id = row[places[id_name]] if id_name in places else constants.get(id_name or "")
-        kept = [
-            _readable(row[places[name]]) if name in places else constants.get(name)
-            for name in columns.keep
-        ]
-        yield row[text_place], row_id, kept, sum(len(field or "") for field in row)
+        text, row_id, *kept = (
+            row[places[name]] if name in places else constants.get(name)
+            for name in (columns.text, id_name or "", *columns.keep)
+        )
+        yield text, row_id, list(map(_readable, kept)), sum(len(field or "") for field in row)
 
 
 def _readable(text: str | None) -> str | None:
@@ -367,6 +367,12 @@ def inspect_files(
     sniffed: dict[str, Sniffed] = {}
     inspection = Inspection(columns, shard_bytes, options, sniffed)
     seen = _with_dialects(in_threads(inspection.inspect, list(files)), sniffed)
+    blank = [file.path for file in seen if len(file.bounds) == 1]
+    if any(file.readable for file in seen):
+        if blank:
+            log.warning("not read: %d files of not one line, %s", len(blank), blank[0])
+    else:
+        seen = [replace(f, problem=_EMPTY) if f.path in blank else f for f in seen]
     check_columns(seen, columns)
     return seen
 
@@ -383,7 +389,7 @@ class Inspection:
     def inspect(self, file: CorpusFile) -> CorpusFile:
         """One file looked into; where that fails its ``problem`` says why."""
         if not file.size_bytes and file.format != "document":
-            return replace(file, problem="the file is empty")
+            return replace(file, problem=_EMPTY)
         if file.format in ("document", "wet"):
             names = (self.columns.text,) if file.format == "document" else WET_COLUMNS
             growth = _COMPRESSED_GROWTH if file.compression else 1
@@ -412,6 +418,8 @@ class Inspection:
             newline=line_end(head),
             head_is_all=len(head) < HEAD_BYTES,
         )
+        if file.format in _DELIMITED and not head.removeprefix(codecs.BOM_UTF8).strip(b"\r\n"):
+            return replace(seen, text_bytes=0, rows=0, bounds=(0,))  # as empty as one of 0 bytes
         if file.format in _DELIMITED:
             self.sniffed[file.path] = sniff(head, file.format, self.options)
             return _with_header(seen, head, self.sniffed[file.path].dialect)
@@ -451,18 +459,12 @@ def _with_dialects(files: list[CorpusFile], sniffed: Mapping[str, Sniffed]) -> l
             (dialect,) = shown
             if dialect != file.dialect:
                 head = read_head(file.path, file.compression, file.encoding)
-                files[place] = _with_header(file, head, dialect)
+                if not shows_another_delimiter(head, file.dialect, dialect):
+                    files[place] = _with_header(file, head, dialect)
     counts = Counter((f.format, f.dialect) for f in files if f.dialect and not f.problem)
     for (form, dialect), count in counts.items():
         log.info("%s, %d files: %s", form, count, describe_dialect(dialect))
     return files
-
-
-def describe_dialect(dialect: Dialect) -> str:
-    """A dialect in words, for people."""
-    quote = f"quoted with {dialect.quote}" if dialect.quote else "not quoted"
-    escape = f", escaped with {dialect.escape}" if dialect.escape else ""
-    return f"fields parted by {dialect.delimiter!r}, {quote}{escape}"
 
 
 def _json_keys(head: bytes) -> dict[str, None]:
@@ -484,7 +486,7 @@ def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
     Each file must have the text, and the id where one is named, if its header says all its
     columns. Kept columns, and keys of JSON lines, are null where a file or a line has none.
     """
-    files = [file for file in files if not file.problem]
+    files = [file for file in files if file.readable]
     for file in files:
         counts = Counter(file.columns)
         if twice := [name for name in columns.wanted(file) if counts[name] > 1]:

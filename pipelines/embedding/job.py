@@ -21,7 +21,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -57,7 +57,13 @@ from pipelines.embedding.keys import (
     scan_corpus,
     settle_corpus,
 )
-from pipelines.embedding.plan import WORK_FOLDER, ScanResult, WorkPlan, count_partitions
+from pipelines.embedding.plan import (
+    WORK_FOLDER,
+    ScanResult,
+    WorkPlan,
+    count_partitions,
+    short_digest,
+)
 from pipelines.embedding.progress import duration
 from pipelines.embedding.write import ResultSettings, write_result
 from pipelines.encoder.describe import describe_encoder
@@ -266,7 +272,25 @@ def settle_run(
         or any(config.columns.id_of(f) is not None for f in seen if not f.problem),
         cut=None if cuts is None else EncoderCuts(cuts, json.dumps(description.to_json())),
     )
+    scan = replace(scan, keys=(join(work, short_digest(reading_of(scan, seen))), "keys"))
     return EmbedRun(config, work, seen, description, actors, plan, scan)
+
+
+def reading_of(scan: ScanSettings, files: Sequence[CorpusFile]) -> list[Any]:
+    """All that decides the keys of a shard beside the state of its file, as JSON has it.
+
+    Types of kept columns and dialects come of all ``files``: one that is mended or removed can
+    change how the others are read.
+    """
+    ways = {repr((f.format, f.dialect, f.encoding, f.newline)) for f in files if not f.problem}
+    return [
+        asdict(scan.columns),
+        str(scan.kept_schema),
+        [scan.partitions, scan.clip_characters, scan.max_tokens, scan.prompt_tokens, scan.has_ids],
+        sorted(ways),
+        *([] if scan.vectors is None else [asdict(scan.vectors)]),
+        *([] if scan.cut is None else [repr(scan.cut)]),
+    ]
 
 
 def shard_size(files: Sequence[CorpusFile]) -> int:

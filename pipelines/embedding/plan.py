@@ -7,6 +7,7 @@ read. After that the corpus is settled, and another one is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,9 @@ MOST_PARTITIONS = 1024
 MOST_CHUNKS = 20_000
 USUAL_CHUNKS = 64
 """Of a small corpus: so many that its first vectors come soon and its actors end together."""
-LAYOUT = 4
+LAYOUT = 5
 """Of the files below ``_work/``; work that another layout was begun with is not gone on with."""
+_NAME_DIGITS = 20
 _KEY_BYTES = 60  # digests of id and text, and where the document is
 _SHORTEST_DOCUMENT_BYTES = 20  # a guess for formats whose rows only reading can count
 
@@ -171,6 +173,12 @@ def check_same_corpus(before: Sequence[Sequence[Any]], now: Sequence[Sequence[An
             f"the corpus is not the one this run began with: {changed[0]} {kind} "
             f"({len(changed)} files differ). Choose another --output for the new corpus"
         )
+
+
+def short_digest(content: Any) -> str:
+    """A name that says what ``content``, of JSON, is."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
 
 
 def count_partitions(files: Sequence[CorpusFile]) -> int:

@@ -8,10 +8,8 @@ goes by these; ``--reread`` looks at every file. Where a store tells no time, fi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +17,8 @@ import pyarrow.fs as pafs
 
 from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.config import EmbedConfig
-from pipelines.embedding.job import EmbedRun
+from pipelines.embedding.job import EmbedRun, reading_of
+from pipelines.embedding.plan import short_digest
 from pipelines.encoder.description import EncoderConfig
 from pipelines.runtime.files import (
     join,
@@ -34,7 +33,6 @@ FOLDER = "keys"
 YOUNG_NS = 2_000_000_000
 """A file may be written once more within a tick of its store's clock: so young a state is not
 trusted to be the one that was read."""
-_NAME_DIGITS = 20
 
 
 def with_known_files(
@@ -72,24 +70,8 @@ def corpus_digest(
 
 def _reading(run: EmbedRun, types: Mapping[str, pa.DataType]) -> list[Any]:
     """All that decides the keys of a file beside its state."""
-    scan = run.scan
-    given = [] if scan.vectors is None else [asdict(scan.vectors)]
-    formats = {repr((f.format, f.dialect, f.encoding, f.newline)) for f in run.files}
-    return [
-        asdict(scan.columns),
-        str(scan.kept_schema),
-        sorted((name, str(kind)) for name, kind in types.items()),
-        [scan.partitions, scan.clip_characters, scan.max_tokens, scan.prompt_tokens, scan.has_ids],
-        sorted(formats),
-        *given,
-        *([] if scan.cut is None else [repr(scan.cut), run.description.fingerprint]),
-    ]
-
-
-def short_digest(content: Any) -> str:
-    """A name that says what ``content``, of JSON, is."""
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+    kinds = sorted((name, str(kind)) for name, kind in types.items())
+    return [*reading_of(run.scan, run.files), kinds]
 
 
 def _tidy(root: str, reading: str, files: Sequence[CorpusFile], *, spare_others: bool) -> None:

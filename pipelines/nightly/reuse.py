@@ -21,7 +21,7 @@ from pipelines.corpus.files import CorpusFile, listing_of
 from pipelines.embedding.chunks import FOLDERS, STAGE, Groups
 from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.keys import KNOWN
-from pipelines.embedding.plan import WORK_FOLDER, WorkPlan
+from pipelines.embedding.plan import WORK_FOLDER, WorkPlan, short_digest
 from pipelines.embedding.write import (
     ROW_GROUP_BYTES,
     ResultSettings,
@@ -30,7 +30,6 @@ from pipelines.embedding.write import (
     result_rows,
     write_in_files,
 )
-from pipelines.nightly.known_files import short_digest
 from pipelines.runtime.arrow import column_to_vectors
 from pipelines.runtime.files import (
     join,

@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,39 +130,66 @@ def plain_column(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         # not by dictionary_decode, which has no way with views
         return plain_column(column.dictionary).take(column.indices)
-    if pa.types.is_run_end_encoded(kind):
-        return plain_column(pc.run_end_decode(column))
+    if pa.types.is_run_end_encoded(kind):  # not by run_end_decode, which has none with dictionaries
+        rows = np.arange(column.offset, column.offset + len(column))
+        runs = np.searchsorted(column.run_ends.to_numpy(), rows, side="right")
+        return plain_column(column.values).take(pa.array(runs))
     if pa.types.is_string_view(kind):  # by way of bytes, which need not be UTF-8
         return column.cast(pa.binary_view()).cast(pa.binary()).view(pa.string())
     if pa.types.is_null(kind):
         return pa.nulls(len(column), pa.string())
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        return _nested(column, target)  # pyarrow's own cast of a slice has broken offsets
-    try:
-        return column.cast(target)
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        return _nested(column, target)
+    return with_children(column, plain_column) if pa.types.is_nested(kind) else column.cast(target)
 
 
-def _nested(column: pa.Array, target: pa.DataType) -> pa.Array:
-    """A nested column value by value, where pyarrow has no cast for what it holds."""
-    values = column.to_pylist()
-    if pa.types.is_map(column.type):
-        values = [
-            None if pairs is None else [{"key": k, "value": v} for k, v in pairs]
-            for pairs in values
-        ]
-    return pa.array([_without_uuids(value) for value in values], target)
+def with_children(column: pa.Array, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """A nested column with what is within changed; its kind of list or struct as in plain types.
+
+    pyarrow's own casts take the bytes of a UUID for text, and have no way with some types.
+    """
+    kind, count = column.type, len(column)
+    bits = None
+    if column.null_count:  # copied, so that its first bit is the first row's
+        bits = pa.array(column.is_valid().to_numpy(zero_copy_only=False)).buffers()[1]
+    if pa.types.is_struct(kind):
+        parts = [change(column.field(place)) for place in range(kind.num_fields)]
+        fields = [f.with_type(part.type) for f, part in zip(kind, parts, strict=True)]
+        return pa.Array.from_buffers(pa.struct(fields), count, [bits], children=parts)
+    if pa.types.is_fixed_size_list(kind):
+        size = kind.list_size
+        values = change(column.values.slice(column.offset * size, count * size))
+        if not _is_no_number(values.type):
+            return pa.Array.from_buffers(
+                pa.list_(values.type, size), count, [bits], children=[values]
+            )
+        offsets = np.arange(count + 1) * size
+    elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        sizes = np.where(column.is_valid(), column.sizes, 0)
+        offsets = np.append(0, np.cumsum(sizes))
+        places = np.repeat(np.asarray(column.offsets) - offsets[:-1], sizes)
+        values = change(column.values.take(pa.array(places + np.arange(offsets[-1]))))
+    else:
+        offsets = np.asarray(column.offsets)
+        if pa.types.is_map(kind):
+            pairs = {"key": column.keys, "value": column.items}
+            values = pa.StructArray.from_arrays(pairs.values(), pairs)
+        else:
+            values = column.values
+        values = change(values.slice(offsets[0], offsets[-1] - offsets[0]))
+        offsets = offsets - offsets[0]
+    is_large = pa.types.is_large_list(kind)
+    plain = pa.large_list(values.type) if is_large else pa.list_(values.type)
+    starts = pa.py_buffer(offsets.astype(np.int64 if is_large else np.int32))
+    return pa.Array.from_buffers(plain, count, [bits, starts], children=[values])
 
 
-def _without_uuids(value: Any) -> Any:
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if isinstance(value, list):
-        return [_without_uuids(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_uuids(item) for name, item in value.items()}
-    return value
+def valid_strings(column: pa.Array) -> pa.Array:
+    """A column of plain type in whose strings undecodable bytes are U+FFFD."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return pa.array(
+            [v if v is None else v.decode("utf-8", "replace") for v in raw], column.type
+        )
+    return with_children(column, valid_strings) if pa.types.is_nested(column.type) else column
 
 
 def uuid_strings(column: pa.Array) -> pa.Array:
@@ -314,9 +341,9 @@ class FileColumns:
                 kind = kind.field(part).type
         return kind
 
-    def paths(self, wanted: Sequence[str]) -> list[str]:
-        """What to read of the file for these columns."""
-        paths = []
+    def paths(self, wanted: Sequence[str]) -> dict[str, str]:
+        """What to read of the file for these columns: each path, and the file's column it is in."""
+        paths: dict[str, str] = {}
         for name in wanted:
             first = name if name in self.schema.names else name.split(".")[0]
             source = first if self.view.names is None else self.view.names.get(first)
@@ -329,8 +356,9 @@ class FileColumns:
             if source is None or source not in self.own.names:
                 continue
             if self.type_of(name) is not None:  # a struct that has such a field
-                paths.append(source if first == name else ".".join([source, *name.split(".")[1:]]))
-        return list(dict.fromkeys(paths))
+                path = source if first == name else ".".join([source, *name.split(".")[1:]])
+                paths[path] = source
+        return paths
 
     def select(self, table: pa.Table, wanted: Sequence[str], first_row: int) -> pa.Table:
         """The columns wanted of a batch read from the file, nulls for those that are nowhere."""
@@ -362,15 +390,25 @@ class FileColumns:
 
 
 def file_columns(
-    own: pa.Schema, view: TableView | None = None, null: pa.DataType = _STRING
+    own: pa.Schema,
+    view: TableView | None = None,
+    null: pa.DataType = _STRING,
+    rows: int | None = None,
 ) -> FileColumns:
-    """The columns of a file with this schema; ``null`` as in :func:`plain_type`."""
-    index = {} if view and view.names is not None else _pandas_index(own)
-    return FileColumns(own, view or TableView(), index, null)
+    """The columns of a file with this schema; ``null`` as in :func:`plain_type`.
+
+    pandas' index in the metadata is a column of a file of ``rows``, if it has as many numbers.
+    """
+    index = {} if rows is None or (view and view.names is not None) else _pandas_index(own)
+    whole = {name: numbers for name, numbers in index.items() if len(numbers) == rows}
+    return FileColumns(own, view or TableView(), whole, null)
 
 
 def _pandas_index(schema: pa.Schema) -> dict[str, range]:
-    """An evenly spaced index with a name, which pandas keeps in the metadata only."""
+    """An evenly spaced index with a name, which pandas keeps in the metadata only.
+
+    Writers of several files give each the metadata of the whole table.
+    """
     try:
         columns = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
     except (ValueError, KeyError, TypeError):
@@ -378,8 +416,8 @@ def _pandas_index(schema: pa.Schema) -> dict[str, range]:
     return {
         about["name"]: range(about["start"], about["stop"], about["step"])
         for about in columns
-        if isinstance(about, dict) and about.get("kind") == "range" and about.get("name")
-        if about["name"] not in schema.names
+        if isinstance(about, dict) and about.get("kind") == "range"
+        if isinstance(about.get("name"), str) and about["name"] not in ("", *schema.names)
     }
 
 
@@ -390,6 +428,13 @@ def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
     room for years before 1678 or after 2261 and give others instead.
     """
     return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **options)
+
+
+def parquet_columns(
+    parquet: pq.ParquetFile, view: TableView | None = None, null: pa.DataType = _STRING
+) -> FileColumns:
+    """The columns of an open Parquet file, pandas' index among them."""
+    return file_columns(parquet.schema_arrow, view, null, parquet.metadata.num_rows)
 
 
 def read_parquet(
@@ -413,16 +458,16 @@ def read_parquet(
     # Pages are held instead of the row group's whole columns, which pyarrow reads ahead by default.
     options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
     with open_parquet(inner, filesystem=filesystem, **options) as parquet:
-        columns = file_columns(parquet.schema_arrow, view)
+        columns = parquet_columns(parquet, view)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(groups.stop)]
         row = sum(sizes[: groups.start])
         deleted = unpack_rows(view.deleted) if view and view.deleted else None
         paths = columns.paths(wanted)
         if paths:
-            kinds = [columns.own.field(path.split(".")[0]).type for path in paths]
+            kinds = [columns.own.field(source).type for source in paths.values()]
             alone = any(map(_has_inner_dictionary, kinds))
             batches: Iterator[pa.RecordBatch] = itertools.chain.from_iterable(
-                parquet.iter_batches(batch_rows, row_groups=some, columns=paths)
+                parquet.iter_batches(batch_rows, row_groups=some, columns=list(paths))
                 for some in ([[group] for group in groups] if alone else [list(groups)])
             )
         else:

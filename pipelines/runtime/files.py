@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, unquote
 
 import fsspec
 import pyarrow as pa
@@ -82,6 +82,8 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         if scheme in ("s3", "gs", "gcs"):
             inner, options = split_options(rest)
             return _open_bucket(scheme, inner.split("/")[0], options), inner
+        if scheme == "file" and rest.startswith("/"):
+            return pafs.LocalFileSystem(), unquote(rest)  # as it stands, but for %20 and the like
         if scheme in ("file", "hf", "abfs", "hdfs"):
             return pafs.FileSystem.from_uri(path)
         filesystem, inner = fsspec.core.url_to_fs(path)
@@ -117,6 +119,8 @@ def join(folder: str, *parts: str) -> str:
 def with_inner_path(address: str, inner: str) -> str:
     """The address of ``inner`` on the filesystem that holds ``address``."""
     scheme, separator, rest = address.partition("://")
+    if scheme == "file" and separator:
+        return f"file://{quote(inner)}"
     return f"{scheme}://{inner}{split_options(rest)[1]}" if separator else inner
 
 
@@ -138,8 +142,8 @@ def _open_bucket(scheme: str, bucket: str, options: str) -> pafs.FileSystem:
 
 
 def split_options(address: str) -> tuple[str, str]:
-    """An address without its options, and the options with their ``?``."""
-    found = _OPTIONS.search(address)
+    """An address without its options, and the options with their ``?``; a local file has none."""
+    found = None if address.startswith("file://") else _OPTIONS.search(address)
     return (address[: found.start()], found.group()) if found else (address, "")
 
 

@@ -56,6 +56,17 @@ def match_files(path: str, *, datasets: tuple[str, ...] = ()) -> list[pafs.FileI
     return sorted({info.path: info for info in matches}.values(), key=lambda info: info.path)
 
 
+def root_of(path: str) -> str:
+    """The folder, a slash behind it, below which :func:`match_files` looks for what a path names.
+
+    Of a glob it is that before its marks.
+    """
+    inner = open_filesystem(path)[1].rstrip("/") + "/"
+    if not exists(path):
+        inner = _WILDCARDS.split(inner)[0]
+    return inner.rpartition("/")[0] + "/"
+
+
 def _expand(
     filesystem: pafs.FileSystem, pattern: str, datasets: tuple[str, ...]
 ) -> list[pafs.FileInfo]:

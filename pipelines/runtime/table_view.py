@@ -76,9 +76,10 @@ class TableView(NamedTuple):
         return {name: row[name][0] for name in row.column_names}
 
 
-def hive_view(inner: str) -> TableView:
-    """What folders named ``key=value`` say of a file in them."""
-    parts = [HIVE_FOLDER.fullmatch(part) for part in inner.split("/")[:-1]]
+def hive_view(inner: str, root: str) -> TableView:
+    """What folders named ``key=value`` below ``root``, a slash behind it, say of a file in them."""
+    below = inner.removeprefix(root).split("/")[:-1] if inner.startswith(root) else []
+    parts = [HIVE_FOLDER.fullmatch(part) for part in below]
     constants = {
         unquote(part[1]): None if part[2] == _HIVE_NULL else unquote(part[2])
         for part in parts

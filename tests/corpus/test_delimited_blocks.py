@@ -90,9 +90,13 @@ PARTS = ['""', ',"', '",', '"\n', 'x,"y"\n', "1,2\n", "1\t2\n", '"a\n\n\nb",c\n'
 @given(
     pieces=st.lists(st.sampled_from([*MARKS, *PARTS]), max_size=40),
     dialect=st.sampled_from(
-        [QUOTED, SPARK, PLAIN, COPY, Dialect(",", "'", ""), Dialect("é", '"', "")]
+        [
+            *(QUOTED, SPARK, PLAIN, COPY),
+            *(Dialect(",", "'", ""), Dialect("é", '"', "")),
+            *(Dialect(",", "a", "\\"), Dialect(",", '"', "b"), Dialect("\t", "", "b")),
+        ]
     ),
-    size=st.integers(1, 30),
+    size=st.integers(3, 30),  # no less than a byte order mark
     newline=st.sampled_from(["\n", "\n", "\r"]),
 )
 def test_any_text_gives_the_rows_of_python_s_csv(pieces, dialect, size, newline):

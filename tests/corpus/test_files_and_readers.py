@@ -5,13 +5,16 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writers import write_arrow
 
 from pipelines.corpus import streams
+from pipelines.corpus.columnar import BATCH_BYTES
 from pipelines.corpus.documents import Checker, check_id, check_text, read_documents
 from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_corpus, find_files
 from pipelines.corpus.kept_columns import (
@@ -20,7 +23,7 @@ from pipelines.corpus.kept_columns import (
     resolve_type,
     values_to_json,
 )
-from pipelines.corpus.readers import inspect_files, read_shard
+from pipelines.corpus.readers import RowBatch, inspect_files, read_shard
 from pipelines.runtime.errors import InputError
 
 
@@ -146,6 +149,22 @@ def test_an_empty_file_among_others_holds_no_row(tmp_path, name):
     assert find_corpus(str(tmp_path)).passed_over == {str(tmp_path / name): "0 bytes"}
 
 
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("name", ["part.csv.gz", "part.tsv"])
+def test_csv_without_a_line_holds_no_row(tmp_path, name, content, caplog):
+    write(tmp_path / name, content or b"\n")
+    (alone,) = inspected(tmp_path)
+    assert alone.problem == "the file is empty"
+    write(tmp_path / name, content)
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "b.parquet")
+    columns = Columns(keep=("n",))
+    files = inspected(tmp_path, columns)
+    assert not [file.problem for file in files if file.problem]
+    assert texts_of(tmp_path, columns=columns) == ["a"]
+    assert parquet_schema(files, ("n",)).field("n").type == pa.int64()
+    assert f"{tmp_path}/{name}" in caplog.text
+
+
 def test_a_file_that_is_a_document_and_empty_is_rejected_alone(tmp_path):
     write(tmp_path / "a.md", "")
     write(tmp_path / "b.md", "words")
@@ -220,6 +239,26 @@ def test_parquet_shards_follow_row_groups(tmp_path):
     assert texts_of(tmp_path, shard_bytes=20_000) == table["text"].to_pylist()
 
 
+def test_an_arrow_file_without_a_record_batch_has_no_row(tmp_path):
+    table = pa.table({"text": pa.array([], pa.string())})
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema):
+        pass
+    assert texts_of(tmp_path) == []
+    with pa.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as writer:
+        writer.write_table(pa.table({"text": ["one"]}))
+    assert texts_of(tmp_path) == ["one"]
+
+
+def test_a_large_arrow_file_is_read_in_large_batches(tmp_path):
+    texts = [f"text {number} " * 100 for number in range(10_000)]
+    write_arrow(tmp_path, pa.table({"text": texts}), 20_000)
+    (file,) = inspected(tmp_path)
+    assert file.size_bytes > BATCH_BYTES
+    sizes = [len(batch.texts) for batch in read_shard(file.shards()[0], Columns())]
+    assert sizes == [4096, 4096, 1808]
+    assert texts_of(tmp_path) == texts
+
+
 def test_a_shard_is_named_by_the_state_of_its_file(tmp_path):
     write(tmp_path / "a.txt", "one\n")
     before = inspected(tmp_path)[0].shards()[0].name
@@ -290,6 +329,59 @@ def test_a_parquet_file_with_invalid_utf8_loses_only_that_row(tmp_path):
     assert checker.reasons == {"text is not valid UTF-8": 1}
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_invalid_utf8_within_a_kept_column_costs_no_row(tmp_path, beside):
+    raw = [{"tags": [b"good", b"\xff"], "n": 1}, {"tags": None, "n": 2}]
+    kind = pa.struct([("tags", pa.list_(pa.string())), ("n", pa.int64())])
+    about = pa.array(raw, pa.struct([("tags", pa.list_(pa.binary())), ("n", pa.int64())]))
+    table = pa.table({"id": ["a", "b"], "text": ["t", "u"], "about": about.view(kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    if beside:
+        write(tmp_path / "b.jsonl", '{"id": "c", "text": "v", "about": null}\n')
+    columns = Columns(keep=("about",))
+    files = inspected(tmp_path, columns)
+    checker = Checker(columns.keep, parquet_schema(files, columns.keep), 1000)
+    shards = [shard for file in files for shard in file.shards()]
+    tables = [checker.check(batch)[0] for s in shards for batch in read_shard(s, columns)]
+    kept = [value for table in tables for value in table["kept.about"].to_pylist()]
+    if beside:
+        kept = [value and json.loads(value) for value in kept[:2]]
+    assert kept == [{"tags": ["good", "\ufffd"], "n": 1}, {"tags": None, "n": 2}]
+
+
+def test_values_that_python_does_not_hold_are_kept_beside_json_as_text(tmp_path):
+    far = pa.array([0, 400_000 * 10**12], pa.timestamp("us"))
+    within = pa.StructArray.from_arrays([far, pa.array([b"plain", b"b\xff"])], ["at", "raw"])
+    columns = {"id": ["a", "b"], "text": ["t", "u"], "at": far, "both": within}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    write(tmp_path / "b.jsonl", '{"id": "c", "text": "v"}\n')
+    wanted = Columns(keep=("at", "both"))
+    (file, _) = inspected(tmp_path, wanted)
+    checker = Checker(wanted.keep, None, 1000)
+    (table,) = (checker.check(batch)[0] for batch in read_shard(file.shards()[0], wanted))
+    times = ["1970-01-01 00:00:00", "14645-06-30 15:06:40.000000"]
+    assert [json.loads(text) for text in table["kept.at"].to_pylist()] == times
+    assert [json.loads(text) for text in table["kept.both"].to_pylist()] == [
+        {"at": times[0], "raw": "plain"},
+        {"at": times[1], "raw": "b\ufffd"},
+    ]
+
+
+def test_a_batch_that_cannot_be_read_is_not_counted():
+    broken = pa.Array.from_buffers(
+        pa.list_(pa.int8()),
+        2,
+        [None, pa.py_buffer(np.array([0, 9, 1], np.int32))],
+        children=[pa.array([1], pa.int8())],
+    )
+    checker = Checker(("k",), pa.schema([("k", pa.list_(pa.int8()))]), 1000)
+    batch = RowBatch(["a", "b"], [None, None], None, pa.table({"k": broken}))
+    with pytest.raises(pa.ArrowInvalid):
+        checker.check(batch)
+    assert (checker.rows, checker.documents, checker.hashed_ids) == (0, 0, 0)
+    assert not checker.id_kinds
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -325,3 +417,25 @@ def test_kept_parquet_columns_keep_their_types(tmp_path):
     pq.write_table(pa.table({"text": ["b"], "n": ["x"]}), tmp_path / "c.parquet")
     with pytest.raises(InputError, match=r"c\.parquet"):
         parquet_schema(inspected(tmp_path), ("n",))
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_column_whose_name_holds_a_dot_is_read_whole(tmp_path, form):
+    dotted = {"meta.lang": ["de", "en"], "doc": [{"lang": "fr", "n": 1}, {"lang": "it", "n": 2}]}
+    table = pa.table({"id": ["a", "b"], "text": ["t", "u"], **dotted, "doc.lang": ["x", "y"]})
+    if form == "parquet":
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    else:
+        write_arrow(tmp_path, table, 1)
+    columns = Columns("meta.lang", keep=("meta.lang", "doc.n", "doc.lang"))
+    batches = [
+        batch
+        for file in inspected(tmp_path, columns)
+        for shard in file.shards()
+        for batch in read_shard(shard, columns)
+    ]
+    assert [text for batch in batches for text in batch.texts] == [b"de", b"en"]
+    assert [row for batch in batches for row in batch.kept.to_pylist()] == [
+        {"meta.lang": "de", "doc.n": 1, "doc.lang": "x"},
+        {"meta.lang": "en", "doc.n": 2, "doc.lang": "y"},
+    ]

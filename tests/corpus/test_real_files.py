@@ -17,6 +17,7 @@ import lance
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -76,6 +77,8 @@ EXPECTED = {str(row["id"]): row["text"] for row in ROWS}
     [
         ("a.json", bytes),
         ("c4-train.00000-of-01024.json.gz", gzip.compress),
+        ("old.json", lambda data: data.replace(b"\n", b"\r")),
+        ("utf16.json", lambda data: data.decode().encode("utf-16")),
         ("a.jsonl.xz", lzma.compress),
         ("two.jsonl.xz", lambda data: lzma.compress(data[:100]) + lzma.compress(data[100:])),
         ("a.jsonl.bz2", bz2.compress),
@@ -97,6 +100,14 @@ def test_json_lines_under_every_usual_name(tmp_path, name, pack):
     else:
         (tmp_path / name).write_bytes(pack(LINES.encode()))
     assert ids_and_texts(tmp_path) == EXPECTED
+
+
+def test_a_folder_of_any_name_is_read_by_its_address(tmp_path):
+    folder = tmp_path / "50% of #1, what?"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(LINES)
+    assert ids_and_texts(f"file://{folder}") == EXPECTED
+    assert ids_and_texts(f"file://{tmp_path}/*/a.jsonl") == EXPECTED
 
 
 def test_a_zstd_frame_with_a_long_window_is_read(tmp_path):
@@ -150,6 +161,17 @@ def test_json_that_describes_data_is_no_document(tmp_path, caplog):
     assert [Path(file.path).name for file in listing.files] == ["a.jsonl"]
     assert len(listing.passed_over) == 3
     assert "dataset_info.json" in caplog.text
+
+
+def test_a_first_line_of_json_that_is_cut_costs_itself_only(tmp_path):
+    (tmp_path / "a.json").write_text('{"id": 30, "text": "cut\n' + LINES)
+    rows, rejected = read(tmp_path)
+    assert {row["id"]: row["text"] for row in rows} == EXPECTED
+    assert rejected == {"malformed JSON line": 1}
+    for content in ('{"docs": [\n{"text": "a"},\n{"text": "b"}\n]}', '{"a":\n{"text": "b"}\n}'):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(InputError, match="JSON over several lines"):
+            find_files(str(tmp_path / "a.json"))
 
 
 def test_a_key_that_not_every_line_or_file_has_is_null_there(tmp_path):
@@ -324,6 +346,17 @@ def test_backslashes_of_a_dump_without_nulls_stay_as_they_are(tmp_path):
     assert ids_and_texts(tmp_path) == {"1": "a \\\\ b and \\textbf", "2": '"a title"'}
 
 
+def test_a_file_that_shows_another_delimiter_keeps_it(tmp_path):
+    (tmp_path / "a.csv").write_text('id;text\n1;"say ""hi""; there"\n')
+    (tmp_path / "b.csv").write_text("id,text\n2,plain; and simple\n")
+    (tmp_path / "c.csv").write_text("id;text, long\n3;one, two\n")
+    rows, rejected = read(tmp_path / "[ab].csv")
+    assert [row["text"] for row in rows] == ['say "hi"; there', "plain; and simple"]
+    rows, _ = read(tmp_path / "[ac].csv", text="id")
+    assert [row["text"] for row in rows] == ["1", "3"]
+    assert not rejected
+
+
 def test_the_dialect_can_be_said(tmp_path):
     (tmp_path / "a.csv").write_text("1~'it''s, so'\n2~plain\n")
     rows, _ = read(
@@ -332,6 +365,29 @@ def test_the_dialect_can_be_said(tmp_path):
     assert [row["text"] for row in rows] == ["it's, so", "plain"]
     with pytest.raises(InputError, match="--csv-header names 3 columns, its first row has 2"):
         read(tmp_path, csv_delimiter="~", csv_quote="'", csv_header=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (r"""1,'it\'s "so"; C:\\dir'""", {"csv_quote": "'", "csv_escape": "\\"}),
+        (r'''1,"it's ""so""; C:\dir"''', {"csv_quote": '"'}),
+        (r'''1,"it's ^"so^"; C:\dir"''', {"csv_escape": "^"}),
+        (r'''1,"it's ]"so]"; C:\dir"''', {"csv_escape": "]"}),
+        (
+            r"""1;it's "so"\; C:\\dir""",
+            {"csv_quote": "none", "csv_escape": "\\", "csv_delimiter": ";"},
+        ),
+        (
+            r"""1;it's "so"^; C:\dir""",
+            {"csv_quote": "none", "csv_escape": "^", "csv_delimiter": ";"},
+        ),
+    ],
+)
+def test_any_mark_can_be_the_quotation_mark_or_the_escape(tmp_path, content, said):
+    mark = said.get("csv_delimiter", ",")
+    (tmp_path / "a.csv").write_text(f"id{mark}text\n{content}\n2{mark}plain\n")
+    assert ids_and_texts(tmp_path, **said) == {"1": r"""it's "so"; C:\dir""", "2": "plain"}
 
 
 def test_rows_that_a_quote_glues_together_are_rejected_line_by_line(tmp_path):
@@ -498,6 +554,28 @@ def test_ids_in_the_index_of_pandas(tmp_path):
     assert list(ids_and_texts(tmp_path)) == [str(n) for n in range(100, 400, 10)]
 
 
+def test_an_index_of_pandas_that_does_not_fit_the_file_is_no_column(tmp_path):
+    frame = pd.DataFrame({"text": TEXTS, "part": ["x", "y"] * 15})
+    frame.index.name = "id"
+    frame.to_parquet(tmp_path / "folders", partition_cols=["part"])
+    table = pa.Table.from_pandas(frame)
+    pads.write_dataset(
+        table, tmp_path / "files", format="parquet", max_rows_per_file=10, max_rows_per_group=10
+    )
+    for name, write in (("arrow", write_arrow), ("lance", write_lance)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, table, 7)
+    for name in ("folders", "files", "arrow", "lance"):
+        rows, rejected = read(tmp_path / name)
+        assert {row["text"] for row in rows} == set(TEXTS)
+        assert {row["id"] for row in rows} == {None}
+        assert not rejected
+        with pytest.raises(InputError, match="has no id column 'id'"):
+            read(tmp_path / name, row_id="id")
+    frame.rename_axis(5).to_parquet(tmp_path / "number.parquet")
+    assert len(read(tmp_path / "number.parquet")[0]) == 30
+
+
 def test_class_labels_are_kept_by_name(tmp_path):
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
@@ -539,6 +617,33 @@ def test_folders_named_key_equals_value_are_columns(tmp_path):
     assert {row["kept.lang"] for row in rows} == {"en"}
 
 
+def test_only_folders_below_the_corpus_are_columns(tmp_path):
+    corpus = tmp_path / "id=7" / "corpus"
+    (corpus / "lang=en").mkdir(parents=True)
+    (corpus / "lang=en" / "a.jsonl").write_text('{"text": "t"}\n{"text": "u"}\n')
+    (corpus / "lang=en" / "b.csv").write_text("text,n\nv,1\n")
+    for path in (corpus, f"{corpus}/", f"{corpus}/*", f"{corpus}/lang=*/*"):
+        rows, rejected = read(path, keep=["lang"])
+        assert [(row["id"], row["text"], row["kept.lang"]) for row in rows] == [
+            (None, text, "en") for text in "tuv"
+        ]
+        assert not rejected
+    with pytest.raises(InputError, match="no kept column 'lang'"):
+        read(corpus / "lang=en" / "a.jsonl", keep=["lang"])
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_text_can_be_the_name_of_a_folder(tmp_path, form):
+    folder = tmp_path / "text=some words"
+    folder.mkdir()
+    if form == "parquet":
+        pq.write_table(pa.table({"id": ["a", "b"]}), folder / "a.parquet")
+    else:
+        lines = {"csv": 'id,x\na,"1"\nb,"2"\n', "jsonl": '{"id": "a"}\n{"id": "b"}\n'}
+        (folder / f"a.{form}").write_text(lines[form])
+    assert ids_and_texts(tmp_path) == {"a": "some words", "b": "some words"}
+
+
 def test_a_first_file_of_nothing_but_nulls_and_a_column_that_one_file_lacks(tmp_path):
     pq.write_table(pa.table({"text": ["a"], "label": pa.nulls(1)}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "label": ["x"]}), tmp_path / "b.parquet")
@@ -575,6 +680,9 @@ def test_save_to_disk_is_read_without_its_caches(tmp_path):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
     assert ids_and_texts(tmp_path / "saved") == EXPECTED
+    assert ids_and_texts(f"{tmp_path}/saved/*.arrow") == EXPECTED
+    (alone,) = find_files(f"{tmp_path}/saved/cache-1.arrow")
+    assert alone.path.endswith("cache-1.arrow")
 
 
 @pytest.mark.parametrize("kind", ["file", "stream", "polars"])
@@ -653,6 +761,21 @@ def test_a_file_can_be_a_document(tmp_path):
         "a.md": "# Title\n\nOne text.\n",
         "sub/b.txt": "Another\nof two lines\n",
     }
+
+
+def test_the_id_of_a_file_is_its_path_below_the_corpus_however_that_is_written(tmp_path, s3_server):
+    s3_server.create_bucket(Bucket="shoal-texts")
+    for folder in ("x", "y"):
+        (tmp_path / "docs[1]" / folder).mkdir(parents=True)
+        (tmp_path / "docs[1]" / folder / "readme.md").write_text(folder)
+        s3_server.put_object(
+            Bucket="shoal-texts", Key=f"docs/{folder}/readme.md", Body=folder.encode()
+        )
+    expected = {"x/readme.md": "x", "y/readme.md": "y"}
+    local, remote = f"{tmp_path}/docs[1]", "s3://shoal-texts/docs"
+    for corpus in (local, f"{local}/", remote, f"{remote}/", f"{remote}/*"):
+        assert ids_and_texts(corpus, text_unit="file") == expected, corpus
+    assert ids_and_texts(f"{local}/x/readme.md", text_unit="file") == {"readme.md": "x"}
 
 
 @pytest.mark.parametrize("unit", ["line", "file"])

@@ -1,6 +1,7 @@
 """Every type of every writer, with nulls and in pieces, read, kept, stored and read again."""
 
 import tempfile
+import uuid
 from pathlib import Path
 
 import lance
@@ -16,6 +17,7 @@ from pipelines.corpus.documents import Checker
 from pipelines.corpus.files import Columns, Shard, find_files
 from pipelines.corpus.kept_columns import parquet_schema
 from pipelines.corpus.readers import inspect_files, read_shard
+from pipelines.runtime.arrow import plain_column, plain_type
 from pipelines.runtime.errors import InputError
 
 
@@ -119,3 +121,54 @@ def test_texts_of_any_characters_survive_csv_and_json_lines(texts, separator, wr
             frame.write_csv(path, separator=separator, quote_style="always")
         read = documents(folder, keep=())
     assert read["text"].to_pylist() == texts
+
+
+KEYS = [uuid.UUID(bytes=b"abcdefghijklmnop"), uuid.UUID(int=2**127), uuid.UUID(int=0)]
+UUIDS = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([k.bytes for k in KEYS], pa.binary(16)))
+VIEWS = pa.ListViewArray.from_arrays([2, 0, 1], [1, 2, 1], pa.array(["a", "b", "c"]))
+RUNS = pa.RunEndEncodedArray.from_arrays(
+    pa.array([2, 3], pa.int32()), pa.array(["x", None]).dictionary_encode()
+)
+TOLD = [str(key) for key in KEYS]
+HIDDEN = pa.array([False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (pa.StructArray.from_arrays([UUIDS], ["u"]), [{"u": key} for key in TOLD]),
+        (pa.ListArray.from_arrays([0, 1, 1, 3], UUIDS), [[TOLD[0]], [], TOLD[1:]]),
+        (
+            pa.StructArray.from_arrays([VIEWS], ["v"]),
+            [{"v": v} for v in (["c"], ["a", "b"], ["b"])],
+        ),
+        (
+            pa.StructArray.from_arrays([VIEWS], ["v"], mask=HIDDEN),
+            [{"v": ["c"]}, {"v": ["a", "b"]}, None],
+        ),
+        (RUNS, ["x", "x", None]),
+        (pa.StructArray.from_arrays([RUNS], ["r"]), [{"r": "x"}, {"r": "x"}, {"r": None}]),
+        (
+            pa.array(
+                [[("k", [("a", 1)])], None, [("q", None)]],
+                pa.map_(pa.string(), pa.map_(pa.string(), pa.int8())),
+            ),
+            [
+                [{"key": "k", "value": [{"key": "a", "value": 1}]}],
+                None,
+                [{"key": "q", "value": None}],
+            ],
+        ),
+        (
+            pa.array([["a", "b"], None, ["c", None]], pa.list_(pa.string_view(), 2)),
+            [["a", "b"], None, ["c", None]],
+        ),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_nested_columns_become_plain_in_pieces_of_any_size(column, values):
+    for start, stop in ((0, 3), (0, 1), (1, 3), (2, 2)):
+        plain = plain_column(column[start:stop])
+        plain.validate(full=True)
+        assert plain.type == plain_type(column.type)
+        assert plain.to_pylist() == values[start:stop]

@@ -1,6 +1,8 @@
 """Small work on a machine of its own: no Ray starts, and what comes out is the same."""
 
+import gzip
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from pipelines.embedding.config import EmbedConfig
 from pipelines.embedding.encode import may_encode_here
 from pipelines.embedding.job import embed_corpus
 from pipelines.runtime import machines
+from pipelines.runtime.errors import InputError
 from pipelines.runtime.machines import ActorPlan
 from pipelines.runtime.run_record import RunRecord, read_run
 
@@ -91,6 +94,26 @@ def test_a_killed_run_goes_on_from_its_chunks(config, put_off, monkeypatch):
     rest = len(calls) - before
     embed(replace(config, output=f"{config.output}-anew"))
     assert len(calls) == before + rest + 3 + rest
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_run_that_goes_on_reads_kept_columns_as_its_files_are_now(config, put_off, mended):
+    corpus = Path(config.output).with_name("corpus")
+    corpus.mkdir()
+    texts, labels = [f"text {n}" for n in range(4)], ["1.50", "1e5", "null", "true"]
+    table = pa.table({"id": list("abcd"), "text": texts, "label": labels})
+    pq.write_table(table, corpus / "a.parquet")
+    rows = [f'{{"id": "j{n}", "text": "{random.random()}", "label": 7}}\n' for n in range(9000)]
+    packed, other = gzip.compress("".join(rows).encode()), corpus / "b.jsonl.gz"
+    other.write_bytes(b"" if mended else packed[: len(packed) * 3 // 4])
+    config = replace(config, corpus=str(corpus), keep_columns=("label",))
+    with pytest.raises(InputError, match=r"b\.jsonl\.gz"):
+        embed(config)
+    other.unlink()
+    if mended:
+        other.write_bytes(gzip.compress(rows[0].encode()))
+    table, _ = embed(config)
+    assert table["label"].to_pylist() == [*labels, *["7"] * mended]
 
 
 def test_what_fails_in_the_thread_that_reads_ahead_is_told_of_its_chunk(

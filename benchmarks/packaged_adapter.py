@@ -3,11 +3,11 @@
 ``--model gemma3-270m --output FOLDER`` makes one for another model by the same recipe, and
 ``--without-teacher`` one by the contrastive loss alone, of which fewer steps are enough.
 
-Trains it on text without labels, all of it from pinned Python packages, and writes
-``pipelines/encoder/packaged_adapter`` anew (or ``--output FOLDER``): weights in float16, settings,
-``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of one
-source only, so that its negatives are near, and the similarities of its texts are held to those of
-a teacher, all-mpnet-base-v2; kept is the moving average of the weights.
+Trains it on text without labels, from pinned Python packages and Debian's ``wordnet-base``, and
+writes ``pipelines/encoder/packaged_adapter`` anew (or ``--output FOLDER``): weights in float16,
+settings, ``encoder.json`` and the model card with data, licences and digest. A batch holds pairs of
+one source only, so that its negatives are near, and the similarities of its texts are held to those
+of a teacher, all-mpnet-base-v2; kept is the moving average of the weights.
 
 ``SOURCES`` says what is read: nothing of the corpora that ``adapter_quality.py`` scores, but for
 training documents of 20 Newsgroups. Needs CPython 3.11 on x86-64 Linux for the pinned wheel of
@@ -22,6 +22,7 @@ import bz2
 import hashlib
 import html
 import importlib.util
+import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import safetensors.torch
 import torch
+from labelled_corpora import debian_file  # type: ignore[import-not-found]
 
 from pipelines.encoder.describe import describe_encoder
 from pipelines.encoder.description import EncoderConfig
@@ -63,10 +65,12 @@ LIBRARIES = (
 ENCODER = EncoderConfig(adapter=None, prompt="one-word", pooling="last+mean", dtype="bfloat16")
 TRAINER = TrainerSettings(
     lora_rank=16, lora_alpha=32.0, lora_dropout=0.0, lora_targets=("all-linear",), seed=0,
-    max_steps=240, learning_rate=6e-4, warmup_steps=8, weight_decay=0.0, max_gradient_norm=1.0,
+    max_steps=480, learning_rate=6e-4, warmup_steps=8, weight_decay=0.0, max_gradient_norm=1.0,
     gradient_checkpointing=False, activation_tokens=8192, quantize="none",
     temperature=0.07, teacher="all-mpnet-base-v2",
 )  # fmt: skip
+STEPS = 240
+"""Steps that are taken: the rate falls as if there were ``max_steps``."""
 STEPS_WITHOUT_TEACHER = 100
 BATCH_PAIRS = 32
 CROP_WORDS = (16, 32)
@@ -163,6 +167,52 @@ def _plain(body: str) -> str:
     return re.sub(r"'''?|<[^>]+>|\[https?:\S+ ?([^\]]*)\]", r"\1", body)
 
 
+def glosses(generator: np.random.Generator, n: int) -> list[Pair]:
+    """n pairs of what WordNet says of a meaning, and its words with an example.
+
+    Meanings of one kind (animals, acts, feelings) come :data:`_OF_A_KIND` in a row, from every
+    kind as often.
+    """
+    kinds: dict[str, list[Pair]] = {}
+    for part in ("noun", "verb"):
+        data = debian_file("wordnet-base", f"usr/share/wordnet/data.{part}")
+        if data is None:
+            raise SystemExit("Debian's package index is required, for WordNet")
+        for line in data.decode().splitlines():
+            pair = _gloss(line)
+            if pair is not None:
+                kinds.setdefault(f"{part} {line.split()[1]}", []).append(pair)
+    orders = [
+        [pairs[place] for place in generator.permutation(len(pairs))] for pairs in kinds.values()
+    ]
+    mixed: list[Pair] = []
+    start = 0
+    while len(mixed) < n:
+        for kind in generator.permutation(len(orders)):
+            order = orders[kind]
+            mixed += [order[(start + place) % len(order)] for place in range(_OF_A_KIND)]
+        start += _OF_A_KIND
+    return mixed[:n]
+
+
+_OF_A_KIND = 8
+
+
+def _gloss(line: str) -> Pair | None:
+    """The pair of one line of WordNet's ``data`` files, wndb(5); None without an example."""
+    fields, _, told = line.partition(" | ")
+    examples = re.findall(r'"([^"]*)"', told)
+    definition = re.sub(r';?\s*"[^"]*"', "", told).strip(" ;")
+    if line.startswith("  ") or not examples or len(definition.split()) < _LEAST_GLOSS_WORDS:
+        return None
+    offset, _, _, count, *rest = fields.split()
+    words = ", ".join(word.replace("_", " ") for word in rest[: 2 * int(count, 16) : 2])
+    return Pair(definition, f"{words}: {examples[0]}", f"word {offset}", told)
+
+
+_LEAST_GLOSS_WORDS = 4
+
+
 def crop(
     words: Sequence[str], generator: np.random.Generator, fewest: int = CROP_WORDS[0]
 ) -> tuple[int, int]:
@@ -231,6 +281,10 @@ SOURCES = {
     "doc": (
         2, f"docstrings of {', '.join(LIBRARIES)}: Apache-2.0, BSD or MIT, as each library",
     ),
+    "word": (
+        2, "definitions and examples of nouns and verbs of WordNet 3.0, of Debian's wordnet-base: "
+        "the WordNet licence, which allows any use with its notice",
+    ),
     "lee": (
         1, "300 reports of the ABC news mail of 2000 to 2001 (Lee, Pincombe and Welsh 2005) in the "
         "wheel of gensim 4.4.0, which ships them under LGPL-2.1",
@@ -247,6 +301,7 @@ def make_pairs(steps: int, generator: np.random.Generator) -> dict[str, list[Pai
         "doc": pairs_of(docstrings(), "doc", generator, count),
         "lee": pairs_of(news(), "lee", generator, count),
         "wiki": pairs_of_articles(generator, count),
+        "word": glosses(generator, count),
     }
 
 
@@ -277,16 +332,17 @@ def train(settings: TrainerSettings, encoder: EncoderConfig) -> tuple[dict[str, 
     description = describe_encoder(encoder, device="cpu")
     trainer = AdapterTrainer(settings, description, torch.device("cpu"))
     average = adapter_weights(trainer.model)
+    steps = min(STEPS, settings.max_steps)
     batches = make_batches(settings.max_steps, np.random.default_rng(settings.seed))
     started, tokens = time.monotonic(), 0.0
-    for step, (name, pairs) in enumerate(batches, 1):
+    for step, (name, pairs) in enumerate(itertools.islice(batches, steps), 1):
         measures = trainer.step(step, pairs, 0)
         tokens += measures["tokens"]
         kept = min(DECAY, step / (step + 10))
         for key, weight in adapter_weights(trainer.model).items():
             average[key].mul_(kept).add_(weight, alpha=1 - kept)
         print(
-            f"step {step} of {settings.max_steps}, {name}: loss {measures['loss']:.3f}, "
+            f"step {step} of {steps}, {name}: loss {measures['loss']:.3f}, "
             f"{tokens / (time.monotonic() - started):.0f} tokens a second",
             flush=True,
         )
@@ -324,14 +380,15 @@ CARD = """\
 | pooling, layers | {pooling}, {layers} |
 | LoRA | rank {rank}, alpha {alpha:g}, on all linear layers, weights in float16 |
 | loss | InfoNCE both ways over {batch} pairs of one source, temperature {temperature}; near-duplicates are no negatives |{teacher}
-| optimizer | AdamW, learning rate {rate}, {steps} steps, seed {seed}; kept is the moving average of the weights, decay {decay} |
+| optimizer | AdamW, learning rate {rate} falling as over {schedule} steps, {steps} steps, seed {seed}; kept is the moving average of the weights, decay {decay} |
 | tokens | {tokens:,} |
 | revision | {revision} |
 
 ## Data
 
 Unlabelled text alone. Pairs are pieces of {fewest} to {most} words of one document that do not
-overlap, of one article of Wikipedia, or, one in four, a document's first words and a later piece.
+overlap, of one article of Wikipedia, or, one in four, a document's first words and a later piece; of
+WordNet a meaning's definition, and its words with an example.
 
 | share of batches | source and licence |
 | --- | --- |
@@ -384,8 +441,9 @@ def write(
         prompt=description.prompt, pooling=description.pooling, layers=description.layers[0],
         rank=settings.lora_rank, alpha=settings.lora_alpha, batch=BATCH_PAIRS, decay=DECAY,
         temperature=settings.temperature, rate=settings.learning_rate, seed=settings.seed,
-        teacher=teacher if settings.teacher else "", steps=settings.max_steps, tokens=tokens,
-        revision=revision, fewest=CROP_WORDS[0], most=CROP_WORDS[1],
+        teacher=teacher if settings.teacher else "", steps=min(STEPS, settings.max_steps),
+        schedule=settings.max_steps, tokens=tokens, revision=revision,
+        fewest=CROP_WORDS[0], most=CROP_WORDS[1],
         data="\n".join(f"| {weight / total:.0%} | {says} |" for weight, says in SOURCES.values()),
     )  # fmt: skip
     (folder / "README.md").write_text(card)

@@ -1,6 +1,7 @@
 """Choosing an encoder: the pass that gives all candidates, their scores, and the job."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +110,34 @@ def test_adapters_are_candidates_as_they_were_trained(config, tmp_path):
     assert (row["prompt"], row["pooling"], row["layer"]) == ("cluster", "mean", 1)
     winner = EncoderDescription.load(config.output)
     assert (winner.adapter is None) == (row["rank"] > 1)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_each_adapter_has_its_own_score(config, tmp_path):
+    first, copy, other = (str(tmp_path / name) for name in ("first", "copy", "other"))
+    tiny_adapter(Path(first), Path(config.model))
+    for folder in (copy, other):
+        shutil.copytree(first, folder)
+    weights = safetensors.torch.load_file(f"{first}/adapter_model.safetensors")
+    doubled = {name: 2 * weight for name, weight in weights.items()}
+    safetensors.torch.save_file(doubled, f"{other}/adapter_model.safetensors")
+    config = replace(config, label_column="topic", prompts=("none", "one-word"), layers=(1, 2))
+
+    def scores(output, adapters, **settings):
+        table = run(
+            replace(config, adapters=adapters, output=str(tmp_path / output), **settings)
+        ).fillna({"adapter": ""})
+        keys = table[["adapter", "prompt", "pooling", "layer"]].itertuples(index=False, name=None)
+        found = dict(zip(keys, table["score"], strict=True))
+        assert len(found) == len(table)
+        return found
+
+    expected = scores("one", (first,)) | scores("another", (other,))
+    assert [key[0] for key in expected].count("") == 2 * 3 * 2
+    assert sorted(key[0] for key in expected if key[0]) == [first, other]
+    assert scores("all", ("none", first, copy, other)) == expected
+    merged = scores("merged", (first,), adapter=first)
+    assert len(merged) == 2 * 3 * 2 and {key[0] for key in merged} == {first}
 
 
 def test_a_lack_of_memory_halves_the_batch(tiny_model_folder, monkeypatch):

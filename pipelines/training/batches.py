@@ -220,7 +220,6 @@ def text_keys(*columns: Sequence[str]) -> np.ndarray:
 
 _BANDS, _BAND_ROWS = 8, 4
 _MOST_WORDS = 2000
-_PRIME = np.uint64((1 << 61) - 1)
 _SHINGLE = re.compile(r"\w+")
 
 
@@ -231,14 +230,16 @@ def sketch(texts: Sequence[str]) -> np.ndarray:
     equal: texts that have 80% of their runs in common share a key in 98 of 100 cases, with 50% in
     40, with 10% in one of 1,250.
     """
-    draws = np.random.default_rng(7).integers(1, 1 << 29, (2, _BANDS * _BAND_ROWS), np.uint64)
+    shape = 2, _BANDS * _BAND_ROWS
+    factors, terms = np.random.default_rng(7).integers(1, 1 << 64, shape, np.uint64)
     keys = np.empty((len(texts), _BANDS), np.int64)
     for row, text in enumerate(texts):
         words = re.sub(r"\d+", "0", text.lower())
         parts = _SHINGLE.findall(words)[:_MOST_WORDS] or [words]
         runs = {" ".join(parts[i : i + 2]) for i in range(max(1, len(parts) - 1))}
         hashes = np.array([zlib.crc32(run.encode("utf-8", "replace")) for run in runs], np.uint64)
-        lowest = ((hashes[:, None] * draws[0] + draws[1]) % _PRIME).min(axis=0)
+        # the high half of a product modulo 2^64: each column is an order of its own
+        lowest = ((hashes[:, None] * factors + terms) >> np.uint64(32)).min(axis=0)
         for band, values in enumerate(lowest.reshape(_BANDS, _BAND_ROWS)):
             digest = hashlib.blake2b(values.tobytes() + bytes([band]), digest_size=8).digest()
             keys[row, band] = int.from_bytes(digest, "little", signed=True)

@@ -280,6 +280,21 @@ def test_near_duplicates_share_a_key_and_other_texts_do_not():
     assert long & near
 
 
+@pytest.mark.parametrize(
+    ("common", "fewest", "most"), [(9, 0.0, 0.01), (34, 0.25, 0.5), (46, 0.8, 1.0)]
+)
+def test_a_key_is_shared_as_often_as_texts_are_alike(common, fewest, most):
+    """Of 50 runs of two words each, about 8, 33 and 45 are in both, a tenth to four fifths."""
+    generator = np.random.default_rng(0)
+    shared = 0
+    for _ in range(300):
+        words = ["".join(letters) for letters in generator.choice([*"abcdefghij"], (110, 6))]
+        texts = " ".join(words[:51]), " ".join([*words[:common], *words[51 : 102 - common]])
+        one, other = sketch(texts).tolist()
+        shared += bool({*one} & {*other})
+    assert fewest <= shared / 300 <= most
+
+
 @pytest.mark.parametrize("method", ["noise", "dropout"])
 def test_other_plain_methods_start_from_the_text(corpus, tmp_path, local_ray, method):
     config = PairsConfig(corpus=corpus, output=str(tmp_path / "out"), method=method)

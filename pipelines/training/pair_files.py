@@ -281,9 +281,9 @@ def plain_pairs(table: pa.Table, file: str, names: Iterable[str]) -> pa.Table:
             columns[name] = _strings(table[name], name, file)
         else:
             columns[name] = pa.nulls(len(table), _STRING)
-    if "label" in columns:
-        blank = pc.equal(columns["label"], "")
-        columns["label"] = pc.if_else(blank, pa.scalar(None, _STRING), columns["label"])
+    for name in {"id", "label"} & columns.keys():  # a CSV has "" where there is none
+        blank = pc.equal(pc.utf8_trim_whitespace(columns[name]), "")
+        columns[name] = pc.if_else(blank, pa.scalar(None, _STRING), columns[name])
     document = columns.get("id", pa.nulls(len(table), _STRING))
     columns["id"] = pc.coalesce(document, columns["anchor"])
     plain = pa.table(columns)

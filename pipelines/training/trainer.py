@@ -42,7 +42,7 @@ from pipelines.training.adapter import (
     load_quantized_base,
     require_quantization,
 )
-from pipelines.training.batches import rank_slice, text_keys
+from pipelines.training.batches import rank_slice, share_keys, text_keys
 from pipelines.training.config import Quantize, TrainerSettings
 from pipelines.training.lean import install_row_dropout, lighten
 from pipelines.training.loss import (
@@ -461,12 +461,7 @@ def hard_negatives(pairs: pa.Table) -> list[list[str]] | None:
 
 def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
     """What marks the equal texts, and pairs of one document or near-duplicates, in a batch."""
-    columns = [pairs[name].to_pylist() for name in ("anchor", "positive")]
-    ids = [f"id {value}" for value in pairs["id"].to_pylist()]
-    shared = [text_keys(*columns, ids)]
-    if "sketch" in pairs.column_names:
-        shared.append(np.array(pairs["sketch"].to_pylist(), np.int64).reshape(len(pairs), -1))
-    keys = torch.from_numpy(np.concatenate(shared, axis=1)).to(device)
+    keys = torch.from_numpy(share_keys(pairs)).to(device)
     hard = hard_negatives(pairs)
     if hard is None:
         return PairKeys(keys)

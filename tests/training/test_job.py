@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 import time
@@ -375,7 +376,8 @@ def test_pairs_that_teach_nothing_are_refused(config, tmp_path, rows, message):
 @pytest.mark.parametrize(("count", "heldout"), [(20, 2), (50, 5), (300, 128)])
 def test_few_pairs_are_enough_for_a_small_batch(config, tmp_path, count, heldout):
     path = tmp_path / "few.parquet"
-    texts = [f"{SENTENCES[i % 8]} {i}" for i in range(count)]
+    words = ["".join(letters) for letters in itertools.permutations("abcdef")]
+    texts = [" ".join(words[2 * i : 2 * i + 2]) for i in range(count)]
     pq.write_table(pa.table({"anchor": texts, "positive": [t[::-1] for t in texts]}), path)
     made = config(pairs=str(path), heldout_pairs=None, max_steps=1)
     assert run(made).counts["heldout_pairs"] == heldout

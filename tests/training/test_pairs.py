@@ -23,7 +23,9 @@ from pipelines.training.batches import (
     has_few_labels,
     read_batch,
     read_heldout,
+    share_keys,
     sketch,
+    split_heldout,
     write_batches,
 )
 from pipelines.training.config import FinetuneConfig, PairsConfig
@@ -235,9 +237,83 @@ def test_few_labels_are_all_kept_and_make_pairs(tmp_path):
     by_anchor = dict(zip(texts, labels, strict=True))
     for row in made.to_pylist()[47:]:
         assert by_anchor[row["anchor"]] == by_anchor[row["positive"]] == row["label"]
-        assert row["id"] == f"label {row['label']}" and row["anchor"] != row["positive"]
-    assert {row["id"] for row in made.to_pylist()[:47] if row["label"]} == {"label a", "label b"}
+        assert row["anchor"] != row["positive"]
+    assert made["id"][:47].equals(pairs["id"])
     assert not has_few_labels(pairs.filter(pairs["label"].is_valid()))
+
+
+def masked(pairs):
+    """Which pairs are no negatives of each other."""
+    keys = share_keys(pairs)
+    return (keys[:, None, :, None] == keys[None, :, None, :]).any(axis=(2, 3))
+
+
+def random_words(generator, count):
+    return ["".join(generator.choice([*"abcdefghijklmnop"], 6)) for _ in range(count)]
+
+
+def pairs_of(rows, texts):
+    table = pa.Table.from_pylist(rows)
+    return table.append_column("sketch", pa.array(sketch(texts).tolist(), pa.list_(pa.int64())))
+
+
+def test_pairs_of_one_label_or_document_and_near_copies_are_no_negatives(tmp_path):
+    generator = np.random.default_rng(1)
+    documents = [random_words(generator, 30) for _ in range(24)]
+    documents[2] = [*documents[1][:5], "other", *documents[1][6:]]
+    rows = [
+        {"anchor": " ".join(words[:15]), "positive": " ".join(words[15:]), "id": f"d{n}",
+         "label": "x" if n < 2 else None}
+        for n, words in enumerate(documents)
+    ]  # fmt: skip
+    rows[3]["id"] = "d0"  # of the first's document, without its label
+    pairs = pairs_of(rows, [" ".join(words) for words in documents])
+    made, count = add_label_pairs(pairs, seed=0)
+    assert count == 1 and {made["anchor"][24], made["positive"][24]} == {*pairs["anchor"][:2]}
+    links = {frozenset({int(a), int(b)}) for a, b in np.argwhere(masked(made)) if a != b}
+    own = {frozenset(link) for link in ((0, 1), (1, 2), (0, 3))}
+    assert links == own | {frozenset({24, n}) for n in range(4)}
+    write_batches(pairs, BatchPlan(1, 2, 20, seed=1), str(tmp_path))
+    heldout = read_heldout(str(tmp_path))
+    places = [heldout["id"].to_pylist().index(name) for name in ("d0", "d1")]
+    assert masked(heldout)[tuple(places)]
+
+
+def test_copies_under_other_ids_are_all_held_out_or_all_trained_on():
+    generator = np.random.default_rng(2)
+    documents = [random_words(generator, 40) for _ in range(60)]
+    near = [[*words[:7], "other", *words[8:]] for words in documents]
+    for copies in ([documents] * 3, [documents, documents, near]):
+        rows, texts = [], []
+        for copy, words in ((c, w) for c, some in enumerate(copies) for w in enumerate(some)):
+            start = copy * 3  # other crops of the same text
+            rows.append({"anchor": " ".join(words[1][start : start + 9]),
+                         "positive": " ".join(words[1][20 + start :]),
+                         "id": f"{copy} {words[0]}"})  # fmt: skip
+            texts.append(" ".join(words[1]))
+        heldout, training = split_heldout(pairs_of(rows, texts), BatchPlan(1, 8, 10, seed=0))
+        held, trained = (
+            {name.split()[1] for name in part["id"].to_pylist()} for part in (heldout, training)
+        )
+        assert not held & trained and len(held) == 4
+        assert len(heldout) == 12 and len(training) == 168
+
+
+def test_positives_that_are_names_of_classes_are_held_out_by_id(caplog):
+    rows = [{"anchor": f"text {n}", "positive": f"class {n % 3}", "id": str(n)} for n in range(60)]
+    heldout, training = split_heldout(pa.Table.from_pylist(rows), BatchPlan(1, 8, 6, seed=0))
+    assert len(heldout) == 6 and len(training) == 54
+    assert "3 groups of pairs have texts in common" in caplog.text
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_pairs_with_a_blank_id_are_of_no_common_document(tmp_path, blank):
+    rows = [["anchor", "positive", "id"], *([f"a{n}", f"p{n}", blank] for n in range(20))]
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["b1", "c1", "k"], ["b2", "c2", "k"]])
+    found = read_pairs(str(tmp_path / "own.csv"), 100, 0)
+    ids = dict(zip(found["anchor"].to_pylist(), found["id"].to_pylist(), strict=True))
+    assert ids == {f"a{n}": f"a{n}" for n in range(20)} | {"b1": "k", "b2": "k"}
 
 
 @pytest.mark.parametrize("most", [4, 9, 100])

@@ -391,6 +391,26 @@ def test_killed_job_goes_on_and_gives_the_same_pairs(corpus, tmp_path, local_ray
     assert read_made(config.output) == before
 
 
+def test_a_killed_job_keeps_no_pair_of_files_that_changed_since(
+    corpus, tmp_path, local_ray, monkeypatch
+):
+    config = PairsConfig(corpus=corpus, output=str(tmp_path / "out"), crop_words=(3, 5))
+
+    def stop(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecord, "complete", stop)
+        with pytest.raises(RuntimeError):
+            run(config)
+    assert len(read_made(config.output)) == 31
+    changed = pq.read_table(corpus).slice(0, 20)
+    changed = changed.set_column(0, "id", pa.array([f"new {n}" for n in range(20)]))
+    pq.write_table(changed, corpus)
+    assert run(config).counts["pairs"] == 20
+    assert {row["id"] for row in read_made(config.output)} == {f"new {n}" for n in range(20)}
+
+
 def test_corpus_that_gives_no_pair_is_refused_with_the_reasons(tmp_path, local_ray):
     path = tmp_path / "few.csv"
     with path.open("w", newline="") as file:

@@ -117,6 +117,11 @@ def find_pair_files(path: str) -> list[str]:
 
     Raises :class:`InputError` where there is none, and for tables, of which pairs are not read.
     """
+    return [str(entry[0]) for entry in list_pair_files(path)]
+
+
+def list_pair_files(path: str) -> list[list[Any]]:
+    """Path, size and time of change of every file that :func:`find_pair_files` finds."""
     folder = join(path, PAIRS_FOLDER)
     source = folder if _format_of(path) is None and exists(folder) else path
     infos = match_files(source)
@@ -127,16 +132,16 @@ def find_pair_files(path: str) -> list[str]:
                 f"{info.path} is a table, whose folder also holds rows that were deleted or "
                 "replaced: of pairs write its current rows to Parquet first"
             )
-    paths = [with_inner_path(source, info.path) for info in infos if _format_of(info.path)]
-    if not paths:
+    found = [info for info in infos if _format_of(info.path)]
+    if not found:
         raise InputError(
             f"no pairs at {path}: give a .parquet, .csv or .jsonl file, or a folder of them"
         )
-    kinds = {_format_of(path) for path in paths}
+    kinds = {_format_of(info.path) for info in found}
     if len(kinds) > 1:
         both = " and ".join(sorted(name for kind, name in _FORMATS.items() if kind in kinds))
         raise InputError(f"{path} holds both {both} files: give one kind of pairs")
-    return paths
+    return [[with_inner_path(source, info.path), info.size, info.mtime_ns] for info in found]
 
 
 def _format_of(path: str) -> str | None:

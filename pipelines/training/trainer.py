@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.decoder import check_attention
-from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
+from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import (
     Encoder,
     even_budget,
@@ -34,7 +33,6 @@ from pipelines.encoder.packed import can_pack
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
-from pipelines.runtime.files import exists, join
 from pipelines.runtime.threads import side_by_side
 from pipelines.training.adapter import (
     add_adapter,
@@ -167,6 +165,7 @@ class AdapterTrainer:
         description: EncoderDescription,
         device: torch.device,
         start: Path | None = None,
+        teacher: EncoderDescription | None = None,
     ) -> None:
         """Load the base model of ``description`` and give it a new adapter, or that in ``start``.
 
@@ -190,10 +189,7 @@ class AdapterTrainer:
         if settings.gradient_checkpointing:
             enable_checkpointing(self.model, self._stack)
         self.loss = ContrastiveLoss(settings).to(device)
-        self.teacher: Encoder | None = None
-        if settings.teacher is not None:
-            taught_by = describe_teacher(settings.teacher, description.dtype, device.type)
-            self.teacher = Encoder.load(taught_by, device=str(device))
+        self.teacher = None if teacher is None else Encoder.load(teacher, device=str(device))
         self.parameters = {
             name: parameter
             for module in (self.model, self.loss)
@@ -369,16 +365,6 @@ class AdapterTrainer:
             suffix_tokens=self.tokenizer.suffix_tokens,
             skipped_tokens=0 if self.description.pool_prompt else self.tokenizer.prompt_tokens,
         )
-
-
-def describe_teacher(name: str, dtype: str, device: str) -> EncoderDescription:
-    """The encoder of a model, in the given precision, or of a folder with ``encoder.json``.
-
-    Raises :class:`InputError` for a name that is no encoder here.
-    """
-    if exists(join(name, "encoder.json")):
-        return EncoderDescription.load(name)
-    return describe_encoder(EncoderConfig(model=name, dtype=cast(DType, dtype)), device=device)
 
 
 def load_trainable_base(

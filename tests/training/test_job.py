@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_models import SENTENCES, tiny_model
+from tiny_models import SENTENCES, tiny_adapter, tiny_model
 
 from pipelines.encoder import describe as describe_module
 from pipelines.encoder import sources
@@ -25,7 +25,7 @@ from pipelines.training import trainer as trainer_module
 from pipelines.training.adapter import adapter_weights
 from pipelines.training.batches import BatchPlan, sketch, split_heldout
 from pipelines.training.config import FinetuneConfig
-from pipelines.training.job import finetune_adapter
+from pipelines.training.job import check_settings, describe_base, finetune_adapter
 from pipelines.training.loop import topic_score
 from pipelines.training.loss import shared_keys
 from pipelines.training.result import judge_gain
@@ -235,6 +235,58 @@ def test_resumed_run_reaches_the_losses_of_an_unbroken_one(config, monkeypatch):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_run_is_not_gone_on_with_where_what_it_reads_has_changed(
+    config, pairs, tmp_path, monkeypatch, is_complete
+):
+    (tmp_path / "pairs").mkdir()
+    shutil.copy(pairs, tmp_path / "pairs")
+    base = tiny_model(tmp_path / "base", num_hidden_layers=2)
+    tiny_model(tmp_path / "teacher", "qwen3", num_hidden_layers=2)
+    tiny_adapter(tmp_path / "first", base)
+    places = {"pairs": "pairs", "model": "base", "adapter": "first", "teacher": "teacher"}
+    made = config(
+        **{option: str(tmp_path / name) for option, name in places.items()},
+        max_steps=4, lora_dropout=0.0, lora_targets=("q_proj", "v_proj", "down_proj"),
+    )  # fmt: skip
+    step = AdapterTrainer.step
+
+    def fail_at_four(self, number, *arguments):
+        if number == 4:
+            raise Killed
+        return step(self, number, *arguments)
+
+    if is_complete:
+        run(made)
+    else:
+        monkeypatch.setattr(AdapterTrainer, "step", fail_at_four)
+        with pytest.raises(Killed):
+            run(made)
+        monkeypatch.setattr(AdapterTrainer, "step", step)
+
+    def make_other(name, folder):
+        if name in ("base", "teacher"):
+            tiny_model(folder, "llama" if name == "base" else "qwen3", seed=5, num_hidden_layers=2)
+            return
+        shutil.copytree(tmp_path / "kept", folder)
+        if name == "pairs":
+            pq.write_table(pq.read_table(pairs).slice(0, 40), folder / "pairs.parquet")
+        else:
+            path = folder / "adapter_model.safetensors"
+            doubled = {name: 2 * w for name, w in safetensors.torch.load_file(path).items()}
+            safetensors.torch.save_file(doubled, path)
+
+    told = {"pairs": "pairs or corpus", "base": "base model", "first": "first adapter"}
+    for name in places.values():
+        folder = (tmp_path / name).rename(tmp_path / "kept").with_name(name)
+        make_other(name, folder)
+        with pytest.raises(InputError, match=f"from its {told.get(name, name)} as it was at"):
+            run(made)
+        shutil.rmtree(folder)
+        (tmp_path / "kept").rename(folder)
+    assert run(made).metrics["steps"] == 4
+
+
 def test_complete_run_is_only_confirmed(config):
     made = config()
     run(made)
@@ -340,6 +392,44 @@ def test_adapter_trained_otherwise_is_refused(config, settings, message):
     run(first)
     with pytest.raises(InputError, match=message):
         run(config("second", adapter=first.output, **settings))
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({}, None),
+        ({"init_lora_weights": "gaussian"}, None),
+        ({"use_rslora": True}, "has use_rslora true, .*: false is required. Begin anew"),
+        ({"alpha_pattern": {"q_proj": 64}}, "has alpha_pattern"),
+        ({"rank_pattern": {"q_proj": 2}}, "has rank_pattern"),
+        ({"use_dora": True}, "has use_dora"),
+        ({"init_lora_weights": "pissa"}, 'has init_lora_weights "pissa", .*: true is required'),
+        ({"init_lora_weights": "olora"}, "has init_lora_weights"),
+    ],
+)
+def test_only_an_adapter_that_acts_as_a_fresh_one_is_gone_on_from(
+    config, base, tmp_path, lora, message
+):
+    tuned = peft.get_peft_model(
+        transformers.AutoModel.from_pretrained(base),
+        peft.LoraConfig(r=4, lora_alpha=8.0, target_modules="all-linear", **lora),
+    )
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                weight.add_(torch.sin(torch.arange(weight.numel())).view_as(weight) / 9)
+    tuned.save_pretrained(tmp_path / "theirs")
+    made = config(adapter=str(tmp_path / "theirs"), pooling="mean", prompt="none")
+    described, start = describe_base(made, device="cpu")
+    if message is not None:
+        with pytest.raises(InputError, match=message):
+            check_settings(made, described, start)
+        return
+    check_settings(made, described, start)
+    trainer = AdapterTrainer(made.trainer, described, torch.device("cpu"), Path(start))
+    begun = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
+    found = Encoder.load(made.encoder, device="cpu").encode(SENTENCES)
+    assert torch.allclose(torch.from_numpy(found), begun, atol=1e-4)
 
 
 def test_adapter_of_another_base_is_refused(config, tmp_path):
@@ -466,10 +556,13 @@ def test_a_teacher_is_agreed_with_and_named(config, tmp_path):
     assert result.metrics["teacher_fingerprint"] in card and "teacher_agreement" in card
 
 
-def test_a_teacher_that_is_none_is_refused_before_anything_is_written(config):
+def test_a_teacher_that_is_none_is_refused_before_anything_is_written(config, tmp_path):
     made = config(teacher="no/such/folder")
     with pytest.raises(InputError, match="no such model"):
         run(made)
+    EncoderDescription.elsewhere("theirs", 8).save(str(tmp_path / "vectors"))
+    with pytest.raises(InputError, match="'theirs' that were made elsewhere, and a teacher must"):
+        run(config(teacher=str(tmp_path / "vectors")))
     assert not (Path(made.output) / "_work").exists()
 
 
@@ -524,6 +617,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
         ({"num_workers": "9"}, "more than the 8 pairs"),
         ({"corpus": "docs.parquet"}, "both --pairs and --corpus"),
         ({"crop_words": (3, 4)}, "--crop-words has no effect"),
+        ({"teacher": ""}, "teacher is empty"),
         ({"dtype": "float16"}, "float16"),
         ({"dtype": "int8"}, "int8"),
     ],

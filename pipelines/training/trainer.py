@@ -40,7 +40,7 @@ from pipelines.training.adapter import (
     load_quantized_base,
     require_quantization,
 )
-from pipelines.training.batches import rank_slice, share_keys, text_keys
+from pipelines.training.batches import rank_slice, share_keys, sketch, text_keys
 from pipelines.training.config import Quantize, TrainerSettings
 from pipelines.training.lean import install_row_dropout, lighten
 from pipelines.training.loss import (
@@ -364,7 +364,7 @@ class AdapterTrainer:
             prefix_tokens=self.tokenizer.prefix_tokens,
             suffix_tokens=self.tokenizer.suffix_tokens,
             skipped_tokens=0 if self.description.pool_prompt else self.tokenizer.prompt_tokens,
-        )
+        )[:, : self.description.dimensions]
 
 
 def load_trainable_base(
@@ -451,5 +451,7 @@ def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
     hard = hard_negatives(pairs)
     if hard is None:
         return PairKeys(keys)
-    negatives = text_keys([text for texts in hard for text in texts])[:, 0]
-    return PairKeys(keys, torch.from_numpy(negatives.copy()).to(device))
+    texts = [text for texts in hard for text in texts]
+    negatives = np.concatenate([text_keys(texts), sketch(texts)], axis=1)
+    positives = sketch(pairs["positive"].to_pylist())
+    return PairKeys(keys, *(torch.from_numpy(part).to(device) for part in (negatives, positives)))

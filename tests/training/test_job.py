@@ -23,7 +23,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 from pipelines.training import trainer as trainer_module
 from pipelines.training.adapter import adapter_weights
-from pipelines.training.batches import BatchPlan, sketch, split_heldout
+from pipelines.training.batches import BatchPlan, add_label_pairs, sketch, split_heldout
 from pipelines.training.config import FinetuneConfig
 from pipelines.training.job import check_settings, describe_base, finetune_adapter
 from pipelines.training.loop import topic_score
@@ -127,6 +127,33 @@ def test_bidirectional_training_gives_the_encoders_vectors(config, tmp_path, fam
     trained = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
     found = Encoder.load(description, device="cpu").encode(SENTENCES)
     assert torch.allclose(torch.from_numpy(found), trained, atol=1e-4)
+
+
+def test_training_is_on_the_numbers_that_the_folder_keeps(config, tmp_path):
+    folder = tiny_model(tmp_path / "sentences")
+    kind = "sentence_transformers.models"
+    modules = [("", f"{kind}.Transformer"), ("1_Pooling", f"{kind}.Pooling")]
+    contents = {
+        "modules.json": [
+            {"idx": n, "name": str(n), "path": path, "type": name}
+            for n, (path, name) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {"embedding_dimension": 64, "pooling_mode": ["mean"]},
+        "sentence_bert_config.json": {},
+        "config_sentence_transformers.json": {"truncate_dim": 24},
+    }
+    (folder / "1_Pooling").mkdir()
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    made = config(model=str(folder), max_steps=2)
+    description = describe_encoder(made.encoder)
+    trainer = AdapterTrainer(made.trainer, description, torch.device("cpu"))
+    trained = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
+    assert trained.shape == (8, 24)
+    found = Encoder.load(description, device="cpu").encode(SENTENCES)
+    assert torch.allclose(torch.from_numpy(found), trained, atol=1e-4)
+    table = pa.table({"anchor": SENTENCES[:4], "positive": SENTENCES[4:], "id": list("abcd")})
+    assert trainer.step(1, table, 0)["gradient_norm"] > 0
 
 
 def test_a_moved_adapter_is_still_an_encoder(config, tmp_path):
@@ -511,6 +538,29 @@ def test_negatives_of_some_pairs_cost_no_pair_and_change_the_loss(config, pairs,
     without, none, some = (history(config(n).output)[1] for n in ("without", "none", "some"))
     assert without["loss"] == pytest.approx(none["loss"], rel=1e-5)
     assert some["loss"] > none["loss"] and some["tokens"] > none["tokens"]
+
+
+def test_a_rank_without_a_held_out_pair_has_keys_of_the_others_width(tmp_path):
+    texts = [f"{a} {b}" for a in SENTENCES[:4] for b in SENTENCES[4:]]
+    table = pa.table({"anchor": texts, "positive": [t[::-1] for t in texts], "id": texts})
+    table = table.append_column("sketch", pa.array(sketch(texts).tolist(), pa.list_(pa.int64())))
+    labels = ["x", "x", *[None] * 14]
+    table, _ = add_label_pairs(table.append_column("label", pa.array(labels)), seed=0)
+    pq.write_table(table, tmp_path / "heldout.parquet")
+    table = pq.read_table(tmp_path / "heldout.parquet")
+    whole, none = (pair_keys(table.slice(0, n), torch.device("cpu")).pairs for n in (17, 0))
+    assert none.shape == (0, whole.shape[1])
+
+
+def test_a_hard_negative_that_is_nearly_anothers_positive_is_left_out():
+    near = f"{SENTENCES[0]} {SENTENCES[3]}!"
+    table = pa.table(
+        {"anchor": ["first", "second"], "positive": [near[:-1], SENTENCES[5]], "id": ["a", "b"],
+         "negative": [[SENTENCES[6]], [near, SENTENCES[7]]]}
+    )  # fmt: skip
+    keys = pair_keys(table, torch.device("cpu"))
+    known = torch.cat([keys.pairs, keys.positives], dim=1)
+    assert shared_keys(known, keys.negatives).tolist() == [[False, True, False], [False] * 3]
 
 
 def test_near_duplicates_do_not_repel_each_other(config, tmp_path):

@@ -27,7 +27,6 @@ from pipelines.encoder.description import (
     POOLINGS,
     EncoderDescription,
     Pooling,
-    pooled_dimension,
 )
 from pipelines.encoder.prompts import PROMPTS, PromptTemplate
 from pipelines.encoder.sources import load_model_settings
@@ -59,6 +58,8 @@ from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
 
 _OPTIONAL_SCORES = ("v_measure", "half_agreement", "partner_rank")
+_TRIAL = 2
+"""What a trial's file holds: another number where that has changed, so that none is taken over."""
 Name: TypeAlias = "tuple[Literal['prompt', 'adapter'], str]"
 """What an encoder is tried for, as it was given: a prompt may be called as an adapter is."""
 
@@ -69,6 +70,7 @@ class Selection:
 
     names: list[Name]
     candidates: list[tuple[int, Pooling]]
+    dimensions: np.ndarray
     ranking: Ranking
     documents: int
 
@@ -106,10 +108,7 @@ def candidates_table(
                 name: pa.nulls(len(order), pa.float64()) if values is None else values[order]
                 for name, values in optional.items()
             },
-            "dimension": [
-                pooled_dimension(pooling, encoder.dimension // len(encoder.pooling.split("+")))
-                for encoder, pooling in zip(tried, poolings, strict=True)
-            ],
+            "dimension": selection.dimensions[order],
         }
     )
 
@@ -164,6 +163,7 @@ def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
     selection = Selection(
         [name for name, own in plans.items() for _ in own.candidates],
         [candidate for own in plans.values() for candidate in own.candidates],
+        np.concatenate([trial.dimensions for trial in trials if trial.dimensions is not None]),
         rank_candidates(trials, labels, seed=config.seed),
         len(texts),
     )
@@ -310,7 +310,7 @@ def try_prompts(
     units = {}
     for name, encoder in encoders.items():
         plan = plans[name]
-        state = hashlib.sha256(content + repr(plan).encode()).hexdigest()[:12]
+        state = hashlib.sha256(content + repr((_TRIAL, plan)).encode()).hexdigest()[:12]
         units[f"{encoder.fingerprint[:24]}-{state}"] = {
             "description": encoder.to_json(),
             "layers": plan.layers,
@@ -340,7 +340,7 @@ def try_unit(
     plan = replace(plan, layers=tuple(unit["layers"]), poolings=tuple(unit["poolings"]))
     encoder = EncoderDescription.from_json(unit["description"])
     loaded.take(encoder)
-    trial = try_prompt(loaded, PromptedTokenizer.load(encoder), texts, plan)
+    trial = try_prompt(loaded, PromptedTokenizer.load(encoder), texts, plan, encoder)
     path = join(work, "trials", f"{name}.npz")
     write_bytes(path, trial.to_bytes(), create_folder=False)
     return {"candidates": len(plan.candidates)}

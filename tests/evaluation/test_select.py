@@ -1,5 +1,6 @@
 """Choosing an encoder: the pass that gives all candidates, their scores, and the job."""
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -33,6 +34,7 @@ from pipelines.evaluation.trial import (
     agreement,
     cluster_vectors,
     cut_in_half,
+    head_of,
     partner_log_ranks,
     plan_runs,
 )
@@ -93,6 +95,44 @@ def test_one_pass_gives_what_each_candidates_own_encoder_gives(tmp_path, family)
         for pooling in POOLINGS:
             expected = Encoder.load(replace(config, layer=layer, pooling=pooling)).encode(texts)
             np.testing.assert_allclose(states.vectors(layer, pooling), expected, atol=2e-5)
+
+
+def test_a_candidate_has_the_head_of_its_folder(tmp_path):
+    folder = tiny_model(tmp_path / "sentences", num_hidden_layers=2)
+    kind = "sentence_transformers.models"
+    modules = [
+        ("", "Transformer", {}),
+        ("1_Pooling", "Pooling",
+         {"embedding_dimension": 64, "pooling_mode": ["mean"], "include_prompt": False}),
+        ("2_Dense", "Dense",
+         {"in_features": 64, "out_features": 32, "bias": False,
+          "activation_function": "torch.nn.modules.linear.Identity"}),
+    ]  # fmt: skip
+    for path, _, content in modules[1:]:
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(content))
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    safetensors.torch.save_file({"linear.weight": weight}, folder / "2_Dense/model.safetensors")
+    listed = [{"idx": n, "name": str(n), "path": path, "type": f"{kind}.{name}"}
+              for n, (path, name, _) in enumerate(modules)]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "sentence_bert_config.json").write_text("{}")
+    settings = json.dumps({"truncate_dim": 24})
+    (folder / "config_sentence_transformers.json").write_text(settings)
+    poolings = ("mean", "last", "last+mean", "max")
+    config = EncoderConfig(model=str(folder), prompt="cluster", pooling="last", dtype="float32")
+    described = describe_encoder(config, device="cpu")
+    tokenizer = PromptedTokenizer.load(described)
+    model = load_base_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    heads = {pooling: head_of(described, tokenizer, pooling) for pooling in poolings}
+    pooler = AllLayersPooler(model, (1, 2), poolings, budget_tokens=80, heads=heads)
+    states = pooler.pool(tokenizer.tokenize(SENTENCES), tokenizer)
+    for layer, pooling in itertools.product((1, 2), poolings):
+        own = Encoder.load(replace(config, layer=layer, pooling=pooling), device="cpu")
+        assert bool(own.description.projections) == (pooling == "mean")
+        found = states.vectors(layer, pooling, head=heads[pooling])
+        assert found.shape == (8, 24)
+        np.testing.assert_allclose(found, own.encode(SENTENCES), atol=2e-5)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -242,6 +282,7 @@ def test_a_trial_survives_its_file():
         read = Trial.from_bytes(kept.to_bytes())
         np.testing.assert_array_equal(read.clusterings, kept.clusterings)
         assert (read.log_ranks is None) == (kept.log_ranks is None)
+        assert read.dimensions is None
 
 
 def test_runs_never_have_more_clusters_than_the_documents_bear():

@@ -8,7 +8,7 @@ headers, so most of what cannot run is refused here, before a worker starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from pipelines.encoder.description import (
     DEFAULT_PROMPT,
     INT8_ROUNDING,
     NO_ADAPTER,
+    TOKENIZATION,
     WINDOWS,
     EncoderConfig,
     EncoderDescription,
@@ -352,8 +353,7 @@ def check_loading(
     """
     import torch
 
-    from pipelines.encoder.base_model import learned_positions, load_base_model
-    from pipelines.encoder.packed import ropes_of
+    from pipelines.encoder.base_model import load_base_model
 
     positions = count_positions(load_model_settings(model.folder, config.trust_remote_code))
     if positions is not None and (config.max_tokens or 0) > positions:
@@ -374,19 +374,54 @@ def check_loading(
         log.debug("%s cannot be checked without its weights: %s", config.model, error)
         return None
     check_rows(tokenizer, loaded, config.model)
-    most = learned_positions(loaded.get_decoder())
-    if any(
-        rope.get("rope_type") == "dynamic" for rope in ropes_of(loaded.config.get_text_config())
-    ):
+    check_positions(tokenizer, loaded, positions, config.model)
+    return try_on_text(loaded, config)
+
+
+def check_positions(
+    tokenizer: PromptedTokenizer, model: Any, positions: int | None, name: str
+) -> None:
+    """Refuse a text limit and a prompt that are longer together than a model can read.
+
+    ``positions`` is what its configuration says that it was made for.
+    """
+    from pipelines.encoder.base_model import learned_positions
+    from pipelines.encoder.packed import ropes_of
+
+    most = learned_positions(model.get_decoder())
+    if any(rope.get("rope_type") == "dynamic" for rope in ropes_of(model.config.get_text_config())):
         # beyond them a text's vector would depend on the longest text that was read before it
         most = positions
     if most is not None and tokenizer.most_tokens > most:
         around = tokenizer.prefix_tokens + tokenizer.suffix_tokens
         raise InputError(
             f"{tokenizer.max_tokens} tokens of text and {around} of prompt and special tokens, but "
-            f"{config.model} has {most} positions: --max-tokens {most - around} at most"
+            f"{name} has {most} positions: --max-tokens {most - around} at most"
         )
-    return try_on_text(loaded, config)
+
+
+def check_prompts(description: EncoderDescription, prompts: Collection[str]) -> None:
+    """Refuse other prompts for an encoder with which its texts are longer than its model can read.
+
+    A model whose code cannot be run without its weights is not checked.
+    """
+    import torch
+
+    from pipelines.encoder.base_model import load_base_model
+
+    if not prompts or description.trust_remote_code:
+        return
+    folder = description.fetch()[0].folder
+    try:
+        loaded = load_base_model(folder, dtype=torch.float32, device=torch.device("meta"))
+    except (RuntimeError, NotImplementedError) as error:
+        log.debug("%s cannot be checked without its weights: %s", description.model, error)
+        return
+    positions = count_positions(load_model_settings(folder))
+    for prompt in prompts:
+        template = str(PromptTemplate.parse(prompt))
+        other = replace(description, prompt=template, tokenization=TOKENIZATION)
+        check_positions(PromptedTokenizer.load(other), loaded, positions, description.model)
 
 
 def check_rows(tokenizer: PromptedTokenizer, model: Any, name: str) -> None:

@@ -230,9 +230,14 @@ class EncoderDescription:
             dimension=dimension,
         )
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its vectors were made elsewhere, so that it can make none."""
+        return self.pooling == _ELSEWHERE
+
     def require_model(self) -> None:
         """Raise :class:`InputError` where its vectors were made elsewhere."""
-        if self.pooling == _ELSEWHERE:
+        if self.is_elsewhere:
             raise InputError(
                 f"vectors of {self.model!r} were made elsewhere, so no text can be embedded: "
                 "search with --similar-to, or with a vector of yours in Python"

@@ -136,6 +136,10 @@ class VectorHead:
             suffix_tokens=self.suffix_tokens,
             skipped_tokens=self.skipped_tokens,
         )
+        return self.after_pooling(vectors)
+
+    def after_pooling(self, vectors: Tensor) -> Tensor:
+        """Pooled vectors float32 (n, d) to vectors float32 (n, dimension)."""
         for projection in self.projections:
             vectors = projection(vectors)
         vectors = vectors[:, : self.dimensions]

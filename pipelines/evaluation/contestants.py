@@ -18,7 +18,7 @@ from typing import Any
 
 import pydantic
 
-from pipelines.encoder.describe import describe_encoder
+from pipelines.encoder.describe import check_prompts, describe_encoder
 from pipelines.encoder.description import EncoderConfig, EncoderDescription
 from pipelines.encoder.sources import digest_folder, fetch_model
 from pipelines.runtime.errors import InputError
@@ -87,9 +87,13 @@ def worker_device() -> str:
 def encoder_contestant(
     description: EncoderDescription, prompts: Mapping[str, str], *, label: str | None = None
 ) -> Contestant:
-    """One of our encoders as a contestant."""
+    """One of our encoders as a contestant.
+
+    Raises :class:`InputError` where a task's prompt leaves a text too few of the model's positions.
+    """
     from pipelines.evaluation.mteb import combined_fingerprint, label_of, stem
 
+    check_prompts(description, set(prompts.values()))
     return Contestant(
         label=stem(label) if label else label_of(description),
         kind="encoder",

@@ -27,6 +27,7 @@ from pipelines.encoder.prompts import PLACEHOLDER, PROMPTS, PromptTemplate
 from pipelines.encoder.sources import digest_folder
 from pipelines.encoder.tokenization import text_limits
 from pipelines.encoder.usage import read_usage
+from pipelines.runtime.errors import InputError
 
 TFIDF_WORDS = 2048
 
@@ -213,7 +214,17 @@ class TfidfEmbedder:
         self._words = words
 
     def embed(self, texts: list[str], task: Any, prompt_type: str | None) -> np.ndarray:
-        """One vector a text, float32 (n, at most ``words``), rows of length 1."""
+        """One vector a text, float32 (n, at most ``words``), rows of length 1.
+
+        Raises :class:`InputError` for a task that embeds its texts in several calls, whose vectors
+        would count other words each.
+        """
+        if task.type != "Clustering":
+            raise InputError(
+                f"tf-idf has no score on {task.name}, a task of type {task.type}: it learns its "
+                "words from the texts of one call, and only Clustering has one call for all of "
+                "them; leave tf-idf or this task out"
+            )
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(

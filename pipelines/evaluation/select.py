@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,6 @@ from pipelines.encoder.description import (
     POOLINGS,
     EncoderDescription,
     Pooling,
-    pooled_dimension,
 )
 from pipelines.encoder.prompts import PROMPTS, PromptTemplate
 from pipelines.encoder.sources import load_model_settings
@@ -59,21 +58,26 @@ from pipelines.runtime.run_record import RunRecord
 from pipelines.runtime.units import Receipt, configure_ray_data, plan_unit_actors, run_actor_stage
 
 _OPTIONAL_SCORES = ("v_measure", "half_agreement", "partner_rank")
+_TRIAL = 2
+"""What a trial's file holds: another number where that has changed, so that none is taken over."""
+Name: TypeAlias = "tuple[Literal['prompt', 'adapter'], str]"
+"""What an encoder is tried for, as it was given: a prompt may be called as an adapter is."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was tried on what, and how it came out; ``names`` are prompts or adapters."""
+    """What was tried on what, and how it came out: the name of each candidate's encoder first."""
 
-    names: list[str]
+    names: list[Name]
     candidates: list[tuple[int, Pooling]]
+    dimensions: np.ndarray
     ranking: Ranking
     documents: int
 
 
 def candidates_table(
     selection: Selection,
-    encoders: Mapping[str, EncoderDescription],
+    encoders: Mapping[Name, EncoderDescription],
     prompts: Sequence[str] = (),
 ) -> pa.Table:
     """Every candidate with its scores, best first: the content of ``candidates.parquet``.
@@ -104,10 +108,7 @@ def candidates_table(
                 name: pa.nulls(len(order), pa.float64()) if values is None else values[order]
                 for name, values in optional.items()
             },
-            "dimension": [
-                pooled_dimension(pooling, encoder.dimension // len(encoder.pooling.split("+")))
-                for encoder, pooling in zip(tried, poolings, strict=True)
-            ],
+            "dimension": selection.dimensions[order],
         }
     )
 
@@ -156,25 +157,28 @@ def select_encoder(config: SelectConfig, record: RunRecord) -> JobResult:
         sample = draw_passages(sample, cuts, reader, config.documents, config.seed)
     texts, labels = usable_documents(config, sample, first)
     plan = make_plan(config, len(texts), labels)
-    plans = {name: plan_of(encoder, plan, config) for name, encoder in encoders.items()}
+    plans = plans_of(encoders, plan)
+    encoders = {name: encoders[name] for name in plans}
     trials = try_prompts(config, work, encoders, texts, plans)
     selection = Selection(
         [name for name, own in plans.items() for _ in own.candidates],
         [candidate for own in plans.values() for candidate in own.candidates],
+        np.concatenate([trial.dimensions for trial in trials if trial.dimensions is not None]),
         rank_candidates(trials, labels, seed=config.seed),
         len(texts),
     )
     return write_outcome(config, record, encoders, selection)
 
 
-def describe_candidates(config: SelectConfig) -> dict[str, EncoderDescription]:
-    """The encoder with each prompt, by the prompt as it was given, and with each adapter.
+def describe_candidates(config: SelectConfig) -> dict[Name, EncoderDescription]:
+    """The encoder with each prompt and with each adapter.
 
     Raises :class:`InputError` for an adapter of averaged layers, which are not tried here.
     """
     device = worker_device()
-    encoders = {
-        prompt: describe_encoder(config.encoder(prompt), device=device) for prompt in config.prompts
+    encoders: dict[Name, EncoderDescription] = {
+        ("prompt", prompt): describe_encoder(config.encoder(prompt), device=device)
+        for prompt in config.prompts
     }
     as_trained = replace(config.encoder(config.prompts[0]), prompt=None, pooling=None, layer=None)
     for adapter in config.tried_adapters:
@@ -185,15 +189,30 @@ def describe_candidates(config: SelectConfig) -> dict[str, EncoderDescription]:
                 f"{list(encoder.layers)}: only one layer and one of {', '.join(POOLINGS)} can be "
                 "tried beside others"
             )
-        encoders[adapter] = encoder
+        encoders["adapter", adapter] = encoder
     return encoders
 
 
-def plan_of(encoder: EncoderDescription, plan: TrialPlan, config: SelectConfig) -> TrialPlan:
-    """What one candidate's encoder is tried with: an adapter with what it was trained with."""
-    if encoder.adapter not in config.tried_adapters:
-        return plan
-    return replace(plan, layers=encoder.layers, poolings=(cast(Pooling, encoder.pooling),))
+def plans_of(encoders: Mapping[Name, EncoderDescription], plan: TrialPlan) -> dict[Name, TrialPlan]:
+    """What each encoder is tried with: an adapter with what it was trained with.
+
+    An encoder all of whose candidates are those of encoders before it is left out: an adapter that
+    is there twice, and one that a prompt is tried with in all layers and poolings.
+    """
+    plans: dict[Name, TrialPlan] = {}
+    seen: set[str] = set()
+    for name, encoder in encoders.items():
+        own = plan
+        if name[0] == "adapter":
+            own = replace(plan, layers=encoder.layers, poolings=(cast(Pooling, encoder.pooling),))
+        found = {
+            replace(encoder, layers=(layer,), pooling=pooling).fingerprint
+            for layer, pooling in own.candidates
+        }
+        if not found <= seen:
+            plans[name] = own
+            seen |= found
+    return plans
 
 
 def draw_passages(
@@ -280,9 +299,9 @@ def make_plan(config: SelectConfig, documents: int, labels: Sequence[str] | None
 def try_prompts(
     config: SelectConfig,
     work: str,
-    encoders: Mapping[str, EncoderDescription],
+    encoders: Mapping[Name, EncoderDescription],
     texts: Sequence[str],
-    plans: Mapping[str, TrialPlan],
+    plans: Mapping[Name, TrialPlan],
 ) -> list[Trial]:
     """What every prompt and adapter gave, in their order."""
     content = json.dumps(list(texts)).encode()
@@ -291,7 +310,7 @@ def try_prompts(
     units = {}
     for name, encoder in encoders.items():
         plan = plans[name]
-        state = hashlib.sha256(content + repr(plan).encode()).hexdigest()[:12]
+        state = hashlib.sha256(content + repr((_TRIAL, plan)).encode()).hexdigest()[:12]
         units[f"{encoder.fingerprint[:24]}-{state}"] = {
             "description": encoder.to_json(),
             "layers": plan.layers,
@@ -321,7 +340,7 @@ def try_unit(
     plan = replace(plan, layers=tuple(unit["layers"]), poolings=tuple(unit["poolings"]))
     encoder = EncoderDescription.from_json(unit["description"])
     loaded.take(encoder)
-    trial = try_prompt(loaded, PromptedTokenizer.load(encoder), texts, plan)
+    trial = try_prompt(loaded, PromptedTokenizer.load(encoder), texts, plan, encoder)
     path = join(work, "trials", f"{name}.npz")
     write_bytes(path, trial.to_bytes(), create_folder=False)
     return {"candidates": len(plan.candidates)}
@@ -330,7 +349,7 @@ def try_unit(
 def write_outcome(
     config: SelectConfig,
     record: RunRecord,
-    encoders: Mapping[str, EncoderDescription],
+    encoders: Mapping[Name, EncoderDescription],
     selection: Selection,
 ) -> JobResult:
     """Write the candidates and the winner; the job's short table."""

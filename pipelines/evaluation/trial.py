@@ -10,8 +10,8 @@ import io
 import logging
 import warnings
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from pipelines.encoder.decoder import load_described_model
+from pipelines.encoder.decoder import load_described_model, vector_head
 from pipelines.encoder.description import EncoderDescription, Pooling
 from pipelines.encoder.encoder import (
     default_budget_tokens,
@@ -28,8 +28,10 @@ from pipelines.encoder.encoder import (
     token_budget_batches,
 )
 from pipelines.encoder.padded import find_layers, pad_right, record_outputs
-from pipelines.encoder.pooling import pool, token_weights
+from pipelines.encoder.pooling import VectorHead, pool, token_weights
+from pipelines.encoder.sources import fetch_model
 from pipelines.encoder.tokenization import PromptedTokenizer
+from pipelines.encoder.usage import read_usage
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +41,49 @@ class PooledStates:
     """Pooled, not normalised, vectors of some texts.
 
     ``parts`` holds float32 (n, d) for each layer (0 the token embeddings, the last with the final
-    norm) and each pooling that is no combination of others.
+    norm) and each pooling that is no combination of others, by :func:`part_name`.
     """
 
     parts: dict[tuple[int, str], np.ndarray]
 
-    def vectors(self, layer: int, pooling: Pooling, *, normalize: bool = True) -> np.ndarray:
-        """What an encoder of this layer and pooling gives: float32 (n, d), or (n, 2d)."""
-        joined = np.concatenate([self.parts[layer, part] for part in pooling.split("+")], axis=1)
+    def vectors(
+        self,
+        layer: int,
+        pooling: Pooling,
+        *,
+        normalize: bool = True,
+        head: VectorHead | None = None,
+    ) -> np.ndarray:
+        """What an encoder of this layer and pooling gives: float32 (n, d), or (n, 2d).
+
+        With a ``head``, which says itself whether it normalises, as long as that makes them.
+        """
+        skipped = 0 if head is None else head.skipped_tokens
+        names = [part_name(part, skipped) for part in pooling.split("+")]
+        joined = np.concatenate([self.parts[layer, name] for name in names], axis=1)
+        if head is not None:
+            return head.after_pooling(torch.from_numpy(joined)).numpy()
         if normalize:
             lengths = np.linalg.norm(joined, axis=1, keepdims=True)
             joined = joined / np.maximum(lengths, 1e-12)
         return joined
 
 
+def part_name(part: str, skipped_tokens: int) -> str:
+    """What a pooling that leaves out the first tokens of a text is called beside one of all."""
+    return f"{part} after {skipped_tokens}" if skipped_tokens else part
+
+
 class AllLayersPooler:
     """A base model that is run once for many layers and poolings."""
 
     def __init__(
-        self, model: Any, layers: Sequence[int], poolings: Sequence[Pooling], budget_tokens: int
+        self,
+        model: Any,
+        layers: Sequence[int],
+        poolings: Sequence[Pooling],
+        budget_tokens: int,
+        heads: Mapping[Pooling, VectorHead] | None = None,
     ) -> None:
         """Prepare ``model``, as :func:`pipelines.encoder.base_model.load_base_model` gives it.
 
@@ -66,14 +92,15 @@ class AllLayersPooler:
             layers: which states are wanted, from 0 for the token embeddings.
             poolings: which poolings are wanted.
             budget_tokens: tokens of a batch, padding included.
+            heads: by pooling, which of a text's first tokens it leaves out; none by default.
         """
         self._model = model
         self._stack = find_layers(model)
         self._layers = tuple(layers)
-        self._sums = tuple(
-            dict.fromkeys(part for way in poolings for part in way.split("+") if part != "max")
-        )
-        self._with_max = "max" in poolings
+        skipped = {way: head.skipped_tokens for way, head in (heads or {}).items()}
+        ways = dict.fromkeys((part, skipped.get(w, 0)) for w in poolings for part in w.split("+"))
+        self._sums = [way for way in ways if way[0] != "max"]
+        self._largest = [way for way in ways if way[0] == "max"]
         self._device = next(model.parameters()).device
         self._budget_tokens = budget_tokens
 
@@ -87,7 +114,7 @@ class AllLayersPooler:
             tokenizer: says which of a text's tokens are its prompt's.
         """
         batches = deque(token_budget_batches([len(ids) for ids in token_ids], self._budget_tokens))
-        names = [*self._sums, *(["max"] if self._with_max else [])]
+        names = [part_name(*way) for way in (*self._sums, *self._largest)]
         parts: dict[tuple[int, str], np.ndarray] = {}
         while batches:
             batch = batches.popleft()
@@ -117,7 +144,7 @@ class AllLayersPooler:
         """Vectors float32 (n, poolings, d) of each layer."""
         input_ids, mask = pad_right(token_ids, self._device)
         around = (tokenizer.prefix_tokens, tokenizer.suffix_tokens)
-        weights = [token_weights(mask, name, *around) for name in self._sums]
+        weights = [token_weights(mask, name, *around, skipped) for name, skipped in self._sums]
 
         def pool_layer(states: Tensor) -> Tensor:
             # one product for all: pool() would turn the states to float32 once a pooling
@@ -125,8 +152,8 @@ class AllLayersPooler:
             if weights:
                 kept = states.float().masked_fill(~mask[..., None], 0.0)
                 columns.append(torch.bmm(torch.stack(weights, dim=1), kept))
-            if self._with_max:
-                columns.append(pool(states, mask, "max")[:, None])
+            for name, skipped in self._largest:
+                columns.append(pool(states, mask, name, skipped_tokens=skipped)[:, None])
             return torch.cat(columns, dim=1)
 
         count = len(self._stack)
@@ -170,18 +197,18 @@ class Trial:
     """What one prompt gave.
 
     ``clusterings`` int16 (candidates, runs, n), or (candidates, runs, 2n) with first halves
-    before second ones; ``log_ranks`` float32 (candidates, n), None without halves.
+    before second ones; ``log_ranks`` float32 (candidates, n), None without halves; ``dimensions``
+    int (candidates,), the lengths of the vectors.
     """
 
     clusterings: np.ndarray
-    log_ranks: np.ndarray | None
+    log_ranks: np.ndarray | None = None
+    dimensions: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
         """As the content of a file."""
         sink = io.BytesIO()
-        arrays: dict[str, Any] = {"clusterings": self.clusterings}
-        if self.log_ranks is not None:
-            arrays["log_ranks"] = self.log_ranks
+        arrays = {name: value for name, value in vars(self).items() if value is not None}
         np.savez_compressed(sink, **arrays)
         return sink.getvalue()
 
@@ -189,7 +216,7 @@ class Trial:
     def from_bytes(cls, content: bytes) -> Trial:
         """Undo :meth:`to_bytes`."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return cls(arrays["clusterings"], arrays.get("log_ranks"))
+            return cls(**arrays)
 
 
 def plan_runs(
@@ -228,7 +255,11 @@ class LoadedModel:
 
 
 def try_prompt(
-    loaded: LoadedModel, tokenizer: PromptedTokenizer, texts: Sequence[str], plan: TrialPlan
+    loaded: LoadedModel,
+    tokenizer: PromptedTokenizer,
+    texts: Sequence[str],
+    plan: TrialPlan,
+    encoder: EncoderDescription | None = None,
 ) -> Trial:
     """Run a prompt's texts through the model once and cluster what every candidate makes of them.
 
@@ -237,21 +268,48 @@ def try_prompt(
         tokenizer: that of the prompt.
         texts: documents; with halves each of at least two tokens.
         plan: what to try.
+        encoder: the encoder with the prompt, whose own head each candidate has; None for none.
     """
-    pooler = AllLayersPooler(loaded.model, plan.layers, plan.poolings, loaded.budget_tokens)
+    heads = (
+        {} if encoder is None else {way: head_of(encoder, tokenizer, way) for way in plan.poolings}
+    )
+    pooler = AllLayersPooler(loaded.model, plan.layers, plan.poolings, loaded.budget_tokens, heads)
     token_ids = tokenizer.tokenize(texts)
     if plan.halves:
         halves = [cut_in_half(tokenizer, ids) for ids in token_ids]
         token_ids = [first for first, _ in halves] + [second for _, second in halves]
     states = pooler.pool(token_ids, tokenizer)
-    clusterings, ranks = [], []
+    clusterings, ranks, dimensions = [], [], []
     for layer, pooling in plan.candidates:
-        vectors = states.vectors(layer, pooling, normalize=plan.normalize)
+        head = heads.get(pooling)
+        vectors = states.vectors(layer, pooling, normalize=plan.normalize, head=head)
+        dimensions.append(vectors.shape[1])
         runs = [cluster_vectors(vectors, clusters, seed) for clusters, seed in plan.runs]
         clusterings.append(np.stack(runs))
         if plan.halves:
             ranks.append(partner_log_ranks(vectors[: len(texts)], vectors[len(texts) :]))
-    return Trial(np.stack(clusterings), np.stack(ranks) if plan.halves else None)
+    return Trial(
+        np.stack(clusterings), np.stack(ranks) if plan.halves else None, np.array(dimensions)
+    )
+
+
+def head_of(
+    encoder: EncoderDescription, tokenizer: PromptedTokenizer, pooling: Pooling
+) -> VectorHead:
+    """What an encoder would have after its layers with another pooling, on the CPU.
+
+    A model's folder may leave the prompt out of its own pooling and project what that gives; other
+    poolings have neither. How many numbers it keeps holds for all.
+    """
+    usage = read_usage(fetch_model(encoder.model, encoder.commit).folder, encoder.model)
+    if usage is not None:
+        own = pooling == usage.pooling
+        encoder = replace(
+            encoder,
+            pool_prompt=not own or usage.pool_prompt,
+            projections=usage.projections if own else (),
+        )
+    return vector_head(replace(encoder, pooling=pooling), tokenizer, torch.device("cpu"))
 
 
 def cut_in_half(

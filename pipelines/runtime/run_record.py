@@ -178,18 +178,24 @@ def require_complete(folder: str) -> dict[str, Any]:
 
 
 def require_unchanged(
-    folder: str, previous: Mapping[str, Any], name: str, digest: str | None
+    folder: str,
+    previous: Mapping[str, Any],
+    name: str,
+    digest: str | None,
+    *,
+    what: str = "input",
 ) -> None:
-    """Raise :class:`InputError` unless a complete run read what is there now.
+    """Raise :class:`InputError` unless an earlier run read what is there now.
 
-    ``name`` is the metric under which the run kept the digest of what it read.
+    ``name`` is the metric under which the run kept the digest of what it read; ``what`` calls
+    that in the error.
     """
     kept = previous.get("metrics", {}).get(name)
     if kept == digest:
         return
     since = "it has changed since" if kept else "that run kept no digest to compare it by"
     raise InputError(
-        f"{folder} holds the result of {previous.get('job')!r} from its input as it was at "
+        f"{folder} holds the result of {previous.get('job')!r} from its {what} as it was at "
         f"{previous.get('started_at')}; {since}: choose another --output, or delete that folder"
     )
 

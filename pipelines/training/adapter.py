@@ -136,6 +136,39 @@ def add_adapter(base: nn.Module, settings: LoraSettings, start: Path | None) -> 
     return model.eval()
 
 
+# Settings that change no vector, or whose weights would not fit.
+_HARMLESS = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "fan_in_fan_out", "task_type", "peft_type", "peft_version",
+    "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "megatron_config",
+    "megatron_core", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
+}  # fmt: skip
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+def require_plain(lora: Mapping[str, Any], adapter: str) -> None:
+    """Raise :class:`InputError` for LoRA settings that would act otherwise in training here.
+
+    An adapter is trained as a fresh one of its rank and alpha is: with another scaling, or another
+    base than the model's weights, its weights would make other vectors.
+
+    Args:
+        lora: the content of its ``adapter_config.json``.
+        adapter: its name, for the error.
+    """
+    usual = {**peft.LoraConfig().to_dict(), "init_lora_weights": True}
+    for name, value in sorted(lora.items()):
+        if name in _HARMLESS or name not in usual or (not value and not usual[name]):
+            continue
+        plain = _PLAIN_STARTS if name == "init_lora_weights" else (usual[name],)
+        if value not in plain:
+            raise InputError(
+                f"adapter {adapter} has {name} {json.dumps(value)}, with which no training goes on "
+                f"here: {json.dumps(usual[name])} is required. Begin anew with --adapter none, or "
+                "merge it with PEFT and give that folder as --model"
+            )
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether LoRA can be put on a module."""
     return isinstance(module, nn.Linear)

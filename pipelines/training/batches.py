@@ -9,6 +9,7 @@ run was interrupted, step s sees the same pairs.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
 import zlib
@@ -19,14 +20,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.files import atomic_output, join, open_filesystem, read_table
 
 BATCHES = "batches.parquet"
 HELDOUT = "heldout.parquet"
+ID_KEY = 2
+"""Which of a pair's keys is its document's."""
+MORE_KEYS = "more_keys"
+"""Column of further keys by which pairs are no negatives of each other."""
 _FEWEST_PAIRS = 2
 MOST_HELDOUT = 128
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,8 @@ def choose_heldout(pairs: int, enough: int) -> int:
 def write_batches(pairs: pa.Table, plan: BatchPlan, folder: str) -> dict[str, int]:
     """Write ``batches.parquet`` and ``heldout.parquet`` into ``folder``; the counts.
 
-    Pairs are shuffled anew each time they have all been seen. Pairs of one document are held out
-    together, so that no held-out text is trained on.
+    Pairs are shuffled anew each time they have all been seen. Pairs of one document, and of equal
+    texts, are held out together, so that no held-out text is trained on.
 
     Args:
         pairs: columns ``anchor``, ``positive``, ``id``; optionally ``negative`` and ``label``.
@@ -68,6 +77,7 @@ def write_batches(pairs: pa.Table, plan: BatchPlan, folder: str) -> dict[str, in
     added = 0
     if has_few_labels(pairs):
         training, added = add_label_pairs(training, plan.seed)
+        heldout = with_more_keys(heldout, label_keys(heldout))
     needed = plan.steps * plan.batch_pairs
     epochs = math.ceil(needed / len(training))
     generator = np.random.default_rng([plan.seed, 1])
@@ -95,19 +105,33 @@ def add_label_pairs(pairs: pa.Table, seed: int) -> tuple[pa.Table, int]:
     """Training pairs with pairs of two texts of one label, and how many of these.
 
     Supervised contrastive pairs (Khosla et al. 2020, arXiv:2004.11362), at most half as many as
-    there are others. Pairs of one label get one id, and so are no negatives of each other.
+    there are others. Pairs of one label are no negatives of each other, and a made pair is none of
+    whatever either of its two texts is none of.
     """
-    labels = pairs["label"].to_pylist()
-    left, right = draw_of_one_label(labels, len(pairs) // 2, seed)
-    ids = pa.array(
-        [own if label is None else f"label {label}"
-         for own, label in zip(pairs["id"].to_pylist(), labels, strict=True)],
-        pairs["id"].type,
-    )  # fmt: skip
-    pairs = pairs.set_column(pairs.column_names.index("id"), "id", ids)
+    left, right = draw_of_one_label(pairs["label"].to_pylist(), len(pairs) // 2, seed)
+    keys, labels = share_keys(pairs), label_keys(pairs)
     made, other = pairs.take(left), pairs.take(right)["anchor"]
     made = made.set_column(made.column_names.index("positive"), "positive", other)
-    return pa.concat_tables([pairs, made]), len(made)
+    both = pa.concat_tables([pairs, made])
+    more = np.concatenate([keys, keys[right]])  # a pair's own ones again, where there is no other
+    labels = np.concatenate([labels, labels[left]])
+    return with_more_keys(both, np.concatenate([labels, more], axis=1)), len(made)
+
+
+def label_keys(pairs: pa.Table) -> np.ndarray:
+    """int64 (n, 1): a key of each pair's label, or of its document where it has none."""
+    columns = (pairs[name].to_pylist() for name in ("label", "id"))
+    names = [
+        f"id {own}" if label is None else f"label {label}"
+        for label, own in zip(*columns, strict=True)
+    ]
+    return text_keys(names)
+
+
+def with_more_keys(pairs: pa.Table, keys: np.ndarray) -> pa.Table:
+    """Pairs with further keys int64 (n, k), each of them in a row of :data:`MORE_KEYS`."""
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(keys.ravel()), keys.shape[1])
+    return pairs.append_column(MORE_KEYS, rows)
 
 
 def draw_of_one_label(
@@ -164,28 +188,71 @@ def check_pairs(pairs: pa.Table, plan: BatchPlan) -> None:
 def split_heldout(pairs: pa.Table, plan: BatchPlan) -> tuple[pa.Table, pa.Table]:
     """Held-out pairs, of two documents at least, and training pairs, by a hash of documents' ids.
 
-    Pairs of one document are no negatives of each other, so one document alone has no loss.
+    Pairs of one document are no negatives of each other, so one document alone has no loss. Pairs
+    with a text in common, and near copies, count as one document whatever their ids, unless that
+    would hold out far too many: positives may be the names of some classes.
     """
-    ids = [str(value).encode() for value in pairs["id"].to_pylist()]
-    salt = str(plan.seed).encode() + b"\0"
-    digests = np.frombuffer(
-        b"".join(hashlib.sha256(salt + value).digest()[:8] for value in ids), "<u8"
-    )
-    order = np.argsort(digests, kind="stable")
-    cut = plan.heldout_pairs
-    sorted_digests = digests[order]
-    if 0 < cut < len(order):
-        second = np.searchsorted(sorted_digests, sorted_digests[0], side="right")
-        last = max(cut - 1, min(second, len(order) - 1))
-        cut = int(np.searchsorted(sorted_digests, sorted_digests[last], side="right"))
+    keys = share_keys(pairs)
+    order, cut, found = order_by_document(pairs, keys, plan)
+    most = min(max(2 * plan.heldout_pairs, len(pairs) // 10), len(pairs) - plan.batch_pairs)
+    if cut > most:
+        by_id = order_by_document(pairs, keys[:, ID_KEY, None], plan)
+        if by_id[1] < cut:
+            log.warning(
+                "%d groups of pairs have texts in common or are near copies, too few to hold some "
+                "out: pairs are held out by their ids, and may have texts that are trained on",
+                found,
+            )
+            order, cut, found = by_id
     if len(order) - cut < plan.batch_pairs:
         raise InputError(
-            f"too few documents: {len(np.unique(digests))} found, and holding out "
+            f"too few documents: {found} found, and holding out "
             f"{plan.heldout_pairs} pairs by document, of two documents at least, leaves "
             f"{len(order) - cut} for batches of {plan.batch_pairs}; lower --heldout-pairs or "
             "--batch-pairs, or make pairs of more documents"
         )
     return pairs.take(order[:cut]), pairs.take(order[cut:])
+
+
+def order_by_document(
+    pairs: pa.Table, keys: np.ndarray, plan: BatchPlan
+) -> tuple[np.ndarray, int, int]:
+    """Pairs with those to hold out first: their order int64 (n,), how many these are, documents.
+
+    ``keys`` int64 (n, k): what shares one is of one document. Documents of more pairs than are
+    wanted come last.
+    """
+    groups = group_rows(keys)
+    salt = str(plan.seed).encode() + b"\0"
+    ids = (str(value).encode() for value in pairs["id"].to_pylist())
+    digests = np.frombuffer(b"".join(hashlib.sha256(salt + i).digest()[:8] for i in ids), "<u8")
+    sizes = np.bincount(groups)
+    lowest = np.full(len(sizes), np.iinfo(np.uint64).max)
+    np.minimum.at(lowest, groups, digests)
+    place_of = np.empty(len(sizes), np.int64)
+    place_of[np.lexsort((lowest, sizes > plan.heldout_pairs))] = np.arange(len(sizes))
+    places = place_of[groups]
+    order = np.lexsort((digests, places))
+    cut = plan.heldout_pairs
+    if 0 < cut < len(order):
+        second = int((places == 0).sum())
+        last = max(cut - 1, min(second, len(order) - 1))
+        cut = int((places <= places[order[last]]).sum())
+    return order, cut, len(sizes)
+
+
+def group_rows(keys: np.ndarray) -> np.ndarray:
+    """Int (n,), from 0: rows of keys (n, k) that share one, or are linked by others, are a group.
+
+    Equal texts share all keys of a sketch, near copies nearly always one.
+    """
+    count = len(keys)
+    found, columns = np.unique(keys, return_inverse=True)
+    ends = (np.repeat(np.arange(count), keys.shape[1]), count + columns.ravel())
+    size = count + len(found)
+    links = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(size, size))
+    _, groups = connected_components(links, directed=False)
+    return np.unique(groups[:count], return_inverse=True)[1]
 
 
 def read_batch(folder: str, step: int, rank: int, world_size: int) -> pa.Table:
@@ -213,14 +280,28 @@ def text_keys(*columns: Sequence[str]) -> np.ndarray:
         [hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8] for text in column]
         for column in columns
     ]
-    return np.frombuffer(b"".join(b"".join(row) for row in zip(*keys, strict=True)), "<i8").reshape(
-        -1, len(columns)
-    )
+    rows = b"".join(b"".join(row) for row in zip(*keys, strict=True))
+    return np.frombuffer(rows, "<i8").reshape(-1, len(columns))
 
 
-_BANDS, _BAND_ROWS = 8, 4
+def share_keys(pairs: pa.Table) -> np.ndarray:
+    """int64 (n, k): keys of each pair's texts, document, near copies and, where it counts, label.
+
+    Pairs that share any of them are no negatives of each other.
+    """
+    columns = [pairs[name].to_pylist() for name in ("anchor", "positive")]
+    keys = [text_keys(*columns, [f"id {value}" for value in pairs["id"].to_pylist()])]
+    for name, width in (("sketch", SKETCH_KEYS), (MORE_KEYS, None)):
+        if name in pairs.column_names:
+            # a rank may have no pair at all, so the width must be known without one
+            width = width or pairs[name].type.list_size
+            rows = np.array(pairs[name].to_pylist(), np.int64)
+            keys.append(rows.reshape(len(pairs), width))
+    return np.concatenate(keys, axis=1)
+
+
+SKETCH_KEYS, _BAND_ROWS = 8, 4
 _MOST_WORDS = 2000
-_PRIME = np.uint64((1 << 61) - 1)
 _SHINGLE = re.compile(r"\w+")
 
 
@@ -231,15 +312,17 @@ def sketch(texts: Sequence[str]) -> np.ndarray:
     equal: texts that have 80% of their runs in common share a key in 98 of 100 cases, with 50% in
     40, with 10% in one of 1,250.
     """
-    draws = np.random.default_rng(7).integers(1, 1 << 29, (2, _BANDS * _BAND_ROWS), np.uint64)
-    keys = np.empty((len(texts), _BANDS), np.int64)
+    shape = 2, SKETCH_KEYS * _BAND_ROWS
+    factors, terms = np.random.default_rng(7).integers(1, 1 << 64, shape, np.uint64)
+    keys = np.empty((len(texts), SKETCH_KEYS), np.int64)
     for row, text in enumerate(texts):
         words = re.sub(r"\d+", "0", text.lower())
         parts = _SHINGLE.findall(words)[:_MOST_WORDS] or [words]
         runs = {" ".join(parts[i : i + 2]) for i in range(max(1, len(parts) - 1))}
         hashes = np.array([zlib.crc32(run.encode("utf-8", "replace")) for run in runs], np.uint64)
-        lowest = ((hashes[:, None] * draws[0] + draws[1]) % _PRIME).min(axis=0)
-        for band, values in enumerate(lowest.reshape(_BANDS, _BAND_ROWS)):
+        # the high half of a product modulo 2^64: each column is an order of its own
+        lowest = ((hashes[:, None] * factors + terms) >> np.uint64(32)).min(axis=0)
+        for band, values in enumerate(lowest.reshape(SKETCH_KEYS, _BAND_ROWS)):
             digest = hashlib.blake2b(values.tobytes() + bytes([band]), digest_size=8).digest()
             keys[row, band] = int.from_bytes(digest, "little", signed=True)
     return keys

@@ -220,6 +220,10 @@ class FinetuneConfig(CorpusOptions, TrainerSettings, EncoderConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout is {self.lora_dropout}; from 0 to below 1 is required")
+        if self.teacher == "":
+            raise InputError(
+                "teacher is empty: name a model or a folder with encoder.json, or leave it out"
+            )
         if self.dtype in ("float16", "int8"):
             raise InputError(f"dtype {self.dtype} cannot train: use bfloat16 or float32")
         if self.quantize not in get_args(Quantize):

@@ -14,15 +14,23 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
+from pipelines.corpus.files import find_files, listing_digest, listing_of
 from pipelines.encoder import sentence_transformers
 from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import AUTO_ADAPTER, EncoderDescription, require_as_trained
+from pipelines.encoder.description import (
+    AUTO_ADAPTER,
+    DType,
+    EncoderConfig,
+    EncoderDescription,
+    require_as_trained,
+)
 from pipelines.encoder.precision import resolve_device
 from pipelines.encoder.sources import PACKAGED_ADAPTER, fetch_adapter
 from pipelines.runtime.command import JobResult
@@ -35,8 +43,8 @@ from pipelines.runtime.files import (
     remove_folder,
     write_bytes,
 )
-from pipelines.runtime.run_record import RunRecord, require_complete
-from pipelines.training.adapter import SETTINGS, require_quantization
+from pipelines.runtime.run_record import RunRecord, require_complete, require_unchanged
+from pipelines.training.adapter import SETTINGS, require_plain, require_quantization
 from pipelines.training.batches import (
     MOST_HELDOUT,
     BatchPlan,
@@ -52,16 +60,21 @@ from pipelines.training.on_ray import (
     train_in_process,
     train_on_workers,
 )
-from pipelines.training.pair_files import read_pairs
-from pipelines.training.pairs import find_corpus, make_pairs
+from pipelines.training.pair_files import list_pair_files, read_pairs
+from pipelines.training.pairs import find_corpus, make_pairs, training_corpus
 from pipelines.training.result import measure_run, summarize, write_result
-from pipelines.training.trainer import describe_teacher
 
 log = logging.getLogger(__name__)
 
 
 WORK_FOLDER = "_work"
 _COUNTS = "counts.json"
+_INPUTS = {
+    "pairs_digest": "pairs or corpus",
+    "model_revision": "base model",
+    "start_revision": "first adapter",
+    "teacher_revision": "teacher",
+}
 
 
 def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
@@ -70,9 +83,6 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     Raises :class:`InputError` for pairs, an encoder or a Ray cluster that does not do, for an
     adapter to go on from that is of another base model or prompt, and for a loss that diverges.
     """
-    if record.previous is not None and record.previous.get("status") == "complete":
-        counts, metrics = record.previous["counts"], record.previous["metrics"]
-        return JobResult(counts, metrics, summarize(config, counts, metrics))
     started = time.monotonic()
     work = join(config.output, WORK_FOLDER)
     plan = None
@@ -86,10 +96,16 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     check_settings(config, description, start)
     teacher = None
     if config.teacher is not None:
-        teacher = describe_teacher(config.teacher, description.dtype, resolve_device(device).type)
-    counts, made_by = prepare_batches(config, work)
-    state = train_adapter(config, description, start, plan, work)
-    metrics = measure_run(state, time.monotonic() - started)
+        teacher = describe_teacher(config, description.dtype, resolve_device(device).type)
+    digests = digest_inputs(config, description, start, teacher)
+    previous = record.previous or {}
+    if previous.get("status") == "complete":
+        require_same_inputs(config.output, previous, digests)
+        counts, metrics = previous["counts"], previous["metrics"]
+        return JobResult(counts, metrics, summarize(config, counts, metrics))
+    counts, made_by = prepare_batches(config, work, previous, digests)
+    state = train_adapter(config, description, start, teacher, plan, work)
+    metrics = measure_run(state, time.monotonic() - started) | digests
     metrics["start_adapter"] = start
     if teacher is not None:
         metrics["teacher_fingerprint"] = teacher.fingerprint
@@ -99,6 +115,39 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     record.complete(counts, metrics)
     remove_folder(work)
     return JobResult(counts, metrics, summarize(config, counts, metrics))
+
+
+def digest_inputs(
+    config: FinetuneConfig,
+    description: EncoderDescription,
+    start: str | None,
+    teacher: EncoderDescription | None,
+) -> dict[str, str | None]:
+    """What tells the state of all that training reads, by the metrics' names in ``run.json``.
+
+    Of encoders their files and not their precision, which is this machine's where it is ``auto``.
+    """
+    if config.pairs:
+        listing = list_pair_files(config.pairs)
+    else:
+        corpus = config.corpus or str(training_corpus())
+        listing = listing_of(find_files(corpus, config.reading))
+    return {
+        "pairs_digest": listing_digest(listing),
+        "model_revision": description.model_revision,
+        "start_revision": None if start is None else fetch_adapter(start).revision,
+        "teacher_revision": None
+        if teacher is None
+        else f"{teacher.model_revision} {teacher.adapter_revision}",
+    }
+
+
+def require_same_inputs(
+    folder: str, previous: Mapping[str, Any], digests: Mapping[str, str | None]
+) -> None:
+    """Raise :class:`InputError` unless an earlier run read what is there now."""
+    for name, digest in digests.items():
+        require_unchanged(folder, previous, name, digest, what=_INPUTS[name])
 
 
 def describe_base(config: FinetuneConfig, *, device: str) -> tuple[EncoderDescription, str | None]:
@@ -116,10 +165,32 @@ def describe_base(config: FinetuneConfig, *, device: str) -> tuple[EncoderDescri
     return replace(described, adapter=None, adapter_revision=None), described.adapter
 
 
+def describe_teacher(config: FinetuneConfig, dtype: str, device: str) -> EncoderDescription:
+    """The encoder of the teacher, a model, in the given precision, or a folder's own.
+
+    Raises :class:`InputError` for a name that is no encoder here, and for vectors made elsewhere.
+    """
+    name = config.teacher or ""
+    if not exists(join(name, "encoder.json")):
+        encoder = EncoderConfig(
+            model=name, dtype=cast(DType, dtype), trust_remote_code=config.trust_remote_code
+        )
+        return describe_encoder(encoder, device=device)
+    description = EncoderDescription.load(name)
+    if description.is_elsewhere:
+        raise InputError(
+            f"--teacher {name} describes vectors of {description.model!r} that were made "
+            "elsewhere, and a teacher must embed the texts of training: give a model, or a folder "
+            "whose encoder.json is of one"
+        )
+    return description
+
+
 def train_adapter(
     config: FinetuneConfig,
     description: EncoderDescription,
     start: str | None,
+    teacher: EncoderDescription | None,
     plan: WorkerPlan | None,
     work: str,
 ) -> TrainingState:
@@ -134,6 +205,7 @@ def train_adapter(
         ),
         description.to_json(),
         start,
+        None if teacher is None else teacher.to_json(),
         work,
     )
     if plan is None:
@@ -178,7 +250,11 @@ def check_export(config: FinetuneConfig, description: EncoderDescription) -> Non
 def check_start_adapter(
     config: FinetuneConfig, description: EncoderDescription, start: str
 ) -> None:
-    """Refuse to go on from an adapter of another base model, prompt, pooling, layer or shape."""
+    """Refuse to go on from an adapter of another base model, prompt, pooling, layer or shape.
+
+    One that acts otherwise than a fresh one of its shape is refused too.
+    """
+    require_plain(read_lora(start), start)
     option, theirs = unlike_shape(config, start) or ("", None)
     if option:
         raise InputError(
@@ -190,21 +266,33 @@ def check_start_adapter(
 
 def unlike_shape(config: FinetuneConfig, adapter: str) -> tuple[str, Any] | None:
     """The option by which this run's adapter cannot have the weights of another, and its value."""
-    lora = json.loads(read_bytes(join(str(fetch_adapter(adapter).folder), SETTINGS)))
+    lora = read_lora(adapter)
     for option, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
         if lora.get(key) != getattr(config, option):
             return option, lora.get(key)
     return None
 
 
-def prepare_batches(config: FinetuneConfig, work: str) -> tuple[dict[str, int], dict[str, int]]:
+def read_lora(adapter: str) -> dict[str, Any]:
+    """The LoRA settings of an adapter."""
+    return json.loads(read_bytes(join(str(fetch_adapter(adapter).folder), SETTINGS)))
+
+
+def prepare_batches(
+    config: FinetuneConfig,
+    work: str,
+    previous: Mapping[str, Any],
+    digests: Mapping[str, str | None],
+) -> tuple[dict[str, int], dict[str, int]]:
     """Settle all batches in files below ``work``, unless an earlier try has.
 
-    The counts, and for a corpus how many pairs were made by which method.
+    The counts, and for a corpus how many pairs were made by which method. Raises
+    :class:`InputError` where an earlier try, of the run ``previous``, read something else.
     """
     settled = join(work, _COUNTS)
     if exists(settled):
-        counts, made_by = json.loads(read_bytes(settled))
+        counts, made_by, *read = json.loads(read_bytes(settled))
+        require_same_inputs(config.output, {**previous, "metrics": dict(*read)}, digests)
         return counts, made_by
     make_folder(work)
     most = config.max_steps * config.batch_pairs + (config.heldout_pairs or MOST_HELDOUT)
@@ -217,7 +305,7 @@ def prepare_batches(config: FinetuneConfig, work: str) -> tuple[dict[str, int], 
     heldout = config.heldout_pairs or choose_heldout(len(pairs), most)
     plan = BatchPlan(config.max_steps, config.batch_pairs, heldout, config.seed)
     counts = write_batches(pairs, plan, work)
-    write_bytes(settled, json.dumps([counts, made_by]).encode())
+    write_bytes(settled, json.dumps([counts, made_by, digests]).encode())
     return counts, made_by
 
 

@@ -39,7 +39,9 @@ class PairKeys:
     pairs: Tensor
     """int64 (n, k): hashes of each pair's texts, and of its document."""
     negatives: Tensor | None = None
-    """int64 (m,): hashes of the hard negatives' texts."""
+    """int64 (m, l): keys of the hard negatives' texts, and of their near copies."""
+    positives: Tensor | None = None
+    """int64 (n, j): keys of the near copies of each positive alone, for hard negatives."""
 
 
 class ContrastiveLoss(nn.Module):
@@ -100,7 +102,8 @@ class ContrastiveLoss(nn.Module):
         if negatives is not None:
             assert keys.negatives is not None
             columns = torch.cat([all_positives, gather_rows(negatives)])
-            same = shared_keys(keys.pairs, gather_rows(keys.negatives)[:, None])
+            known = [keys.pairs] if keys.positives is None else [keys.pairs, keys.positives]
+            same = shared_keys(torch.cat(known, dim=1), gather_rows(keys.negatives))
             forbidden_columns = torch.cat([forbidden, same], dim=1)
         losses = []
         for length in sorted({*self.settings.dimensions, anchors.shape[1]}):
@@ -142,13 +145,14 @@ def agreement(texts: Tensor, taught: Tensor) -> Tensor:
     others = own[:, None] != torch.arange(sum(mine), device=texts.device)
     found, wanted = (_centred_cosines(vectors, others) for vectors in (texts, taught))
     correlation = nn.functional.cosine_similarity(found, wanted, dim=1)
-    return correlation.view(2, -1).mean(dim=0)
+    return correlation.view(2, len(texts) // 2).mean(dim=0)  # a rank may have no pair
 
 
 def _centred_cosines(vectors: Tensor, others: Tensor) -> Tensor:
     """Cosines (n, c - 1) of this rank's rows to the others of all ranks' rows, less their mean."""
     rows = nn.functional.normalize(vectors.float(), dim=-1)
-    cosines = (rows @ gather_rows(rows).T)[others].view(len(rows), -1)
+    found = (rows @ gather_rows(rows).T)[others]
+    cosines = found.view(len(rows), max(0, others.shape[1] - 1))
     return cosines - cosines.mean(dim=1, keepdim=True)
 
 

@@ -52,6 +52,7 @@ class TrainingTask:
     loop: LoopSettings
     encoder: Mapping[str, Any]
     start_adapter: str | None
+    teacher: Mapping[str, Any] | None
     work: str
 
 
@@ -251,4 +252,6 @@ def train_in_process(task: TrainingTask, state_folder: Path) -> None:
 def load_trainer(task: TrainingTask, device: torch.device) -> AdapterTrainer:
     """The model on this machine, with a new adapter or the one to go on from."""
     start = None if task.start_adapter is None else fetch_adapter(task.start_adapter).folder
-    return AdapterTrainer(task.trainer, EncoderDescription.from_json(task.encoder), device, start)
+    teacher = None if task.teacher is None else EncoderDescription.from_json(task.teacher)
+    encoder = EncoderDescription.from_json(task.encoder)
+    return AdapterTrainer(task.trainer, encoder, device, start, teacher)

@@ -117,6 +117,11 @@ def find_pair_files(path: str) -> list[str]:
 
     Raises :class:`InputError` where there is none, and for tables, of which pairs are not read.
     """
+    return [str(entry[0]) for entry in list_pair_files(path)]
+
+
+def list_pair_files(path: str) -> list[list[Any]]:
+    """Path, size and time of change of every file that :func:`find_pair_files` finds."""
     folder = join(path, PAIRS_FOLDER)
     source = folder if _format_of(path) is None and exists(folder) else path
     infos = match_files(source)
@@ -127,16 +132,16 @@ def find_pair_files(path: str) -> list[str]:
                 f"{info.path} is a table, whose folder also holds rows that were deleted or "
                 "replaced: of pairs write its current rows to Parquet first"
             )
-    paths = [with_inner_path(source, info.path) for info in infos if _format_of(info.path)]
-    if not paths:
+    found = [info for info in infos if _format_of(info.path)]
+    if not found:
         raise InputError(
             f"no pairs at {path}: give a .parquet, .csv or .jsonl file, or a folder of them"
         )
-    kinds = {_format_of(path) for path in paths}
+    kinds = {_format_of(info.path) for info in found}
     if len(kinds) > 1:
         both = " and ".join(sorted(name for kind, name in _FORMATS.items() if kind in kinds))
         raise InputError(f"{path} holds both {both} files: give one kind of pairs")
-    return paths
+    return [[with_inner_path(source, info.path), info.size, info.mtime_ns] for info in found]
 
 
 def _format_of(path: str) -> str | None:
@@ -281,9 +286,9 @@ def plain_pairs(table: pa.Table, file: str, names: Iterable[str]) -> pa.Table:
             columns[name] = _strings(table[name], name, file)
         else:
             columns[name] = pa.nulls(len(table), _STRING)
-    if "label" in columns:
-        blank = pc.equal(columns["label"], "")
-        columns["label"] = pc.if_else(blank, pa.scalar(None, _STRING), columns["label"])
+    for name in {"id", "label"} & columns.keys():  # a CSV has "" where there is none
+        blank = pc.equal(pc.utf8_trim_whitespace(columns[name]), "")
+        columns[name] = pc.if_else(blank, pa.scalar(None, _STRING), columns[name])
     document = columns.get("id", pa.nulls(len(table), _STRING))
     columns["id"] = pc.coalesce(document, columns["anchor"])
     plain = pa.table(columns)

@@ -32,7 +32,15 @@ from pipelines.corpus.readers import inspect_files
 from pipelines.encoder.answers import clean_answer
 from pipelines.runtime.command import JobResult
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.files import join, make_folder, remove_folder, shoal_home, write_table
+from pipelines.runtime.files import (
+    join,
+    list_files,
+    make_folder,
+    remove_files,
+    remove_folder,
+    shoal_home,
+    write_table,
+)
 from pipelines.runtime.packaged import build_once, load_labelled_corpus
 from pipelines.runtime.run_record import RunRecord, require_unchanged
 from pipelines.runtime.units import Receipt, configure_ray_data, run_actor_stage, run_stage
@@ -200,15 +208,19 @@ class MadePairs:
 def make_pairs(
     config: PairsConfig, files: Sequence[CorpusFile], output: str, work: str
 ) -> MadePairs:
-    """Write ``pairs/`` below ``output``.
+    """Write ``pairs/`` below ``output``; what an earlier try made of other files there is deleted.
 
     Raises :class:`InputError` where there is no pair at all.
     """
     configure_ray_data()
-    make_folder(join(output, PAIRS_FOLDER))
+    folder = join(output, PAIRS_FOLDER)
+    make_folder(folder)
     shards = {shard.name: shard for file in files for shard in file.shards()}
     units = {name: shard.to_unit() for name, shard in shards.items()}
-    function = functools.partial(make_shard_pairs, config, join(output, PAIRS_FOLDER))
+    for place, ending in ((join(work, "make"), "json"), (folder, "parquet")):
+        current = {f"{name}.{ending}" for name in units}
+        remove_files([join(place, name) for name in list_files(place) if name not in current])
+    function = functools.partial(make_shard_pairs, config, folder)
     if config.method in PLAIN_METHODS:
         receipts = run_stage(work, "make", units, function)
     else:

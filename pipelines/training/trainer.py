@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from pipelines.encoder.base_model import load_base_model
 from pipelines.encoder.decoder import check_attention
-from pipelines.encoder.describe import describe_encoder
-from pipelines.encoder.description import DType, EncoderConfig, EncoderDescription
+from pipelines.encoder.description import EncoderDescription
 from pipelines.encoder.encoder import (
     Encoder,
     even_budget,
@@ -34,7 +33,6 @@ from pipelines.encoder.packed import can_pack
 from pipelines.encoder.padded import cut_layers, find_layers, pad_right, read_states
 from pipelines.encoder.pooling import normalize, pool
 from pipelines.encoder.tokenization import PromptedTokenizer
-from pipelines.runtime.files import exists, join
 from pipelines.runtime.threads import side_by_side
 from pipelines.training.adapter import (
     add_adapter,
@@ -42,7 +40,7 @@ from pipelines.training.adapter import (
     load_quantized_base,
     require_quantization,
 )
-from pipelines.training.batches import rank_slice, text_keys
+from pipelines.training.batches import rank_slice, share_keys, sketch, text_keys
 from pipelines.training.config import Quantize, TrainerSettings
 from pipelines.training.lean import install_row_dropout, lighten
 from pipelines.training.loss import (
@@ -167,6 +165,7 @@ class AdapterTrainer:
         description: EncoderDescription,
         device: torch.device,
         start: Path | None = None,
+        teacher: EncoderDescription | None = None,
     ) -> None:
         """Load the base model of ``description`` and give it a new adapter, or that in ``start``.
 
@@ -190,10 +189,7 @@ class AdapterTrainer:
         if settings.gradient_checkpointing:
             enable_checkpointing(self.model, self._stack)
         self.loss = ContrastiveLoss(settings).to(device)
-        self.teacher: Encoder | None = None
-        if settings.teacher is not None:
-            taught_by = describe_teacher(settings.teacher, description.dtype, device.type)
-            self.teacher = Encoder.load(taught_by, device=str(device))
+        self.teacher = None if teacher is None else Encoder.load(teacher, device=str(device))
         self.parameters = {
             name: parameter
             for module in (self.model, self.loss)
@@ -368,17 +364,7 @@ class AdapterTrainer:
             prefix_tokens=self.tokenizer.prefix_tokens,
             suffix_tokens=self.tokenizer.suffix_tokens,
             skipped_tokens=0 if self.description.pool_prompt else self.tokenizer.prompt_tokens,
-        )
-
-
-def describe_teacher(name: str, dtype: str, device: str) -> EncoderDescription:
-    """The encoder of a model, in the given precision, or of a folder with ``encoder.json``.
-
-    Raises :class:`InputError` for a name that is no encoder here.
-    """
-    if exists(join(name, "encoder.json")):
-        return EncoderDescription.load(name)
-    return describe_encoder(EncoderConfig(model=name, dtype=cast(DType, dtype)), device=device)
+        )[:, : self.description.dimensions]
 
 
 def load_trainable_base(
@@ -461,14 +447,11 @@ def hard_negatives(pairs: pa.Table) -> list[list[str]] | None:
 
 def pair_keys(pairs: pa.Table, device: torch.device) -> PairKeys:
     """What marks the equal texts, and pairs of one document or near-duplicates, in a batch."""
-    columns = [pairs[name].to_pylist() for name in ("anchor", "positive")]
-    ids = [f"id {value}" for value in pairs["id"].to_pylist()]
-    shared = [text_keys(*columns, ids)]
-    if "sketch" in pairs.column_names:
-        shared.append(np.array(pairs["sketch"].to_pylist(), np.int64).reshape(len(pairs), -1))
-    keys = torch.from_numpy(np.concatenate(shared, axis=1)).to(device)
+    keys = torch.from_numpy(share_keys(pairs)).to(device)
     hard = hard_negatives(pairs)
     if hard is None:
         return PairKeys(keys)
-    negatives = text_keys([text for texts in hard for text in texts])[:, 0]
-    return PairKeys(keys, torch.from_numpy(negatives.copy()).to(device))
+    texts = [text for texts in hard for text in texts]
+    negatives = np.concatenate([text_keys(texts), sketch(texts)], axis=1)
+    positives = sketch(pairs["positive"].to_pylist())
+    return PairKeys(keys, *(torch.from_numpy(part).to(device) for part in (negatives, positives)))

@@ -34,7 +34,7 @@ from pipelines.evaluation.leaderboard import (
     rank,
     to_markdown,
 )
-from pipelines.evaluation.mteb import MtebEncoder, load_peer
+from pipelines.evaluation.mteb import MtebEncoder, TfidfEmbedder, load_peer
 from pipelines.evaluation.tasks import (
     PACKAGED_TASKS,
     TRACKS,
@@ -405,6 +405,28 @@ def test_contestants_are_told_by_one_word(tiny_model_folder, tmp_path):
             parse(bad)
     with pytest.raises(InputError, match="no such model"):
         parse("./nowhere")
+
+
+def test_a_tasks_prompt_must_leave_a_text_its_positions(tmp_path):
+    folder = tiny_model(tmp_path / "bert", "bert", max_position_embeddings=64)
+    base = EncoderConfig(model=str(folder), prompt="none", max_tokens=50)
+    for prompt in ("none", "see: {text}"):
+        assert parse_contestant(str(folder), base, {"STS12": prompt}, "cpu").prompts
+    long = {"STS12": " ".join(SENTENCES[:4]) + " {text}"}
+    with pytest.raises(InputError, match=r"50 tokens of text and \d+ of prompt .* 64 positions"):
+        parse_contestant(str(folder), base, long, "cpu")
+    describe_encoder(base).save(str(tmp_path))
+    with pytest.raises(InputError, match="64 positions"):
+        parse_contestant(str(tmp_path), base, long, "cpu")
+
+
+def test_tf_idf_is_for_tasks_that_embed_all_texts_in_one_call():
+    texts = ["apple banana", "apple cherry", "banana cherry"]
+    tasks = (mteb.get_task(name).metadata for name in ("TwentyNewsgroupsClustering", "STS12"))
+    clustering, pairs = tasks
+    assert TfidfEmbedder().embed(texts, clustering, None).shape == (3, 3)
+    with pytest.raises(InputError, match="no score on STS12, a task of type STS"):
+        TfidfEmbedder().embed(texts, pairs, None)
 
 
 @pytest.mark.parametrize(

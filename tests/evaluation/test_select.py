@@ -1,6 +1,8 @@
 """Choosing an encoder: the pass that gives all candidates, their scores, and the job."""
 
+import itertools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +34,7 @@ from pipelines.evaluation.trial import (
     agreement,
     cluster_vectors,
     cut_in_half,
+    head_of,
     partner_log_ranks,
     plan_runs,
 )
@@ -93,6 +97,44 @@ def test_one_pass_gives_what_each_candidates_own_encoder_gives(tmp_path, family)
             np.testing.assert_allclose(states.vectors(layer, pooling), expected, atol=2e-5)
 
 
+def test_a_candidate_has_the_head_of_its_folder(tmp_path):
+    folder = tiny_model(tmp_path / "sentences", num_hidden_layers=2)
+    kind = "sentence_transformers.models"
+    modules = [
+        ("", "Transformer", {}),
+        ("1_Pooling", "Pooling",
+         {"embedding_dimension": 64, "pooling_mode": ["mean"], "include_prompt": False}),
+        ("2_Dense", "Dense",
+         {"in_features": 64, "out_features": 32, "bias": False,
+          "activation_function": "torch.nn.modules.linear.Identity"}),
+    ]  # fmt: skip
+    for path, _, content in modules[1:]:
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(content))
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    safetensors.torch.save_file({"linear.weight": weight}, folder / "2_Dense/model.safetensors")
+    listed = [{"idx": n, "name": str(n), "path": path, "type": f"{kind}.{name}"}
+              for n, (path, name, _) in enumerate(modules)]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "sentence_bert_config.json").write_text("{}")
+    settings = json.dumps({"truncate_dim": 24})
+    (folder / "config_sentence_transformers.json").write_text(settings)
+    poolings = ("mean", "last", "last+mean", "max")
+    config = EncoderConfig(model=str(folder), prompt="cluster", pooling="last", dtype="float32")
+    described = describe_encoder(config, device="cpu")
+    tokenizer = PromptedTokenizer.load(described)
+    model = load_base_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    heads = {pooling: head_of(described, tokenizer, pooling) for pooling in poolings}
+    pooler = AllLayersPooler(model, (1, 2), poolings, budget_tokens=80, heads=heads)
+    states = pooler.pool(tokenizer.tokenize(SENTENCES), tokenizer)
+    for layer, pooling in itertools.product((1, 2), poolings):
+        own = Encoder.load(replace(config, layer=layer, pooling=pooling), device="cpu")
+        assert bool(own.description.projections) == (pooling == "mean")
+        found = states.vectors(layer, pooling, head=heads[pooling])
+        assert found.shape == (8, 24)
+        np.testing.assert_allclose(found, own.encode(SENTENCES), atol=2e-5)
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_adapters_are_candidates_as_they_were_trained(config, tmp_path):
     adapter = tiny_adapter(tmp_path / "adapter", Path(config.model))
@@ -108,6 +150,34 @@ def test_adapters_are_candidates_as_they_were_trained(config, tmp_path):
     assert (row["prompt"], row["pooling"], row["layer"]) == ("cluster", "mean", 1)
     winner = EncoderDescription.load(config.output)
     assert (winner.adapter is None) == (row["rank"] > 1)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_each_adapter_has_its_own_score(config, tmp_path):
+    first, copy, other = (str(tmp_path / name) for name in ("first", "copy", "other"))
+    tiny_adapter(Path(first), Path(config.model))
+    for folder in (copy, other):
+        shutil.copytree(first, folder)
+    weights = safetensors.torch.load_file(f"{first}/adapter_model.safetensors")
+    doubled = {name: 2 * weight for name, weight in weights.items()}
+    safetensors.torch.save_file(doubled, f"{other}/adapter_model.safetensors")
+    config = replace(config, label_column="topic", prompts=("none", "one-word"), layers=(1, 2))
+
+    def scores(output, adapters, **settings):
+        table = run(
+            replace(config, adapters=adapters, output=str(tmp_path / output), **settings)
+        ).fillna({"adapter": ""})
+        keys = table[["adapter", "prompt", "pooling", "layer"]].itertuples(index=False, name=None)
+        found = dict(zip(keys, table["score"], strict=True))
+        assert len(found) == len(table)
+        return found
+
+    expected = scores("one", (first,)) | scores("another", (other,))
+    assert [key[0] for key in expected].count("") == 2 * 3 * 2
+    assert sorted(key[0] for key in expected if key[0]) == [first, other]
+    assert scores("all", ("none", first, copy, other)) == expected
+    merged = scores("merged", (first,), adapter=first)
+    assert len(merged) == 2 * 3 * 2 and {key[0] for key in merged} == {first}
 
 
 def test_a_lack_of_memory_halves_the_batch(tiny_model_folder, monkeypatch):
@@ -212,6 +282,7 @@ def test_a_trial_survives_its_file():
         read = Trial.from_bytes(kept.to_bytes())
         np.testing.assert_array_equal(read.clusterings, kept.clusterings)
         assert (read.log_ranks is None) == (kept.log_ranks is None)
+        assert read.dimensions is None
 
 
 def test_runs_never_have_more_clusters_than_the_documents_bear():

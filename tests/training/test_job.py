@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_models import SENTENCES, tiny_model
+from tiny_models import SENTENCES, tiny_adapter, tiny_model
 
 from pipelines.encoder import describe as describe_module
 from pipelines.encoder import sources
@@ -22,9 +23,9 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.run_record import RunRecord, read_run
 from pipelines.training import trainer as trainer_module
 from pipelines.training.adapter import adapter_weights
-from pipelines.training.batches import BatchPlan, sketch, split_heldout
+from pipelines.training.batches import BatchPlan, add_label_pairs, sketch, split_heldout
 from pipelines.training.config import FinetuneConfig
-from pipelines.training.job import finetune_adapter
+from pipelines.training.job import check_settings, describe_base, finetune_adapter
 from pipelines.training.loop import topic_score
 from pipelines.training.loss import shared_keys
 from pipelines.training.result import judge_gain
@@ -91,8 +92,9 @@ def test_result_holds_all_that_is_promised_and_nothing_else(config):
     assert [row["step"] for row in rows] == list(range(7))
     assert rows[6]["loss"] < rows[1]["loss"]
     assert [row["step"] for row in rows if row["mrr"] is not None] == [0, 2, 4, 6]
-    measured = [row["heldout_loss"] for row in rows if row["heldout_loss"] is not None]
-    assert result.metrics["best"]["heldout_loss"] == round(min(measured), 4)
+    measured = [row for row in rows if row["heldout_loss"] is not None]
+    kept = [r["heldout_loss"] for r in measured if topic_score(r) >= topic_score(rows[0])]
+    assert result.metrics["best"]["heldout_loss"] == round(min(kept), 4)
     assert 0 <= result.metrics["best"]["v_measure"] <= 1
     card = (Path(made.output) / "README.md").read_text()
     assert "temperature 0.05" in card and "means in one word" in card
@@ -126,6 +128,33 @@ def test_bidirectional_training_gives_the_encoders_vectors(config, tmp_path, fam
     trained = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
     found = Encoder.load(description, device="cpu").encode(SENTENCES)
     assert torch.allclose(torch.from_numpy(found), trained, atol=1e-4)
+
+
+def test_training_is_on_the_numbers_that_the_folder_keeps(config, tmp_path):
+    folder = tiny_model(tmp_path / "sentences")
+    kind = "sentence_transformers.models"
+    modules = [("", f"{kind}.Transformer"), ("1_Pooling", f"{kind}.Pooling")]
+    contents = {
+        "modules.json": [
+            {"idx": n, "name": str(n), "path": path, "type": name}
+            for n, (path, name) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {"embedding_dimension": 64, "pooling_mode": ["mean"]},
+        "sentence_bert_config.json": {},
+        "config_sentence_transformers.json": {"truncate_dim": 24},
+    }
+    (folder / "1_Pooling").mkdir()
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    made = config(model=str(folder), max_steps=2)
+    description = describe_encoder(made.encoder)
+    trainer = AdapterTrainer(made.trainer, description, torch.device("cpu"))
+    trained = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
+    assert trained.shape == (8, 24)
+    found = Encoder.load(description, device="cpu").encode(SENTENCES)
+    assert torch.allclose(torch.from_numpy(found), trained, atol=1e-4)
+    table = pa.table({"anchor": SENTENCES[:4], "positive": SENTENCES[4:], "id": list("abcd")})
+    assert trainer.step(1, table, 0)["gradient_norm"] > 0
 
 
 def test_a_moved_adapter_is_still_an_encoder(config, tmp_path):
@@ -232,6 +261,58 @@ def test_resumed_run_reaches_the_losses_of_an_unbroken_one(config, monkeypatch):
         assert mine["loss"] == theirs["loss"]
     one, two = (weights(config(name).output) for name in ("unbroken", "broken"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_run_is_not_gone_on_with_where_what_it_reads_has_changed(
+    config, pairs, tmp_path, monkeypatch, is_complete
+):
+    (tmp_path / "pairs").mkdir()
+    shutil.copy(pairs, tmp_path / "pairs")
+    base = tiny_model(tmp_path / "base", num_hidden_layers=2)
+    tiny_model(tmp_path / "teacher", "qwen3", num_hidden_layers=2)
+    tiny_adapter(tmp_path / "first", base)
+    places = {"pairs": "pairs", "model": "base", "adapter": "first", "teacher": "teacher"}
+    made = config(
+        **{option: str(tmp_path / name) for option, name in places.items()},
+        max_steps=4, lora_dropout=0.0, lora_targets=("q_proj", "v_proj", "down_proj"),
+    )  # fmt: skip
+    step = AdapterTrainer.step
+
+    def fail_at_four(self, number, *arguments):
+        if number == 4:
+            raise Killed
+        return step(self, number, *arguments)
+
+    if is_complete:
+        run(made)
+    else:
+        monkeypatch.setattr(AdapterTrainer, "step", fail_at_four)
+        with pytest.raises(Killed):
+            run(made)
+        monkeypatch.setattr(AdapterTrainer, "step", step)
+
+    def make_other(name, folder):
+        if name in ("base", "teacher"):
+            tiny_model(folder, "llama" if name == "base" else "qwen3", seed=5, num_hidden_layers=2)
+            return
+        shutil.copytree(tmp_path / "kept", folder)
+        if name == "pairs":
+            pq.write_table(pq.read_table(pairs).slice(0, 40), folder / "pairs.parquet")
+        else:
+            path = folder / "adapter_model.safetensors"
+            doubled = {name: 2 * w for name, w in safetensors.torch.load_file(path).items()}
+            safetensors.torch.save_file(doubled, path)
+
+    told = {"pairs": "pairs or corpus", "base": "base model", "first": "first adapter"}
+    for name in places.values():
+        folder = (tmp_path / name).rename(tmp_path / "kept").with_name(name)
+        make_other(name, folder)
+        with pytest.raises(InputError, match=f"from its {told.get(name, name)} as it was at"):
+            run(made)
+        shutil.rmtree(folder)
+        (tmp_path / "kept").rename(folder)
+    assert run(made).metrics["steps"] == 4
 
 
 def test_complete_run_is_only_confirmed(config):
@@ -341,6 +422,44 @@ def test_adapter_trained_otherwise_is_refused(config, settings, message):
         run(config("second", adapter=first.output, **settings))
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({}, None),
+        ({"init_lora_weights": "gaussian"}, None),
+        ({"use_rslora": True}, "has use_rslora true, .*: false is required. Begin anew"),
+        ({"alpha_pattern": {"q_proj": 64}}, "has alpha_pattern"),
+        ({"rank_pattern": {"q_proj": 2}}, "has rank_pattern"),
+        ({"use_dora": True}, "has use_dora"),
+        ({"init_lora_weights": "pissa"}, 'has init_lora_weights "pissa", .*: true is required'),
+        ({"init_lora_weights": "olora"}, "has init_lora_weights"),
+    ],
+)
+def test_only_an_adapter_that_acts_as_a_fresh_one_is_gone_on_from(
+    config, base, tmp_path, lora, message
+):
+    tuned = peft.get_peft_model(
+        transformers.AutoModel.from_pretrained(base),
+        peft.LoraConfig(r=4, lora_alpha=8.0, target_modules="all-linear", **lora),
+    )
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                weight.add_(torch.sin(torch.arange(weight.numel())).view_as(weight) / 9)
+    tuned.save_pretrained(tmp_path / "theirs")
+    made = config(adapter=str(tmp_path / "theirs"), pooling="mean", prompt="none")
+    described, start = describe_base(made, device="cpu")
+    if message is not None:
+        with pytest.raises(InputError, match=message):
+            check_settings(made, described, start)
+        return
+    check_settings(made, described, start)
+    trainer = AdapterTrainer(made.trainer, described, torch.device("cpu"), Path(start))
+    begun = torch.nn.functional.normalize(trainer.embed(SENTENCES), dim=-1)
+    found = Encoder.load(made.encoder, device="cpu").encode(SENTENCES)
+    assert torch.allclose(torch.from_numpy(found), begun, atol=1e-4)
+
+
 def test_adapter_of_another_base_is_refused(config, tmp_path):
     first = config("first", max_steps=1)
     run(first)
@@ -375,7 +494,8 @@ def test_pairs_that_teach_nothing_are_refused(config, tmp_path, rows, message):
 @pytest.mark.parametrize(("count", "heldout"), [(20, 2), (50, 5), (300, 128)])
 def test_few_pairs_are_enough_for_a_small_batch(config, tmp_path, count, heldout):
     path = tmp_path / "few.parquet"
-    texts = [f"{SENTENCES[i % 8]} {i}" for i in range(count)]
+    words = ["".join(letters) for letters in itertools.permutations("abcdef")]
+    texts = [" ".join(words[2 * i : 2 * i + 2]) for i in range(count)]
     pq.write_table(pa.table({"anchor": texts, "positive": [t[::-1] for t in texts]}), path)
     made = config(pairs=str(path), heldout_pairs=None, max_steps=1)
     assert run(made).counts["heldout_pairs"] == heldout
@@ -421,6 +541,29 @@ def test_negatives_of_some_pairs_cost_no_pair_and_change_the_loss(config, pairs,
     assert some["loss"] > none["loss"] and some["tokens"] > none["tokens"]
 
 
+def test_a_rank_without_a_held_out_pair_has_keys_of_the_others_width(tmp_path):
+    texts = [f"{a} {b}" for a in SENTENCES[:4] for b in SENTENCES[4:]]
+    table = pa.table({"anchor": texts, "positive": [t[::-1] for t in texts], "id": texts})
+    table = table.append_column("sketch", pa.array(sketch(texts).tolist(), pa.list_(pa.int64())))
+    labels = ["x", "x", *[None] * 14]
+    table, _ = add_label_pairs(table.append_column("label", pa.array(labels)), seed=0)
+    pq.write_table(table, tmp_path / "heldout.parquet")
+    table = pq.read_table(tmp_path / "heldout.parquet")
+    whole, none = (pair_keys(table.slice(0, n), torch.device("cpu")).pairs for n in (17, 0))
+    assert none.shape == (0, whole.shape[1])
+
+
+def test_a_hard_negative_that_is_nearly_anothers_positive_is_left_out():
+    near = f"{SENTENCES[0]} {SENTENCES[3]}!"
+    table = pa.table(
+        {"anchor": ["first", "second"], "positive": [near[:-1], SENTENCES[5]], "id": ["a", "b"],
+         "negative": [[SENTENCES[6]], [near, SENTENCES[7]]]}
+    )  # fmt: skip
+    keys = pair_keys(table, torch.device("cpu"))
+    known = torch.cat([keys.pairs, keys.positives], dim=1)
+    assert shared_keys(known, keys.negatives).tolist() == [[False, True, False], [False] * 3]
+
+
 def test_near_duplicates_do_not_repel_each_other(config, tmp_path):
     """One report in many versions: each is its own pair, none is another's negative."""
     report = SENTENCES[6] + " It was number {0} of the {0} that were {0} days late."
@@ -464,10 +607,13 @@ def test_a_teacher_is_agreed_with_and_named(config, tmp_path):
     assert result.metrics["teacher_fingerprint"] in card and "teacher_agreement" in card
 
 
-def test_a_teacher_that_is_none_is_refused_before_anything_is_written(config):
+def test_a_teacher_that_is_none_is_refused_before_anything_is_written(config, tmp_path):
     made = config(teacher="no/such/folder")
     with pytest.raises(InputError, match="no such model"):
         run(made)
+    EncoderDescription.elsewhere("theirs", 8).save(str(tmp_path / "vectors"))
+    with pytest.raises(InputError, match="'theirs' that were made elsewhere, and a teacher must"):
+        run(config(teacher=str(tmp_path / "vectors")))
     assert not (Path(made.output) / "_work").exists()
 
 
@@ -522,6 +668,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_ids(config, monkeypatch):
         ({"num_workers": "9"}, "more than the 8 pairs"),
         ({"corpus": "docs.parquet"}, "both --pairs and --corpus"),
         ({"crop_words": (3, 4)}, "--crop-words has no effect"),
+        ({"teacher": ""}, "teacher is empty"),
         ({"dtype": "float16"}, "float16"),
         ({"dtype": "int8"}, "int8"),
     ],

@@ -78,7 +78,8 @@ def gradients(start, stop, batches, held, settings, hard=False, at_once=1, taugh
     rows += [2 * PAIRS + place for place in own]
     known = keys(start, stop)
     if hard:
-        own_keys = torch.tensor([NEGATIVE_KEYS[place] for place in own], dtype=torch.long)
+        own_keys = torch.tensor([[NEGATIVE_KEYS[place]] for place in own], dtype=torch.long)
+        own_keys = own_keys.view(len(own), 1)
         known = PairKeys(known.pairs, own_keys)
 
     def embed(indices):
@@ -241,7 +242,7 @@ def test_hard_negatives_are_columns_except_a_pairs_own_texts():
     anchors, positives, negatives = torch.randn(3, 4), torch.randn(3, 4), torch.randn(2, 4)
     pair_keys = torch.tensor([[0, 10], [1, 11], [2, 12]])
     loss = ContrastiveLoss(LossSettings(temperature=1.0, both_directions=False))
-    found = loss(anchors, positives, PairKeys(pair_keys, torch.tensor([12, 99])), negatives)
+    found = loss(anchors, positives, PairKeys(pair_keys, torch.tensor([[12], [99]])), negatives)
     a, p, n = (nn.functional.normalize(x, dim=-1) for x in (anchors, positives, negatives))
     logits = torch.cat([a @ p.T, a @ n.T], dim=1)
     logits[2, 3] = -torch.inf  # the first hard negative is the third pair's positive
@@ -258,6 +259,13 @@ def test_pairs_of_the_same_text_do_not_repel_each_other():
 def test_shared_keys_compares_any_with_any():
     found = shared_keys(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[2, 9], [5, 6], [4, 3]]))
     assert found.tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_a_rank_without_a_pair_has_losses_of_none():
+    nothing = torch.zeros(0, 4)
+    assert agreement(nothing, torch.zeros(0, 3)).shape == (0,)
+    keys, loss = PairKeys(torch.zeros(0, 3, dtype=torch.long)), ContrastiveLoss(LossSettings())
+    assert loss.per_pair(nothing, nothing, keys, taught=torch.zeros(0, 3)).shape == (0,)
 
 
 def test_gathering_in_one_process_changes_nothing():

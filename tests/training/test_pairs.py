@@ -23,7 +23,9 @@ from pipelines.training.batches import (
     has_few_labels,
     read_batch,
     read_heldout,
+    share_keys,
     sketch,
+    split_heldout,
     write_batches,
 )
 from pipelines.training.config import FinetuneConfig, PairsConfig
@@ -235,9 +237,83 @@ def test_few_labels_are_all_kept_and_make_pairs(tmp_path):
     by_anchor = dict(zip(texts, labels, strict=True))
     for row in made.to_pylist()[47:]:
         assert by_anchor[row["anchor"]] == by_anchor[row["positive"]] == row["label"]
-        assert row["id"] == f"label {row['label']}" and row["anchor"] != row["positive"]
-    assert {row["id"] for row in made.to_pylist()[:47] if row["label"]} == {"label a", "label b"}
+        assert row["anchor"] != row["positive"]
+    assert made["id"][:47].equals(pairs["id"])
     assert not has_few_labels(pairs.filter(pairs["label"].is_valid()))
+
+
+def masked(pairs):
+    """Which pairs are no negatives of each other."""
+    keys = share_keys(pairs)
+    return (keys[:, None, :, None] == keys[None, :, None, :]).any(axis=(2, 3))
+
+
+def random_words(generator, count):
+    return ["".join(generator.choice([*"abcdefghijklmnop"], 6)) for _ in range(count)]
+
+
+def pairs_of(rows, texts):
+    table = pa.Table.from_pylist(rows)
+    return table.append_column("sketch", pa.array(sketch(texts).tolist(), pa.list_(pa.int64())))
+
+
+def test_pairs_of_one_label_or_document_and_near_copies_are_no_negatives(tmp_path):
+    generator = np.random.default_rng(1)
+    documents = [random_words(generator, 30) for _ in range(24)]
+    documents[2] = [*documents[1][:5], "other", *documents[1][6:]]
+    rows = [
+        {"anchor": " ".join(words[:15]), "positive": " ".join(words[15:]), "id": f"d{n}",
+         "label": "x" if n < 2 else None}
+        for n, words in enumerate(documents)
+    ]  # fmt: skip
+    rows[3]["id"] = "d0"  # of the first's document, without its label
+    pairs = pairs_of(rows, [" ".join(words) for words in documents])
+    made, count = add_label_pairs(pairs, seed=0)
+    assert count == 1 and {made["anchor"][24], made["positive"][24]} == {*pairs["anchor"][:2]}
+    links = {frozenset({int(a), int(b)}) for a, b in np.argwhere(masked(made)) if a != b}
+    own = {frozenset(link) for link in ((0, 1), (1, 2), (0, 3))}
+    assert links == own | {frozenset({24, n}) for n in range(4)}
+    write_batches(pairs, BatchPlan(1, 2, 20, seed=1), str(tmp_path))
+    heldout = read_heldout(str(tmp_path))
+    places = [heldout["id"].to_pylist().index(name) for name in ("d0", "d1")]
+    assert masked(heldout)[tuple(places)]
+
+
+def test_copies_under_other_ids_are_all_held_out_or_all_trained_on():
+    generator = np.random.default_rng(2)
+    documents = [random_words(generator, 40) for _ in range(60)]
+    near = [[*words[:7], "other", *words[8:]] for words in documents]
+    for copies in ([documents] * 3, [documents, documents, near]):
+        rows, texts = [], []
+        for copy, words in ((c, w) for c, some in enumerate(copies) for w in enumerate(some)):
+            start = copy * 3  # other crops of the same text
+            rows.append({"anchor": " ".join(words[1][start : start + 9]),
+                         "positive": " ".join(words[1][20 + start :]),
+                         "id": f"{copy} {words[0]}"})  # fmt: skip
+            texts.append(" ".join(words[1]))
+        heldout, training = split_heldout(pairs_of(rows, texts), BatchPlan(1, 8, 10, seed=0))
+        held, trained = (
+            {name.split()[1] for name in part["id"].to_pylist()} for part in (heldout, training)
+        )
+        assert not held & trained and len(held) == 4
+        assert len(heldout) == 12 and len(training) == 168
+
+
+def test_positives_that_are_names_of_classes_are_held_out_by_id(caplog):
+    rows = [{"anchor": f"text {n}", "positive": f"class {n % 3}", "id": str(n)} for n in range(60)]
+    heldout, training = split_heldout(pa.Table.from_pylist(rows), BatchPlan(1, 8, 6, seed=0))
+    assert len(heldout) == 6 and len(training) == 54
+    assert "3 groups of pairs have texts in common" in caplog.text
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_pairs_with_a_blank_id_are_of_no_common_document(tmp_path, blank):
+    rows = [["anchor", "positive", "id"], *([f"a{n}", f"p{n}", blank] for n in range(20))]
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["b1", "c1", "k"], ["b2", "c2", "k"]])
+    found = read_pairs(str(tmp_path / "own.csv"), 100, 0)
+    ids = dict(zip(found["anchor"].to_pylist(), found["id"].to_pylist(), strict=True))
+    assert ids == {f"a{n}": f"a{n}" for n in range(20)} | {"b1": "k", "b2": "k"}
 
 
 @pytest.mark.parametrize("most", [4, 9, 100])
@@ -280,6 +356,21 @@ def test_near_duplicates_share_a_key_and_other_texts_do_not():
     assert long & near
 
 
+@pytest.mark.parametrize(
+    ("common", "fewest", "most"), [(9, 0.0, 0.01), (34, 0.25, 0.5), (46, 0.8, 1.0)]
+)
+def test_a_key_is_shared_as_often_as_texts_are_alike(common, fewest, most):
+    """Of 50 runs of two words each, about 8, 33 and 45 are in both, a tenth to four fifths."""
+    generator = np.random.default_rng(0)
+    shared = 0
+    for _ in range(300):
+        words = ["".join(letters) for letters in generator.choice([*"abcdefghij"], (110, 6))]
+        texts = " ".join(words[:51]), " ".join([*words[:common], *words[51 : 102 - common]])
+        one, other = sketch(texts).tolist()
+        shared += bool({*one} & {*other})
+    assert fewest <= shared / 300 <= most
+
+
 @pytest.mark.parametrize("method", ["noise", "dropout"])
 def test_other_plain_methods_start_from_the_text(corpus, tmp_path, local_ray, method):
     config = PairsConfig(corpus=corpus, output=str(tmp_path / "out"), method=method)
@@ -298,6 +389,26 @@ def test_killed_job_goes_on_and_gives_the_same_pairs(corpus, tmp_path, local_ray
     record.write_text(record.read_text().replace('"complete"', '"running"'))
     run(config)
     assert read_made(config.output) == before
+
+
+def test_a_killed_job_keeps_no_pair_of_files_that_changed_since(
+    corpus, tmp_path, local_ray, monkeypatch
+):
+    config = PairsConfig(corpus=corpus, output=str(tmp_path / "out"), crop_words=(3, 5))
+
+    def stop(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecord, "complete", stop)
+        with pytest.raises(RuntimeError):
+            run(config)
+    assert len(read_made(config.output)) == 31
+    changed = pq.read_table(corpus).slice(0, 20)
+    changed = changed.set_column(0, "id", pa.array([f"new {n}" for n in range(20)]))
+    pq.write_table(changed, corpus)
+    assert run(config).counts["pairs"] == 20
+    assert {row["id"] for row in read_made(config.output)} == {f"new {n}" for n in range(20)}
 
 
 def test_corpus_that_gives_no_pair_is_refused_with_the_reasons(tmp_path, local_ray):

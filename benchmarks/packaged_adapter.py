@@ -330,7 +330,11 @@ def make_batches(steps: int, generator: np.random.Generator) -> Iterator[tuple[s
 def train(settings: TrainerSettings, encoder: EncoderConfig) -> tuple[dict[str, torch.Tensor], int]:
     """The moving average of the adapter's weights over the run, and how many tokens it read."""
     description = describe_encoder(encoder, device="cpu")
-    trainer = AdapterTrainer(settings, description, torch.device("cpu"))
+    teacher = None
+    if settings.teacher is not None:
+        taught_by = EncoderConfig(model=settings.teacher, dtype=encoder.dtype)
+        teacher = describe_encoder(taught_by, device="cpu")
+    trainer = AdapterTrainer(settings, description, torch.device("cpu"), teacher=teacher)
     average = adapter_weights(trainer.model)
     steps = min(STEPS, settings.max_steps)
     batches = make_batches(settings.max_steps, np.random.default_rng(settings.seed))

@@ -171,7 +171,10 @@ class AdapterTrainer:
 
         Raises :class:`InputError` for targets that the model does not have, for an adapter of
         another base model, and for a quantized base where the hardware does not allow one.
+        ``teacher`` describes the one that the settings name.
         """
+        if (settings.teacher is None) != (teacher is None):
+            raise ValueError(f"settings name teacher {settings.teacher}, {teacher} is described")
         keep_freed_memory()
         self.settings = settings
         self.description = description

@@ -716,7 +716,7 @@ def test_problem_of_one_rank_alone_ends_the_run_at_once(config, local_ray, monke
     started = time.monotonic()
     with pytest.raises(InputError, match="this machine lacks the adapter"):
         run(config(num_workers="2", cpus_per_worker=1.0))
-    assert time.monotonic() - started < 240
+    assert time.monotonic() - started < 900  # the others would wait half an hour for it
 
 
 @pytest.mark.parametrize("pooling", ["last", "last+mean"])

@@ -47,6 +47,7 @@ from pipelines.runtime.packaged import (
 )
 from pipelines.training.adapter import SETTINGS, WEIGHTS, adapter_files, adapter_weights
 from pipelines.training.batches import sketch
+from pipelines.training.job import describe_teacher
 from pipelines.training.loss import TEACHING
 from pipelines.training.trainer import AdapterTrainer, TrainerSettings
 
@@ -80,6 +81,8 @@ TITLES = 0.25
 DECAY = 0.95
 """Share of the average that is left of the one before."""
 _MOST_WORDS = 400
+_OF_A_KIND = 8
+_LEAST_GLOSS_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,6 @@ def glosses(generator: np.random.Generator, n: int) -> list[Pair]:
     return mixed[:n]
 
 
-_OF_A_KIND = 8
-
-
 def _gloss(line: str) -> Pair | None:
     """The pair of one line of WordNet's ``data`` files, wndb(5); None without an example."""
     fields, _, told = line.partition(" | ")
@@ -208,9 +208,6 @@ def _gloss(line: str) -> Pair | None:
     offset, _, _, count, *rest = fields.split()
     words = ", ".join(word.replace("_", " ") for word in rest[: 2 * int(count, 16) : 2])
     return Pair(definition, f"{words}: {examples[0]}", f"word {offset}", told)
-
-
-_LEAST_GLOSS_WORDS = 4
 
 
 def crop(
@@ -332,8 +329,7 @@ def train(settings: TrainerSettings, encoder: EncoderConfig) -> tuple[dict[str, 
     description = describe_encoder(encoder, device="cpu")
     teacher = None
     if settings.teacher is not None:
-        taught_by = EncoderConfig(model=settings.teacher, dtype=encoder.dtype)
-        teacher = describe_encoder(taught_by, device="cpu")
+        teacher = describe_teacher(settings.teacher, encoder.dtype, "cpu")
     trainer = AdapterTrainer(settings, description, torch.device("cpu"), teacher=teacher)
     average = adapter_weights(trainer.model)
     steps = min(STEPS, settings.max_steps)

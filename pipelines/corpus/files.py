@@ -24,6 +24,7 @@ from pipelines.runtime.files import (
     in_threads,
     open_filesystem,
     read_bytes,
+    state_mark,
     with_inner_path,
     with_retries,
 )
@@ -152,8 +153,8 @@ class CorpusFile:
 
     ``text_bytes`` estimates the uncompressed size; ``rows`` is None where only reading tells;
     ``bounds`` cut the file into shards: row groups of Parquet, record batches of Arrow, fragments
-    of Lance, bytes of lines, else (0, 1). ``view`` says what the file's place, in a table or in
-    folders named ``key=value``, adds to it.
+    of Lance, bytes of lines, else (0, 1), or (0,) where there is not one line. ``view`` says what
+    the file's place, in a table or in folders named ``key=value``, adds to it.
     """
 
     path: str
@@ -172,6 +173,8 @@ class CorpusFile:
     newline: str = "\n"
     head_is_all: bool = True
     """Whether ``columns`` are those of all rows, and not of the first MiB of lines."""
+    mark: str | None = None
+    """Its service's own mark of its state, where no time of change is told."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "view", TableView(*self.view))  # a list, where JSON made it one
@@ -181,7 +184,8 @@ class CorpusFile:
     @property
     def state(self) -> list[Any]:
         """What tells two states of the file apart."""
-        return [self.size_bytes, self.modified_ns, *self.view.state]
+        marks = [] if self.mark is None else [self.mark]
+        return [self.size_bytes, self.modified_ns, *marks, *self.view.state]
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -253,15 +257,16 @@ def find_corpus(corpus: str, options: CorpusOptions | None = None) -> CorpusList
     refuse_files_of_tables(corpus, infos)
     require_table(options.version, corpus, infos)
     places = [with_inner_path(corpus, info.path) for info in infos]
-    root = root_of(corpus)
+    root, filesystem = root_of(corpus), open_filesystem(corpus)[0]
     files: list[CorpusFile] = []
     passed_over: dict[str, str] = {}
     for info, path in zip(infos, places, strict=True):
         if info.type == pafs.FileType.Directory:
             files += _table(path, options)
         elif known := known_format(info.path, options.text_unit):
-            view = hive_view(info.path, root)
-            files.append(CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known, view=view))
+            view, mark = hive_view(info.path, root), state_mark(filesystem, info)
+            file = CorpusFile(path, info.size or 0, info.mtime_ns or 0, *known, view=view)
+            files.append(replace(file, mark=mark) if isinstance(mark, str) else file)
         else:
             passed_over[path] = _why_unknown(info.path)
     files, metadata = _without_metadata(files, alone=len(infos) == 1)
@@ -309,7 +314,7 @@ def known_format(path: str, text_unit: TextUnit = "line") -> tuple[Format, str |
 
 
 def listing_of(files: Sequence[CorpusFile]) -> list[list[Any]]:
-    """Path, size and time of change of every file: the state of a corpus."""
+    """Path, size and time of change, or mark, of every file: the state of a corpus."""
     return [[file.path, *file.state] for file in files]
 
 

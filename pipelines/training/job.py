@@ -96,7 +96,10 @@ def finetune_adapter(config: FinetuneConfig, record: RunRecord) -> JobResult:
     check_settings(config, description, start)
     teacher = None
     if config.teacher is not None:
-        teacher = describe_teacher(config, description.dtype, resolve_device(device).type)
+        kind = resolve_device(device).type
+        teacher = describe_teacher(
+            config.teacher, description.dtype, kind, trust=config.trust_remote_code
+        )
     digests = digest_inputs(config, description, start, teacher)
     previous = record.previous or {}
     if previous.get("status") == "complete":
@@ -165,16 +168,15 @@ def describe_base(config: FinetuneConfig, *, device: str) -> tuple[EncoderDescri
     return replace(described, adapter=None, adapter_revision=None), described.adapter
 
 
-def describe_teacher(config: FinetuneConfig, dtype: str, device: str) -> EncoderDescription:
-    """The encoder of the teacher, a model, in the given precision, or a folder's own.
+def describe_teacher(
+    name: str, dtype: str, device: str, *, trust: bool = False
+) -> EncoderDescription:
+    """The encoder of a teacher: a model's, in the given precision, or a folder's own.
 
     Raises :class:`InputError` for a name that is no encoder here, and for vectors made elsewhere.
     """
-    name = config.teacher or ""
     if not exists(join(name, "encoder.json")):
-        encoder = EncoderConfig(
-            model=name, dtype=cast(DType, dtype), trust_remote_code=config.trust_remote_code
-        )
+        encoder = EncoderConfig(model=name, dtype=cast(DType, dtype), trust_remote_code=trust)
         return describe_encoder(encoder, device=device)
     description = EncoderDescription.load(name)
     if description.is_elsewhere:

@@ -32,6 +32,7 @@ from pipelines.runtime.files import (
     first_line,
     join,
     open_filesystem,
+    state_mark,
     with_inner_path,
 )
 from pipelines.runtime.listing import match_files
@@ -121,7 +122,7 @@ def find_pair_files(path: str) -> list[str]:
 
 
 def list_pair_files(path: str) -> list[list[Any]]:
-    """Path, size and time of change of every file that :func:`find_pair_files` finds."""
+    """Path, size and time of change, or mark, of every file that :func:`find_pair_files` finds."""
     folder = join(path, PAIRS_FOLDER)
     source = folder if _format_of(path) is None and exists(folder) else path
     infos = match_files(source)
@@ -141,7 +142,11 @@ def list_pair_files(path: str) -> list[list[Any]]:
     if len(kinds) > 1:
         both = " and ".join(sorted(name for kind, name in _FORMATS.items() if kind in kinds))
         raise InputError(f"{path} holds both {both} files: give one kind of pairs")
-    return [[with_inner_path(source, info.path), info.size, info.mtime_ns] for info in found]
+    filesystem = open_filesystem(source)[0]
+    return [
+        [with_inner_path(source, info.path), info.size, state_mark(filesystem, info)]
+        for info in found
+    ]
 
 
 def _format_of(path: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import duckdb
+import fsspec
 import lance
 import pandas as pd
 import polars as pl
@@ -26,10 +27,18 @@ from writers import write_arrow, write_lance, write_pyarrow
 
 from pipelines.corpus.detected import describe_corpus
 from pipelines.corpus.documents import Checker, read_documents
-from pipelines.corpus.files import Columns, CorpusOptions, Shard, find_corpus, find_files
+from pipelines.corpus.files import (
+    Columns,
+    CorpusOptions,
+    Shard,
+    find_corpus,
+    find_files,
+    listing_of,
+)
 from pipelines.corpus.kept_columns import json_to_values, parquet_schema, resolve_type
 from pipelines.corpus.readers import inspect_files, read_shard
 from pipelines.runtime.errors import InputError
+from pipelines.training.pair_files import list_pair_files
 
 ROWS = [{"id": number, "text": f"Text number {number}"} for number in range(30)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -880,3 +889,19 @@ def test_integers_beyond_64_bits_keep_all_their_digits(tmp_path):
     assert [row["id"] for row in rows] == [str(big), "1"]
     assert rows[0]["kept.n"] == f"[{big}]"
     assert not rejected
+
+
+def test_documents_and_pairs_without_a_time_of_change_are_told_apart_by_their_etags(monkeypatch):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/marked/pairs.jsonl", b'{"anchor": "a", "positive": "b", "text": "c"}\n')
+    plain, listings = type(memory).info, []
+    for tag in ("one", "one", "two"):
+        monkeypatch.setattr(type(memory), "info", lambda *a, t=tag: {**plain(*a), "ETag": t})
+        (file,) = find_files("memory://marked")
+        (seen,) = inspect_files([file], Columns(), shard_bytes=1 << 20)
+        (shard,) = [shard.name for shard in seen.shards()]
+        pairs = list_pair_files("memory://marked")
+        listings.append((listing_of([file]), shard, pairs))
+    first, same, other = listings
+    assert first == same
+    assert all(one != two for one, two in zip(first, other, strict=True))

@@ -594,6 +594,13 @@ def test_gain_is_told_with_its_error_and_never_below_the_start(config, monkeypat
     assert "±" in result.summary["gain in topics, without labels"]
 
 
+def test_a_teacher_of_the_settings_is_never_left_out(config, base):
+    made = config(teacher=base)
+    description = describe_base(made, device="cpu")[0]
+    with pytest.raises(ValueError, match="settings name teacher"):
+        AdapterTrainer(made.trainer, description, torch.device("cpu"))
+
+
 def test_a_teacher_is_agreed_with_and_named(config, tmp_path):
     teacher = str(tiny_model(tmp_path / "teacher", "qwen3", seed=7))
     made = config(teacher=teacher, max_steps=40, measure_every=10, lora_dropout=0.0)
